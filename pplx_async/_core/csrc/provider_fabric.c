@@ -1,0 +1,161 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* The fabric provider: libfabric's reliable datagrams (FI_EP_RDM) under our contract.
+ *
+ *   dynload.c          finds libfabric and binds its few exported functions
+ *   fabric_discover.c  options -> hints -> fi_getinfo(): which devices there are
+ *   fabric_quirks.h    what differs between efa, tcp and tcp;ofi_rxm, in one table
+ *   fabric_domain.c    a NIC: fabric, domain, completion queue, address vector; memory and keys
+ *   fabric_endpoint.c  the way to one peer; closing it
+ *   fabric_post.c      work requests -> fi_*msg()
+ *   fabric_cq.c        completions, errors, waiting; draining for a close
+ *
+ * Two shapes, by quirk. With an endpoint per peer (tcp) each pplx endpoint is a fid_ep of its own,
+ * with its own listening port, on the domain's AV and CQ (tcp;ofi_rxm: a CQ of its own): closing
+ * the fid_ep closes its sockets, so it is a fence. With one for all (EFA) a pplx endpoint is only an address in the AV,
+ * RECVs are directed (FI_DIRECTED_RECV), and closing waits for what is out.
+ *
+ * A connection: both sides endpoint_open(), exchange the addresses by other means, both
+ * endpoint_connect(). On tcp the first post starts the handshake and says "again" until it is
+ * through; both sides must poll for that, as for everything: progress is manual.
+ *
+ * An op's life: post() writes its fabric_op into pplx_op.scratch, hands libfabric the address as
+ * context and links it into its endpoint's list; the CQ entry brings the address back. Nothing is
+ * allocated between. The lists make it possible to end a closing endpoint's ops, and those of a
+ * broken queue.
+ *
+ * Compiled without libfabric's headers (PPLX_HAVE_LIBFABRIC not 1) this is a stub that says so. */
+#include "pplx_async/provider.h"
+
+extern const pplx_provider pplx_provider_fabric;
+
+#if PPLX_HAVE_LIBFABRIC
+
+#include "fabric_internal.h"
+
+const pplx_provider pplx_provider_fabric = {
+    .size = sizeof(pplx_provider),
+    .abi = PPLX_PROVIDER_ABI,
+    .name = "fabric",
+    .discover = fabric_discover,
+    .domain_open = fabric_domain_open,
+    .domain_close = fabric_domain_close,
+    .domain_caps = fabric_domain_caps,
+    .endpoint_open = fabric_endpoint_open,
+    .endpoint_connect = fabric_endpoint_connect,
+    .endpoint_close = fabric_endpoint_close,
+    .mr_open = fabric_mr_open,
+    .mr_close = fabric_mr_close,
+    .post = fabric_post,
+    .poll = fabric_poll,
+    .arm = fabric_arm,
+    .wait_fd = fabric_wait_fd,
+};
+
+#else
+
+#include <stdio.h>
+
+/* Nothing can be opened, so only the first two are ever called; the others keep the table whole. */
+static pplx_status unavailable(pplx_error *error) {
+    if (error) {
+        *error = (pplx_error){.status = PPLX_UNAVAILABLE};
+        snprintf(error->text, sizeof error->text,
+                 "this build has no fabric provider: libfabric's headers were not found when it was compiled; "
+                 "apt-get install libfabric-dev and rebuild, or install a wheel");
+    }
+    return PPLX_UNAVAILABLE;
+}
+
+static pplx_status discover(const pplx_option *options, size_t noptions, pplx_device *devices, size_t capacity,
+                            size_t *count, pplx_error *error) {
+    (void)options, (void)noptions, (void)devices, (void)capacity;
+    *count = 0;
+    return unavailable(error);
+}
+
+static pplx_status domain_open(const char *device, const pplx_option *options, size_t noptions,
+                               pplx_provider_domain **domain, pplx_error *error) {
+    (void)device, (void)options, (void)noptions, (void)domain;
+    return unavailable(error);
+}
+
+static void domain_close(pplx_provider_domain *domain) { (void)domain; }
+
+static void domain_caps(pplx_provider_domain *domain, pplx_caps *caps) {
+    (void)domain;
+    *caps = (pplx_caps){0};
+}
+
+static pplx_status endpoint_open(pplx_provider_domain *domain, pplx_provider_endpoint **endpoint, void *address,
+                                 size_t *nbytes, pplx_error *error) {
+    (void)domain, (void)endpoint, (void)address, (void)nbytes;
+    return unavailable(error);
+}
+
+static pplx_status endpoint_connect(pplx_provider_endpoint *endpoint, const void *address, size_t nbytes,
+                                    pplx_error *error) {
+    (void)endpoint, (void)address, (void)nbytes;
+    return unavailable(error);
+}
+
+static pplx_status endpoint_close(pplx_provider_endpoint *endpoint) {
+    (void)endpoint;
+    return PPLX_OK;
+}
+
+static pplx_status mr_open(pplx_provider_domain *domain, const pplx_memory *memory, uint32_t access,
+                           pplx_provider_mr **mr, pplx_remote_key *key, pplx_error *error) {
+    (void)domain, (void)memory, (void)access, (void)mr, (void)key;
+    return unavailable(error);
+}
+
+static pplx_status mr_close(pplx_provider_mr *mr) {
+    (void)mr;
+    return PPLX_OK;
+}
+
+static pplx_status post(pplx_provider_endpoint *endpoint, const pplx_work_request *requests, size_t count,
+                        size_t *posted, int32_t *provider_error) {
+    (void)endpoint, (void)requests, (void)count;
+    *posted = 0;
+    *provider_error = 0;
+    return PPLX_UNAVAILABLE;
+}
+
+static size_t poll(pplx_provider_domain *domain, pplx_completion *completions, size_t capacity) {
+    (void)domain, (void)completions, (void)capacity;
+    return 0;
+}
+
+static pplx_status arm(pplx_provider_domain *domain) {
+    (void)domain;
+    return PPLX_UNSUPPORTED;
+}
+
+static int wait_fd(pplx_provider_domain *domain) {
+    (void)domain;
+    return -1;
+}
+
+const pplx_provider pplx_provider_fabric = {
+    .size = sizeof(pplx_provider),
+    .abi = PPLX_PROVIDER_ABI,
+    .name = "fabric",
+    .discover = discover,
+    .domain_open = domain_open,
+    .domain_close = domain_close,
+    .domain_caps = domain_caps,
+    .endpoint_open = endpoint_open,
+    .endpoint_connect = endpoint_connect,
+    .endpoint_close = endpoint_close,
+    .mr_open = mr_open,
+    .mr_close = mr_close,
+    .post = post,
+    .poll = poll,
+    .arm = arm,
+    .wait_fd = wait_fd,
+};
+
+#endif
