@@ -20,9 +20,10 @@ import msgspec
 import pytest
 import uvloop
 
-from pplx_async import control, wire
-from pplx_async.control import ControlServer, Identity, check_bind, connect_channel, host_identity
+from pplx_async import _frames, listen, wire
+from pplx_async.control import Identity, connect_channel, host_identity
 from pplx_async.errors import BrokenResourceError, ClosedResourceError
+from pplx_async.listen import ControlServer, check_bind
 
 CLIENT = Identity(engine=b"c" * 16, provider="tcp", name="client")
 SERVER = Identity(engine=b"s" * 16, provider="tcp", domains=4, name="server")
@@ -273,14 +274,14 @@ def test_peer_that_does_not_read(run):
             started = time.monotonic()
             await client.aclose()
             await server.aclose()
-            assert time.monotonic() - started < control.CLOSE_TIMEOUT + 1
+            assert time.monotonic() - started < _frames.CLOSE_TIMEOUT + 1
 
             client, server = await peers.pair()
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(asyncio.gather(*[send() for _ in range(3)]), 0.5)
             started = time.monotonic()
             await client.aclose()  # what is queued can't go out
-            assert time.monotonic() - started < control.CLOSE_TIMEOUT + 1
+            assert time.monotonic() - started < _frames.CLOSE_TIMEOUT + 1
             await server.aclose()
 
     run(main)
@@ -530,7 +531,7 @@ def test_large_frames_are_refused_before_they_come(run):
     async def main():
         async with Peers() as peers:
             reader, writer = await raw(peers)
-            writer.write((control.HANDSHAKE_NBYTES + 1).to_bytes(4, "big"))
+            writer.write((_frames.HANDSHAKE_NBYTES + 1).to_bytes(4, "big"))
             refusal = await read_to_end(reader)
             assert refusal == b""
             await shut(writer)
@@ -580,7 +581,7 @@ def test_unread_messages_are_bounded(run):
 
                 flooding = asyncio.create_task(flood())
                 await asyncio.sleep(0.5)
-                assert len(server._frames._buffer) <= control._HIGH_WATER + control._CHUNK
+                assert len(server._frames._buffer) <= _frames.HIGH_WATER + _frames.CHUNK
                 for serial in range(20_000):
                     assert await server.receive() == wire.Fenced(serial)
                 flooding.cancel()
@@ -740,7 +741,7 @@ def test_host_identity_tells_nothing():
 
 
 def test_log_goes_to_its_logger(caplog):
-    throttle = control._Throttle()
+    throttle = listen._Throttle()
     with caplog.at_level(logging.WARNING, "pplx_async.control"):
         for _ in range(1000):
             throttle.warning("one more")

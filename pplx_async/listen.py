@@ -1,0 +1,305 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""The listening side of the control channel: accepting, and what strangers may cost."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from ssl import CERT_REQUIRED, SSLContext
+from typing import Any, Final, Self
+
+from pplx_async import wire
+from pplx_async._frames import Frames, peer_name, say
+from pplx_async._handshake import Identity, PeerGone, PeerRefused, WeRefuse, handshake, refuse
+from pplx_async.control import ControlChannel
+from pplx_async.options import join_address
+
+__all__ = ["ControlServer", "check_bind"]
+
+_log = logging.getLogger("pplx_async.control")
+
+_BACKLOG: Final = 1024
+_ACCEPTS: Final = 16  # in one turn of the loop: a flood must not hold it
+_ACCEPT_AGAIN: Final = 0.1  # seconds after an accept that failed
+
+
+class _Throttle:
+    """Logs a few lines a second, and how many it left out: strangers must not fill the disk."""
+
+    LINES: Final = 5
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._lines = 0
+
+    def warning(self, text: str, *args: object) -> None:
+        second = int(time.monotonic())
+        if second != self._second:
+            if self._lines > self.LINES:
+                _log.warning("left out %d more lines like the last ones", self._lines - self.LINES)
+            self._second, self._lines = second, 0
+        self._lines += 1
+        if self._lines <= self.LINES:
+            _log.warning(text, *args)
+
+
+class ControlServer:
+    """Listens for peers; made by `start`.
+
+    Attributes
+    ----------
+    host, port : str, int
+        Where it listens, as numbers.
+    address : str
+        Both, as `connect_channel` takes them.
+
+    Threads
+    -------
+    Loop thread only.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        identity: Identity,
+        on_channel: Callable[[ControlChannel], Awaitable[None]],
+        *,
+        secret: bytes | None,
+        tls: dict[str, Any],
+        handshake_timeout: float,
+        max_pending: int,
+    ) -> None:
+        self.host, self.port = listener.getsockname()[:2]
+        self.address = join_address(self.host, self.port)
+        self._listener = listener
+        self._identity = identity
+        self._on_channel = on_channel
+        self._secret = secret
+        self._tls = tls
+        self._handshake_timeout = handshake_timeout
+        self._max_pending = max_pending
+        self._pending = 0
+        self._flood = _Throttle()
+        self._failures = _Throttle()
+        self._serving: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._retry: asyncio.TimerHandle | None = None
+        self._loop.add_reader(listener, self._accept)
+
+    @classmethod
+    async def start(
+        cls,
+        host: str,
+        port: int,
+        identity: Identity,
+        on_channel: Callable[[ControlChannel], Awaitable[None]],
+        *,
+        secret: bytes | None = None,
+        ssl: SSLContext | None = None,
+        allow_insecure: bool = False,
+        handshake_timeout: float = 10.0,
+        max_pending: int = 64,
+    ) -> Self:
+        """Listen, and give the channel of each peer to `on_channel`.
+
+        Parameters
+        ----------
+        host, port : str, int
+            Where to listen, the host's first address; port 0 takes a free one.
+        identity : Identity
+            Of our engine.
+        on_channel : coroutine function
+            Called in a task of its own, once the peer has proved itself. The channel is its to
+            keep and to close; if it raises, that is logged and the channel closed.
+        secret : bytes, optional
+            Shared with the peers; each has it, or none has one.
+        ssl : ssl.SSLContext, optional
+            A server's context.
+        allow_insecure : bool
+            As for `check_bind`, which is asked about the address that `host` turns out to be.
+        handshake_timeout : float
+            Seconds for a peer's handshake, TLS included.
+        max_pending : int
+            Connections in the handshake at once; one more is closed at once.
+
+        Raises
+        ------
+        ValueError
+            A host beyond loopback without protection, an empty secret, or a malformed `identity`.
+        OSError
+            The host is unknown, the port is taken.
+        """
+        loop = asyncio.get_running_loop()
+        wire.encode_message(identity.hello(secret is not None))
+        if secret is not None and not secret:
+            raise ValueError("the secret is empty: give None, or at least a few random bytes")
+        found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        _check_bound([str(address[0])], host, secret, ssl, allow_insecure)
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setblocking(False)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+        tls: dict[str, Any] = {} if ssl is None else {"ssl": ssl, "ssl_handshake_timeout": handshake_timeout}
+        return cls(
+            listener,
+            identity,
+            on_channel,
+            secret=secret,
+            tls=tls,
+            handshake_timeout=handshake_timeout,
+            max_pending=max_pending,
+        )
+
+    async def aclose(self) -> None:
+        """Stop listening, drop handshakes, cancel `on_channel` tasks that still run. Idempotent.
+
+        Channels that an `on_channel` has kept after its return stay open.
+        """
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._listener.fileno() >= 0:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+        # Tasks begin in the order they were made: after this turn each serving task has begun, and
+        # owns its socket. One that is cancelled before it begins would leave it open.
+        await asyncio.sleep(0)
+        serving = self._serving - {asyncio.current_task()}
+        for task in serving:
+            task.cancel()
+        if serving:
+            await asyncio.wait(serving)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    def _accept(self) -> None:
+        # A callback, not a task in sock_accept(): cancelling that may lose a socket just accepted.
+        for _ in range(_ACCEPTS):
+            try:
+                connection, address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # Out of descriptors or memory, as a rule. Who waits in the backlog is not lost.
+                self._flood.warning("cannot accept a connection on %s: %s", self.address, error)
+                self._loop.remove_reader(self._listener)
+                self._retry = self._loop.call_later(_ACCEPT_AGAIN, self._loop.add_reader, self._listener, self._accept)
+                return
+            peer = peer_name(address)
+            if self._pending >= self._max_pending:
+                connection.close()
+                self._flood.warning("closed a connection from %s: %d others are in the handshake", peer, self._pending)
+                continue
+            connection.setblocking(False)
+            self._pending += 1
+            task = self._loop.create_task(self._serve(connection, peer), name=f"pplx_async control {peer}")
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, connection: socket.socket, peer: str) -> None:
+        try:
+            channel = await self._shake(connection, peer)
+        finally:
+            self._pending -= 1
+        if channel is None:
+            return
+        try:
+            await self._on_channel(channel)
+        except asyncio.CancelledError:
+            channel.close()
+            raise
+        except Exception:
+            _log.exception("closed the control channel to %s: its handler failed", peer)
+            channel.close()
+
+    async def _shake(self, connection: socket.socket, peer: str) -> ControlChannel | None:
+        frames = Frames()
+        hello = self._identity.hello(self._secret is not None)
+        try:
+            async with asyncio.timeout(self._handshake_timeout):
+                await self._loop.connect_accepted_socket(lambda: frames, connection, **self._tls)
+                theirs = await handshake(frames, hello, self._secret, connecting=False)
+            return ControlChannel(frames, theirs)
+        except TimeoutError:
+            frames.fail("timed out")
+            why = f"no complete handshake in {self._handshake_timeout} s"
+        except WeRefuse as refusal:
+            why = str(refusal)
+            await refuse(frames, why)
+        except PeerRefused as refused:
+            frames.fail("refused")
+            why = f"it refused: {refused}"
+        except (PeerGone, OSError) as error:
+            frames.fail("handshake failed")
+            why = f"{say(error)}, during the handshake"
+        except BaseException:
+            frames.fail("cancelled")
+            raise
+        self._failures.warning("closed a connection from %s: %s", peer, wire.clip(why))
+        return None
+
+
+# ---- hosts --------------------------------------------------------------------------------------
+
+
+def check_bind(host: str, secret: bytes | None, ssl: SSLContext | None, allow_insecure: bool) -> None:
+    """Refuse to listen beyond loopback where a stranger could come in.
+
+    Parameters
+    ----------
+    host : str
+        Name or address; a name is looked up, and each of its addresses must be loopback. Empty is
+        every interface.
+    secret : bytes, optional
+        Keeps strangers out.
+    ssl : ssl.SSLContext, optional
+        Keeps strangers out if it requires certificates of its clients.
+    allow_insecure : bool
+        The user wants it so.
+
+    Raises
+    ------
+    ValueError
+        Neither holds; the text says what to do.
+    OSError
+        The name is unknown.
+
+    Threads
+    -------
+    Any; looking up a name may block.
+    """
+    found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    _check_bound((str(address[0]) for *_, address in found), host, secret, ssl, allow_insecure)
+
+
+def _check_bound(
+    addresses: Iterable[str], host: str, secret: bytes | None, ssl: SSLContext | None, allow_insecure: bool
+) -> None:
+    certified = ssl is not None and ssl.verify_mode == CERT_REQUIRED
+    if secret or certified or allow_insecure or all(map(_is_loopback, addresses)):
+        return
+    raise ValueError(
+        f"listening on {host!r} would let everyone in who can reach it. Set EngineOptions.secret "
+        "(PPLX_ASYNC_SECRET) to the same random bytes on all engines, or ssl_server to a context that requires "
+        "client certificates; or listen on 127.0.0.1; or say allow_insecure=True if the network is all yours"
+    )
+
+
+def _is_loopback(address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return (mapped or ip).is_loopback
