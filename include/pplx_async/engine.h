@@ -206,7 +206,7 @@ enum pplx_call {
     PPLX_CALL_PEER_OPEN = 2,    /* subject: pplx_peer: endpoints and receives; then the addresses are there */
     PPLX_CALL_PEER_CONNECT = 3, /* subject: pplx_peer: settles when every link has carried a heartbeat both ways */
     PPLX_CALL_PEER_CLOSE = 4,   /* subject: pplx_peer, an orderly goodbye: what is queued ends FLUSHED */
-    PPLX_CALL_PEER_LOST = 5,    /* subject: pplx_peer: what is queued or in flight ends PEER_LOST; close it all the same */
+    PPLX_CALL_PEER_LOST = 5,    /* subject: pplx_peer; payload: why (text): all of it ends PEER_LOST */
     PPLX_CALL_COUNTER_CLOSE = 6 /* subject: pplx_counter */
 };
 

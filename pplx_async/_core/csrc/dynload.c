@@ -99,9 +99,30 @@ static pplx_status bind_symbols(const pplx_library *library, const char *path, v
     return PPLX_OK;
 }
 
+/* libfabric's plug-ins are found by name: a second libfabric takes those of the first, and at exit
+ * both free the same memory (seen: 2.5 of a wheel beside 1.17 of Debian). So one file a process. */
+static pplx_status refuse_second(const pplx_library *library, const char *path, pplx_error *error) {
+    if (!strchr(path, '/')) return PPLX_OK; /* a bare name is the one that is loaded */
+    char *wanted = realpath(path, NULL);
+    pplx_status status = PPLX_OK;
+    for (const loaded *entry = loaded_list; entry && wanted; entry = entry->next) {
+        if (entry->library != library) continue;
+        char *here = realpath(entry->file, NULL);
+        bool same = here && strcmp(here, wanted) == 0;
+        free(here);
+        if (same) continue;
+        status = fail(error, PPLX_UNAVAILABLE, "%s: this process has loaded %s, and two of them do not get along; "
+                      "use one for all engines of a process", path, entry->file);
+        break;
+    }
+    free(wanted);
+    return status;
+}
+
 static pplx_status load_locked(const pplx_library *library, const char *path, loaded **out, pplx_error *error) {
     pplx_status status = PPLX_NO_MEMORY;
     struct link_map *map = NULL;
+    if (refuse_second(library, path, error) != PPLX_OK) return error->status;
     void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!handle) return fail(error, PPLX_UNAVAILABLE, "%s; %s", last_dlerror(path), library->remedy);
 

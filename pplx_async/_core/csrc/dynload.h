@@ -36,8 +36,8 @@ typedef struct pplx_library {
 } pplx_library;
 
 /* Load `path` (NULL: library->soname) and give its function pointers, which live for ever; the same
- * struct for the same path. `file`, if not NULL, becomes the file that was really loaded. Several
- * files of one library may be loaded side by side (RTLD_LOCAL). Any thread may call it.
+ * struct for the same path. `file`, if not NULL, becomes the file that was really loaded. A second
+ * file of one library is refused: PPLX_UNAVAILABLE. Any thread may call it.
  *
  * A bare soname means whatever of that soname the process has loaded already, by anyone, and only
  * then the system's search path (glibc 2.36): give a path wherever it matters which file it is. */

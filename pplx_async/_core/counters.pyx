@@ -1,0 +1,181 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""The owner's side of an immediate counter: who waits for which count."""
+
+from collections import deque
+from heapq import heapify, heappop, heappush
+
+from libc.stdint cimport uint64_t
+
+from pplx_async._core.includes.pplx cimport PPLX_EIGHTHS
+from pplx_async._core.promise cimport CANCELLED, PENDING, Promise
+from pplx_async._core.rt cimport api
+
+from pplx_async.errors import ClosedResourceError
+
+__all__ = ["CounterCore", "CounterWait"]
+
+cdef uint64_t NEVER = <uint64_t>-1
+
+
+cdef class CounterWait(Promise):
+    """A wait for a count, or for a share of it. Cancelling it takes nothing from the counter."""
+
+    def __lt__(self, CounterWait other) -> bool:
+        return (self.count, self.order) < (other.count, other.order)
+
+    def __hash__(self) -> int:
+        # An order takes the inherited hash away, and asyncio keeps awaitables in sets.
+        return id(self)
+
+    cdef bint become_cancelled(self) except -1:
+        if not Promise.become_cancelled(self):
+            return False
+        if self.counter is not None:
+            self.counter._drop(self)
+        return True
+
+
+cdef class CounterCore:
+    """Counts logical writes in eighths; `wait` never consumes, `take` does, first come first served.
+
+    Threads: the loop's own thread only, but for ``value``.
+    """
+
+    def __init__(self, engine) -> None:
+        self.engine = engine
+        self.counter.cookie = <void *>self
+        self._waits = []
+        self._takes = deque()
+
+    @property
+    def id(self) -> int:
+        """The 20-bit id."""
+        return self.counter.id
+
+    @property
+    def value(self) -> int:
+        """Whole writes that have landed since it was made, taken ones included."""
+        return api.counter_value(&self.counter) // PPLX_EIGHTHS
+
+    @property
+    def available(self) -> int:
+        """Whole writes that have landed and are not taken."""
+        return self.value - self._taken
+
+    @property
+    def broken(self):
+        """Why its waits raise, or None."""
+        return self._broken
+
+    def wait(self, count) -> CounterWait:
+        """Wait until ``count`` writes in all have landed."""
+        if count < 0:
+            raise ValueError(f"count must not be negative, not {count}")
+        cdef CounterWait promise = self._promise(count)
+        if promise.state == PENDING and self.value >= promise.count:
+            promise.fulfil(self.value)
+        if promise.state == PENDING and self._lost is not None:
+            promise.fail(self._lost)
+        if promise.state == PENDING:
+            heappush(self._waits, promise)
+            self._rearm()
+        return promise
+
+    def take(self, count) -> CounterWait:
+        """Wait until ``count`` writes have landed that nobody took, and take them."""
+        if count < 1:
+            raise ValueError(f"count must be at least 1, not {count}")
+        cdef CounterWait promise = self._promise(count)
+        if promise.state == PENDING:
+            self._takes.append(promise)
+            self._rearm()
+        if promise.state == PENDING and self._lost is not None:
+            promise.fail(self._lost)
+        return promise
+
+    def _promise(self, count):
+        cdef CounterWait promise = CounterWait(self.engine.loop)
+        promise.counter = self
+        promise.count = count
+        promise.order = self._order
+        self._order += 1
+        if self._broken is not None:
+            promise.fail(self._broken)
+        elif not self.is_open:
+            promise.fail(ClosedResourceError("the counter is closed"))
+        return promise
+
+    def break_(self, exception) -> None:
+        """Make every wait, now and later, raise ``exception``. The first reason stays."""
+        if self._broken is None:
+            self._broken = exception
+        self.end_waits(self._broken)
+
+    def lose(self, exception) -> None:
+        """Nothing more will be counted: fail the waits that are short, now and later."""
+        if self._lost is None:
+            self._lost = exception
+        self._serve()
+        self.end_waits(self._lost)
+
+    def end_waits(self, exception) -> None:
+        """Fail everyone who waits."""
+        waits, self._waits = self._waits, []
+        takes, self._takes = self._takes, deque()
+        self._cancelled = 0
+        for promise in [*waits, *takes]:
+            (<CounterWait>promise).fail(exception)
+
+    cdef int reaped(self) except -1:
+        api.counter_reaped(&self.counter)
+        self._rearm()
+        return 0
+
+    cdef int _rearm(self) except -1:
+        """Serve who can be served and ask to be told of the next; once more if it is there already."""
+        cdef uint64_t next_count
+        while True:
+            self._serve()
+            next_count = NEVER
+            if self._waits:
+                next_count = (<CounterWait>self._waits[0]).count
+            if self._takes:
+                next_count = min(next_count, self._taken + (<CounterWait>self._takes[0]).count)
+            if next_count == NEVER:
+                api.counter_notify(&self.counter, NEVER)
+                return 0
+            if not api.counter_notify(&self.counter, next_count * PPLX_EIGHTHS):
+                return 0
+
+    cdef int _serve(self) except -1:
+        cdef uint64_t value = api.counter_value(&self.counter) // PPLX_EIGHTHS
+        cdef CounterWait promise
+        while self._waits:
+            promise = self._waits[0]
+            if promise.state == PENDING and promise.count > value:
+                break
+            heappop(self._waits)
+            self._cancelled -= promise.state == CANCELLED
+            promise.fulfil(value)
+        while self._takes:
+            promise = self._takes[0]
+            if promise.state == PENDING:
+                if self._taken + promise.count > value:
+                    break
+                self._taken += promise.count
+            self._takes.popleft()
+            self._cancelled -= promise.state == CANCELLED
+            promise.fulfil(value)
+        return 0
+
+    cdef int _drop(self, CounterWait promise) except -1:
+        """One was cancelled: who stood behind it may be served, and many such must not pile up."""
+        self._cancelled += 1
+        if self._cancelled > 16 and 2 * self._cancelled > len(self._waits) + len(self._takes):
+            self._waits = [wait for wait in self._waits if not wait.done()]
+            heapify(self._waits)
+            self._takes = deque(take for take in self._takes if not take.done())
+            self._cancelled = 0
+        self._rearm()
+        return 0

@@ -1,0 +1,106 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* Counters: a table from the 20-bit id of an immediate to what it counts.
+ *
+ * Telling the owner, without a lock and without a message per immediate:
+ *   owner  1. store notify_at   2. load value: reached? then it need not be told
+ *   proxy  1. add to value      2. load notify_at: reached? then claim `queued` and push
+ * All four are seq_cst: either the owner sees the value, or the proxy sees the threshold (or both,
+ * and the owner is told what it knows). `queued` keeps a counter from being pushed twice: the owner
+ * clears it before it reads the value, so what it misses is pushed again. */
+#include <stdlib.h>
+
+#include "internal.h"
+
+pplx_status pplx_counter_open(pplx_engine *engine, pplx_counter *counter) {
+    uint32_t id;
+    if (engine->nfree_counters)
+        id = engine->free_counters[--engine->nfree_counters];
+    else if (engine->counters_used < PPLX_MAX_COUNTERS)
+        id = engine->counters_used;
+    else
+        return PPLX_NO_MEMORY;
+    _Atomic(pplx_counter *) *chunk = atomic_load_explicit(&engine->chunks[id / PPLX_CHUNK], memory_order_relaxed);
+    if (!chunk) {
+        chunk = calloc(PPLX_CHUNK, sizeof *chunk);
+        if (!chunk) return PPLX_NO_MEMORY;
+        /* release: pairs with the acquire in pplx_counter_hit(), which then sees zeroes */
+        atomic_store_explicit(&engine->chunks[id / PPLX_CHUNK], chunk, memory_order_release);
+    }
+    if (id == engine->counters_used) engine->counters_used++;
+    counter->node.kind = PPLX_NODE_COUNTER;
+    counter->id = id;
+    counter->value = 0;
+    counter->notify_at = UINT64_MAX;
+    counter->queued = 0;
+    /* release: pairs with the acquire in pplx_counter_hit() */
+    atomic_store_explicit(&chunk[id % PPLX_CHUNK], counter, memory_order_release);
+    return PPLX_OK;
+}
+
+uint64_t pplx_counter_value(const pplx_counter *counter) {
+    /* acquire: pairs with the add in pplx_counter_hit(): the counted bytes are visible */
+    return __atomic_load_n(&counter->value, __ATOMIC_ACQUIRE);
+}
+
+bool pplx_counter_notify(pplx_counter *counter, uint64_t eighths) {
+    __atomic_store_n(&counter->notify_at, eighths, __ATOMIC_SEQ_CST); /* seq_cst: see the head */
+    return __atomic_load_n(&counter->value, __ATOMIC_SEQ_CST) >= eighths;
+}
+
+void pplx_counter_reaped(pplx_counter *counter) {
+    /* seq_cst: pairs with the exchange in pplx_counter_hit(); the value is read after it */
+    __atomic_store_n(&counter->queued, 0, __ATOMIC_SEQ_CST);
+}
+
+/* An immediate arrived. Its bytes are in memory: the provider's promise. */
+void pplx_counter_hit(pplx_engine *engine, uint32_t imm) {
+    uint32_t id = pplx_imm_counter(imm);
+    uint32_t eighths = pplx_imm_eighths(imm);
+    /* acquire: pairs with the releases in pplx_counter_open() */
+    _Atomic(pplx_counter *) *chunk = atomic_load_explicit(&engine->chunks[id / PPLX_CHUNK], memory_order_acquire);
+    pplx_counter *counter = chunk ? atomic_load_explicit(&chunk[id % PPLX_CHUNK], memory_order_acquire) : NULL;
+    if (!counter) {
+        PPLX_COUNT(engine->stats.stray_imms, 1);
+        return;
+    }
+    if (counter->role == PPLX_COUNTER_HEARTBEAT) {
+        pplx_peer_heard(counter->peer, eighths / PPLX_EIGHTHS - 1);
+        return;
+    }
+    if (counter->role == PPLX_COUNTER_CREDIT) {
+        pplx_message_credited(counter->peer, eighths / PPLX_EIGHTHS);
+        return;
+    }
+    uint64_t value = __atomic_add_fetch(&counter->value, eighths, __ATOMIC_SEQ_CST); /* see the head */
+    if (value >= __atomic_load_n(&counter->notify_at, __ATOMIC_SEQ_CST) &&
+        __atomic_exchange_n(&counter->queued, 1, __ATOMIC_SEQ_CST) == 0)
+        pplx_finish(engine, &counter->node);
+}
+
+/* Proxy: nobody is counted under this id from now on. */
+void pplx_counter_forget(pplx_engine *engine, pplx_counter *counter) {
+    _Atomic(pplx_counter *) *chunk =
+        atomic_load_explicit(&engine->chunks[counter->id / PPLX_CHUNK], memory_order_acquire);
+    /* relaxed: only this thread reads it; the owner writes it again after the call has settled */
+    atomic_store_explicit(&chunk[counter->id % PPLX_CHUNK], NULL, memory_order_relaxed);
+}
+
+/* Owner. Running out of memory for the stack costs the id, nothing else. */
+void pplx_counter_recycle(pplx_engine *engine, uint32_t id) {
+    if (engine->nfree_counters == engine->free_counters_room) {
+        uint32_t room = engine->free_counters_room ? engine->free_counters_room * 2 : 64;
+        uint32_t *ids = realloc(engine->free_counters, room * sizeof *ids);
+        if (!ids) return;
+        engine->free_counters = ids;
+        engine->free_counters_room = room;
+    }
+    engine->free_counters[engine->nfree_counters++] = id;
+}
+
+void pplx_counters_free(pplx_engine *engine) {
+    for (size_t i = 0; i < PPLX_MAX_COUNTERS / PPLX_CHUNK; i++)
+        free(atomic_load_explicit(&engine->chunks[i], memory_order_relaxed));
+    free(engine->free_counters);
+}

@@ -1,0 +1,289 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* What the files of the core share and nobody else sees.
+ *
+ * A field is the proxy thread's own unless its comment says otherwise. Public structs may not have
+ * C11 atomics (C++ includes them), so their shared words go through the __atomic builtins. */
+#ifndef PPLX_CSRC_INTERNAL_H
+#define PPLX_CSRC_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+#include <time.h>
+
+#include "done_list.h"
+#include "pplx_async/engine.h"
+#include "ring.h"
+
+enum {
+    PPLX_BATCH = 32,       /* work requests per doorbell */
+    PPLX_POLL_BATCH = 64,  /* completions per poll */
+    PPLX_QUANTUM = 64,     /* work requests of one target before the next one's turn */
+    PPLX_MAX_PEERS = 65536, /* the low 16 bits of a message token are the peer's index */
+    PPLX_CHUNK = 1024      /* counters per chunk of the table */
+};
+
+/* Single writer, any reader: a plain add that a reader can't see half of. */
+#define PPLX_COUNT(word, n) __atomic_store_n(&(word), (word) + (n), __ATOMIC_RELAXED)
+
+#define PPLX_CONTAINER(type, member, pointer) ((type *)(void *)((char *)(pointer) - offsetof(type, member)))
+
+typedef struct pplx_domain {
+    const pplx_provider *provider;
+    pplx_provider_domain *handle;
+    pplx_caps caps;
+    uint32_t index;
+    int wait_fd; /* -1: polled on a timer */
+} pplx_domain;
+
+typedef struct pplx_link pplx_link;
+
+enum pplx_slot_role { PPLX_SLOT_TRANSFER, PPLX_SLOT_SEND, PPLX_SLOT_RECEIVE, PPLX_SLOT_HEARTBEAT, PPLX_SLOT_CREDIT };
+
+/* One work request in flight. The op comes first, so a completion's op is the slot. */
+typedef struct pplx_slot {
+    pplx_op op;
+    struct pplx_slot *next; /* free list */
+    pplx_link *link;
+    pplx_target *target;   /* TRANSFER */
+    pplx_request *request; /* SEND */
+    uint64_t nbytes;
+    uint64_t posted_ns;
+    uint32_t eighths; /* what its immediate counts at the peer */
+    uint8_t opcode;
+    uint8_t role;
+    bool whole;    /* stands for whole writes: may be taken back as long as it is only staged */
+    bool posted;   /* the provider has it */
+    bool orphaned; /* its request has settled without it; only its release still matters */
+} pplx_slot;
+
+/* Our side of one (our NIC, peer's NIC) pair. */
+struct pplx_link {
+    pplx_peer *peer;
+    pplx_domain *domain;
+    pplx_provider_endpoint *endpoint; /* NULL: not open, or closed */
+    pplx_slot *slots;
+    pplx_slot *free_slots;
+    uint32_t nslots;
+    uint32_t index;
+    uint32_t remote_domain;
+    uint32_t nstaged;
+    pplx_work_request staged[PPLX_BATCH]; /* cut, not taken by the provider yet */
+    uint64_t again_ns;                    /* since when it says PPLX_AGAIN; 0: it doesn't */
+    uint64_t heartbeat_ns;                /* when the next one is due */
+    uint64_t heard_ns;                    /* when the peer's last one arrived */
+    uint32_t probe_failures;              /* heartbeats that failed in a row */
+    bool heartbeat_inflight;
+    pplx_link_address local_address;
+    pplx_link_stats stats; /* read by any thread */
+};
+
+/* A buffer that receives; its slot is the RECV in flight. */
+typedef struct pplx_receive {
+    pplx_slot slot;
+    pplx_message message; /* message.peer: who sent it */
+    struct pplx_receive *next; /* waiting to be posted */
+    pplx_peer *owner;
+    uint8_t *buffer;
+} pplx_receive;
+
+/* The head of every two-sided message. */
+typedef struct pplx_message_head {
+    uint64_t token; /* the receiver gave it to the sender: names it, and proves it */
+    uint64_t nbytes;
+} pplx_message_head;
+
+/* In this order. CLOSED: all is over, but the provider may not have let go yet. GONE: it has. */
+enum pplx_peer_state {
+    PPLX_PEER_NEW,
+    PPLX_PEER_OPEN,
+    PPLX_PEER_CONNECTING,
+    PPLX_PEER_UP,
+    PPLX_PEER_CLOSED,
+    PPLX_PEER_GONE
+};
+
+struct pplx_peer {
+    pplx_engine *engine;
+    void *cookie; /* owner's */
+    uint32_t index;
+    uint32_t nlinks;
+    uint32_t state;
+    uint32_t next_link; /* where the next work request is tried first */
+    pplx_peer *next, *prev; /* all open peers */
+    pplx_peer *next_busy;   /* peers that may have something to post */
+    bool busy;
+    /* Transfers: targets that still have something to cut, in turn. */
+    pplx_target *queue_head, *queue_tail;
+    bool no_room; /* ... and the first of them found no link with room: new ones queue up behind it */
+    /* Failed with TRANSPORT or FLUSHED: the peer may be dead or not; they settle when that is known. */
+    bool suspected;
+    uint64_t suspect_ns; /* since when */
+    pplx_target *suspects;
+    pplx_request *suspect_sends; /* linked by node.next */
+    /* Messages. */
+    pplx_request *sends_head, *sends_tail; /* linked by node.next */
+    uint32_t credits;                      /* receives the peer has posted for us */
+    uint32_t credits_owed;                 /* receives of ours reposted, not yet told */
+    uint32_t messages_out;                 /* receives of this peer that are with the owner */
+    uint64_t retry_ns;                     /* receives and credits: not before, after a failure */
+    uint8_t *buffers;
+    pplx_mr buffers_mr;
+    pplx_receive *receives;
+    pplx_receive *unposted;
+    uint32_t *free_sends; /* stack of free send buffers */
+    uint32_t nfree_sends;
+    /* Liveness. */
+    uint32_t heard_links; /* bit per link: its heartbeats arrive here */
+    uint32_t acked_links; /* bit per link: our heartbeats arrive there */
+    pplx_counter heartbeat;
+    pplx_counter credit;
+    uint64_t token;
+    pplx_peer_config config; /* owner, before PEER_CONNECT */
+    pplx_request *connecting; /* the PEER_CONNECT to settle */
+    pplx_request *closing;    /* the PEER_CLOSE to settle */
+    bool given_back;          /* by the owner; freed when its receives have come back too */
+    /* Lost. */
+    pplx_node lost_node;
+    pplx_error reason; /* written before lost_node is pushed */
+    pplx_link links[PPLX_MAX_DOMAINS];
+};
+
+struct pplx_engine {
+    pplx_engine_config config;
+    pplx_domain domains[PPLX_MAX_DOMAINS]; /* owner until start, constant after */
+    uint32_t ndomains;
+    uint64_t max_message;
+    pplx_mr landing; /* where immediates without data land; also a source of zero bytes */
+    uint8_t *landing_page;
+
+    /* Owner to proxy. */
+    pplx_ring ring;
+    pthread_mutex_t pending_lock;
+    pplx_node *pending_head, *pending_tail; /* under pending_lock */
+    _Atomic uint32_t npending;              /* written under pending_lock, read by anyone */
+    pplx_node *taken;                       /* proxy: the list as it was taken last, what is left of it */
+    size_t taken_at;                        /* proxy: ... its turn is when the ring has been popped up to here */
+    _Atomic uint32_t asleep; /* the proxy is about to block, or blocks; taken off by whoever rings it */
+    int submit_fd;
+
+    /* Proxy to owner. */
+    pplx_done_list done;
+    int done_fd;
+
+    /* Proxy. */
+    pthread_t thread;
+    bool started;         /* owner */
+    _Atomic uint32_t stop; /* owner */
+    int epoll_fd;
+    uint64_t now_ns; /* read once a turn */
+    uint64_t active_ns;
+    pplx_peer *peers;
+    pplx_peer *busy;  /* those that may have something to post: a turn costs nothing for the others */
+    uint64_t tick_ns; /* when the first of the peers wants a tick */
+    bool timed_poll; /* a domain has no wait fd */
+    pplx_engine_stats stats;
+
+    /* Tables: owner writes on open, proxy on close and reads. */
+    _Atomic(pplx_counter *) *_Atomic chunks[PPLX_MAX_COUNTERS / PPLX_CHUNK];
+    uint32_t counters_used;  /* owner: ids below it were given out */
+    uint32_t *free_counters; /* owner: stack of ids that may be used again */
+    uint32_t nfree_counters, free_counters_room;
+    _Atomic(pplx_peer *) by_index[PPLX_MAX_PEERS];
+    uint32_t next_index; /* owner */
+};
+
+static inline uint64_t pplx_now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* A tick is due at `ns`, 0: in this turn. */
+static inline void pplx_tick_at(pplx_engine *engine, uint64_t ns) {
+    if (ns < engine->tick_ns) engine->tick_ns = ns;
+}
+
+/* Something to post has come up for it, or may be posted now. */
+static inline void pplx_peer_busy(pplx_peer *peer) {
+    if (peer->busy) return;
+    peer->busy = true;
+    peer->next_busy = peer->engine->busy;
+    peer->engine->busy = peer;
+}
+
+static inline uint64_t pplx_ms(uint32_t ms) { return (uint64_t)ms * 1000000u; }
+
+/* engine.c */
+void pplx_finish(pplx_engine *engine, pplx_node *node); /* to the owner, ringing it if it sleeps */
+void pplx_settle(pplx_engine *engine, pplx_request *request);
+void pplx_release(pplx_engine *engine, pplx_request *request, uint32_t count);
+pplx_status pplx_fail(pplx_error *error, pplx_status status, int32_t provider_error, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+/* proxy.c */
+void *pplx_proxy_main(void *engine);
+void pplx_drain(pplx_engine *engine);
+
+/* transfer.c: from a target to work requests and back */
+void pplx_transfer_start(pplx_engine *engine, pplx_request *request);
+void pplx_transfer_cancel(pplx_engine *engine, pplx_request *request);
+bool pplx_transfer_post(pplx_peer *peer);
+void pplx_transfer_completed(pplx_slot *slot, pplx_status status, int32_t provider_error);
+void pplx_transfer_judge(pplx_peer *peer, pplx_status verdict); /* PEER_LOST; anything else: they keep theirs */
+void pplx_transfer_flush(pplx_peer *peer, pplx_status status);  /* everything that is queued */
+
+/* link.c: slots, staging, posting, completions of one link */
+pplx_status pplx_link_open(pplx_link *link, pplx_error *error);
+bool pplx_link_has_room(const pplx_link *link, uint64_t nbytes);
+pplx_slot *pplx_link_stage(pplx_link *link, uint8_t role, const pplx_work_request *request);
+size_t pplx_link_flush(pplx_link *link);
+pplx_status pplx_link_receive(pplx_link *link, const pplx_work_request *requests, size_t count, size_t *posted,
+                              int32_t *provider_error);
+uint32_t pplx_link_unstage(pplx_link *link, const pplx_target *target, uint64_t *eighths);
+void pplx_link_completed(pplx_slot *slot, pplx_status status, int32_t provider_error, uint64_t nbytes);
+pplx_status pplx_link_close(pplx_link *link, pplx_status status); /* ends what is staged and in flight */
+
+/* peer.c: opening, connecting, heartbeats, loss */
+void pplx_peer_run_open(pplx_peer *peer, pplx_request *request);
+void pplx_peer_run_connect(pplx_peer *peer, pplx_request *request);
+void pplx_peer_run_close(pplx_peer *peer, pplx_request *request);
+void pplx_peer_run_lost(pplx_peer *peer, pplx_request *request);
+void pplx_peer_give_back(pplx_peer *peer); /* frees it, now or with its last message */
+void pplx_peer_suspect(pplx_peer *peer);
+void pplx_peer_lose(pplx_peer *peer, pplx_status provider_status, int32_t provider_error, const char *why);
+void pplx_peer_heard(pplx_peer *peer, uint32_t link);
+void pplx_heartbeat_completed(pplx_slot *slot, pplx_status status, int32_t provider_error);
+bool pplx_peer_post(pplx_peer *peer);
+bool pplx_peer_has_work(const pplx_peer *peer);
+bool pplx_peer_tick(pplx_peer *peer);
+uint64_t pplx_peer_deadline(const pplx_peer *peer); /* when it next wants a tick */
+
+/* message.c: two-sided messages and their credits */
+pplx_status pplx_messages_open(pplx_peer *peer, pplx_error *error);
+void pplx_messages_close(pplx_peer *peer);
+void pplx_message_submit(pplx_peer *peer, pplx_request *request);
+void pplx_message_cancel(pplx_peer *peer, pplx_request *request);
+bool pplx_message_wants(const pplx_peer *peer); /* a call of pplx_message_post() may do something */
+bool pplx_message_post(pplx_peer *peer);
+void pplx_message_judge(pplx_peer *peer, pplx_status verdict);
+void pplx_message_flush(pplx_peer *peer, pplx_status status);
+void pplx_message_sent(pplx_slot *slot, pplx_status status, int32_t provider_error);
+void pplx_credits_returned(pplx_slot *slot, pplx_status status);
+void pplx_message_received(pplx_slot *slot, pplx_status status, uint64_t nbytes);
+void pplx_message_repost(pplx_engine *engine, pplx_message *message);
+void pplx_message_credited(pplx_peer *peer, uint32_t credits);
+
+/* counter.c */
+void pplx_counter_hit(pplx_engine *engine, uint32_t imm);
+void pplx_counter_forget(pplx_engine *engine, pplx_counter *counter);
+void pplx_counters_free(pplx_engine *engine);
+
+/* memory.c */
+pplx_status pplx_mr_open_all(pplx_engine *engine, pplx_mr *mr, pplx_error *error);
+pplx_status pplx_mr_close_all(pplx_engine *engine, pplx_mr *mr);
+
+#endif

@@ -1,0 +1,227 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* A link: one endpoint of ours, and what is on its way through it.
+ *
+ *   stage   take a slot, put the work request into the batch
+ *   flush   hand the batch to the provider (one doorbell); what it says PPLX_AGAIN to stays staged
+ *   completed   the slot is free again, then whoever staged it is told
+ *
+ * Slots are allocated when the link opens, as many as the provider wants in flight and a few more
+ * for heartbeats and credits, which may not wait behind data. Proxy thread. */
+#include <stdlib.h>
+
+#include "internal.h"
+
+enum { RESERVED_SLOTS = 4, MOST_SLOTS = 4096 };
+
+pplx_status pplx_link_open(pplx_link *link, pplx_error *error) {
+    pplx_domain *domain = link->domain;
+    uint32_t nslots = domain->caps.max_inflight < MOST_SLOTS ? domain->caps.max_inflight : MOST_SLOTS;
+    link->nslots = nslots + RESERVED_SLOTS;
+    link->slots = calloc(link->nslots, sizeof *link->slots);
+    if (!link->slots) return pplx_fail(error, PPLX_NO_MEMORY, 0, "no memory for %u slots", link->nslots);
+    for (uint32_t i = link->nslots; i-- > 0;) {
+        link->slots[i].link = link;
+        link->slots[i].next = link->free_slots;
+        link->free_slots = &link->slots[i];
+    }
+    size_t nbytes = sizeof link->local_address.bytes;
+    pplx_status status = domain->provider->endpoint_open(domain->handle, &link->endpoint, link->local_address.bytes,
+                                                         &nbytes, error);
+    if (status != PPLX_OK) link->endpoint = NULL;
+    link->local_address.nbytes = (uint32_t)nbytes;
+    return status;
+}
+
+/* For data; heartbeats and credits may use the reserved slots too. */
+bool pplx_link_has_room(const pplx_link *link, uint64_t nbytes) {
+    const pplx_link_stats *stats = &link->stats;
+    return link->endpoint && link->nstaged < PPLX_BATCH && stats->inflight + RESERVED_SLOTS < link->nslots &&
+           (stats->inflight == 0 || stats->inflight_nbytes + nbytes <= link->domain->caps.max_inflight_bytes);
+}
+
+/* The caller fills in target or request. NULL: no slot, or the batch is full. */
+pplx_slot *pplx_link_stage(pplx_link *link, uint8_t role, const pplx_work_request *request) {
+    pplx_slot *slot = link->free_slots;
+    if (!link->endpoint || link->nstaged == PPLX_BATCH || !slot) return NULL;
+    link->free_slots = slot->next;
+    PPLX_COUNT(link->stats.inflight, 1);
+    PPLX_COUNT(link->stats.inflight_nbytes, request->nbytes);
+    slot->target = NULL;
+    slot->request = NULL;
+    slot->next = slot; /* not in the free list: in flight */
+    slot->nbytes = request->nbytes;
+    slot->eighths = 0;
+    slot->opcode = (uint8_t)request->opcode;
+    slot->role = role;
+    slot->whole = false;
+    slot->posted = false;
+    slot->orphaned = false;
+    link->staged[link->nstaged] = *request;
+    link->staged[link->nstaged].op = &slot->op;
+    link->nstaged++;
+    pplx_peer_busy(link->peer);
+    return slot;
+}
+
+static void free_slot(pplx_slot *slot) {
+    pplx_link *link = slot->link;
+    pplx_link_stats *stats = &link->stats;
+    __atomic_store_n(&stats->inflight, stats->inflight - 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&stats->inflight_nbytes, stats->inflight_nbytes - slot->nbytes, __ATOMIC_RELAXED);
+    slot->next = link->free_slots;
+    link->free_slots = slot;
+}
+
+static void mark_posted(pplx_slot *slot) {
+    slot->posted = true;
+    slot->posted_ns = slot->link->peer->engine->now_ns;
+    PPLX_COUNT(slot->link->stats.posted[slot->opcode], 1);
+}
+
+static void remove_staged(pplx_link *link, size_t count) {
+    link->nstaged -= (uint32_t)count;
+    memmove(link->staged, link->staged + count, link->nstaged * sizeof link->staged[0]);
+    if (link->nstaged == 0) link->again_ns = 0;
+}
+
+/* Returns how many the provider took. */
+size_t pplx_link_flush(pplx_link *link) {
+    size_t total = 0;
+    while (link->nstaged && link->endpoint) {
+        size_t posted = 0;
+        int32_t provider_error = 0;
+        pplx_status status = link->domain->provider->post(link->endpoint, link->staged, link->nstaged, &posted,
+                                                          &provider_error);
+        for (size_t i = 0; i < posted; i++) mark_posted((pplx_slot *)link->staged[i].op);
+        total += posted;
+        if (posted) {
+            remove_staged(link, posted);
+            link->again_ns = 0;
+        }
+        if (status == PPLX_OK) break;
+        if (status == PPLX_AGAIN) {
+            PPLX_COUNT(link->stats.again, 1);
+            if (!link->again_ns) {
+                link->again_ns = link->peer->engine->now_ns;
+                pplx_tick_at(link->peer->engine, link->again_ns + pplx_ms(link->peer->engine->config.again_timeout_ms));
+            }
+            break;
+        }
+        pplx_slot *refused = (pplx_slot *)link->staged[0].op;
+        PPLX_COUNT(link->stats.posted[refused->opcode], 1); /* posted, and failed at once */
+        PPLX_COUNT(link->stats.failed[refused->opcode], 1);
+        remove_staged(link, 1);
+        pplx_link_completed(refused, status, provider_error, 0);
+    }
+    return total;
+}
+
+/* Receives have slots of their own (they are in flight for as long as the peer is silent), and don't
+ * go through the batch, where one that finds no place would hold up what is behind it. */
+pplx_status pplx_link_receive(pplx_link *link, const pplx_work_request *requests, size_t count, size_t *posted,
+                              int32_t *provider_error) {
+    pplx_status status = link->domain->provider->post(link->endpoint, requests, count, posted, provider_error);
+    for (size_t i = 0; i < *posted; i++) mark_posted((pplx_slot *)requests[i].op);
+    return status;
+}
+
+/* Take back what is staged and stands for whole writes: the provider has not seen it. Returns how
+ * many work requests, and adds what they would have counted. */
+uint32_t pplx_link_unstage(pplx_link *link, const pplx_target *target, uint64_t *eighths) {
+    uint32_t kept = 0, count = link->nstaged;
+    for (uint32_t i = 0; i < count; i++) {
+        pplx_slot *slot = (pplx_slot *)link->staged[i].op;
+        if (slot->role == PPLX_SLOT_TRANSFER && slot->target == target && slot->whole) {
+            *eighths += slot->eighths;
+            free_slot(slot);
+        } else {
+            link->staged[kept++] = link->staged[i];
+        }
+    }
+    link->nstaged = kept;
+    if (kept == 0) link->again_ns = 0;
+    return count - kept;
+}
+
+static uint32_t latency_bucket(uint64_t ns) {
+    if (ns < 2) return 0;
+    uint32_t octave = 63u - (uint32_t)__builtin_clzll(ns);
+    uint32_t bucket = 2 * octave + (uint32_t)(ns >> (octave - 1) & 1);
+    return bucket < PPLX_LATENCY_BUCKETS ? bucket : PPLX_LATENCY_BUCKETS - 1;
+}
+
+static void count_completed(pplx_slot *slot, pplx_status status, uint64_t nbytes) {
+    pplx_link_stats *stats = &slot->link->stats;
+    if (!slot->posted) return; /* staged only: nothing has happened */
+    if (status == PPLX_OK) {
+        PPLX_COUNT(stats->completed[slot->opcode], 1);
+        PPLX_COUNT(stats->nbytes[slot->opcode], nbytes);
+    } else {
+        PPLX_COUNT(stats->failed[slot->opcode], 1);
+    }
+    if (slot->role == PPLX_SLOT_RECEIVE) return; /* how long it took says only when the peer sent */
+    uint64_t ns = slot->link->peer->engine->now_ns - slot->posted_ns;
+    PPLX_COUNT(stats->latency[slot->opcode][latency_bucket(ns)], 1);
+}
+
+/* The work request of this slot has ended. */
+void pplx_link_completed(pplx_slot *slot, pplx_status status, int32_t provider_error, uint64_t nbytes) {
+    slot->link->again_ns = 0; /* things move */
+    if (status == PPLX_PEER_LOST && slot->link->peer->state == PPLX_PEER_UP)
+        pplx_peer_lose(slot->link->peer, PPLX_OK, provider_error, "its endpoint is gone");
+    if (slot->role == PPLX_SLOT_RECEIVE) {
+        count_completed(slot, status, nbytes);
+        pplx_message_received(slot, status, nbytes);
+        return;
+    }
+    count_completed(slot, status, slot->nbytes);
+    free_slot(slot);
+    /* The slot is free, but nothing is staged before the callee has read it. */
+    switch (slot->role) {
+    case PPLX_SLOT_TRANSFER: pplx_transfer_completed(slot, status, provider_error); break;
+    case PPLX_SLOT_SEND: pplx_message_sent(slot, status, provider_error); break;
+    case PPLX_SLOT_HEARTBEAT: pplx_heartbeat_completed(slot, status, provider_error); break;
+    case PPLX_SLOT_CREDIT: pplx_credits_returned(slot, status); break;
+    default: break;
+    }
+}
+
+/* In flight: its `next` is itself (see pplx_link_stage). */
+static bool in_flight(const pplx_slot *slot) { return slot->next == slot; }
+
+/* The provider keeps the slot's memory for now. What it stands for ends all the same, and of its
+ * request only the release is left to wait for. A message was copied: it has nothing to wait for. */
+static void orphan(pplx_slot *slot, pplx_status status) {
+    slot->orphaned = true;
+    if (slot->role == PPLX_SLOT_TRANSFER) {
+        slot->request = slot->target->request;
+        slot->request->unreleased++;
+        pplx_transfer_completed(slot, status, 0);
+        slot->target = NULL; /* not looked at again */
+    } else if (slot->role == PPLX_SLOT_SEND) {
+        pplx_message_sent(slot, status, 0);
+        slot->request = NULL;
+    }
+}
+
+/* End everything: what is staged, and, as soon as the provider has let go, what is posted. Returns
+ * PPLX_UNRELEASED until then: call again. Requests settle at the first call either way. */
+pplx_status pplx_link_close(pplx_link *link, pplx_status status) {
+    while (link->nstaged) pplx_link_completed((pplx_slot *)link->staged[--link->nstaged].op, status, 0, 0);
+    pplx_status closed = link->endpoint ? link->domain->provider->endpoint_close(link->endpoint) : PPLX_OK;
+    for (uint32_t i = 0; link->slots && i < link->nslots; i++) {
+        pplx_slot *slot = &link->slots[i];
+        if (!in_flight(slot)) continue;
+        if (closed != PPLX_UNRELEASED)
+            pplx_link_completed(slot, status, 0, 0);
+        else if (!slot->orphaned)
+            orphan(slot, status);
+    }
+    if (closed == PPLX_UNRELEASED) return closed;
+    link->endpoint = NULL;
+    free(link->slots);
+    link->slots = link->free_slots = NULL;
+    return PPLX_OK;
+}

@@ -1,0 +1,270 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* The proxy thread: the one that touches NICs.
+ *
+ *   turn   take what was submitted, post the first work request of each at once
+ *          fill the pipelines of every peer
+ *          poll every completion queue
+ *          heartbeats and verdicts
+ *   It turns as long as there is something to do, and for spin_us after. Then it blocks in epoll on
+ *   the submit eventfd and the providers' wait fds, until the next deadline.
+ *
+ * No Python, no allocation and no system call while busy. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* ppoll, thread names, CPU sets */
+#endif
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+enum { MOST_TAKEN = 256, MOST_DRAIN_POLLS = 1024, GAP_MS = 1000 };
+
+/* ---- taking ---- */
+
+static void run_call(pplx_engine *engine, pplx_request *request) {
+    pplx_error *error = &request->error;
+    switch (request->opcode) {
+    case PPLX_CALL_MR_OPEN: error->status = pplx_mr_open_all(engine, request->subject, error); break;
+    case PPLX_CALL_MR_CLOSE: error->status = pplx_mr_close_all(engine, request->subject); break;
+    case PPLX_CALL_COUNTER_CLOSE: pplx_counter_forget(engine, request->subject); break;
+    /* These settle the request themselves, some of them later. */
+    case PPLX_CALL_PEER_OPEN: pplx_peer_run_open(request->subject, request); return;
+    case PPLX_CALL_PEER_CONNECT: pplx_peer_run_connect(request->subject, request); return;
+    case PPLX_CALL_PEER_CLOSE: pplx_peer_run_close(request->subject, request); return;
+    case PPLX_CALL_PEER_LOST: pplx_peer_run_lost(request->subject, request); return;
+    default: pplx_fail(error, PPLX_INVALID, 0, "no call has number %u", request->opcode);
+    }
+    pplx_settle(engine, request);
+}
+
+static void cancel(pplx_engine *engine, pplx_request *request) {
+    request->cancel_seen = 1;
+    /* acquire is not needed: SETTLED is written by this thread */
+    if (__atomic_load_n(&request->state, __ATOMIC_RELAXED) & PPLX_STATE_SETTLED) {
+        pplx_finish(engine, &request->node); /* pplx_settle() left it to us */
+    } else if (request->kind == PPLX_REQUEST_TRANSFER) {
+        pplx_transfer_cancel(engine, request);
+    } else if (request->kind == PPLX_REQUEST_SEND) {
+        pplx_message_cancel(request->subject, request);
+    } else if (request->opcode == PPLX_CALL_PEER_CONNECT) {
+        ((pplx_peer *)request->subject)->connecting = NULL;
+        pplx_fail(&request->error, PPLX_CANCELLED, 0, "connecting was cancelled");
+        pplx_settle(engine, request);
+    } /* the other calls end by themselves */
+}
+
+static void dispatch(pplx_engine *engine, pplx_node *node) {
+    if (node->kind == PPLX_NODE_MESSAGE) {
+        pplx_message_repost(engine, PPLX_CONTAINER(pplx_message, node, node));
+    } else if (node->kind == PPLX_NODE_CANCEL) {
+        cancel(engine, PPLX_CONTAINER(pplx_request, cancel_node, node));
+    } else if (node->kind == PPLX_NODE_PEER) {
+        pplx_peer_give_back(PPLX_CONTAINER(pplx_peer, lost_node, node));
+    } else {
+        pplx_request *request = PPLX_CONTAINER(pplx_request, node, node);
+        PPLX_COUNT(engine->stats.requests, 1);
+        if (request->kind == PPLX_REQUEST_TRANSFER)
+            pplx_transfer_start(engine, request);
+        else if (request->kind == PPLX_REQUEST_SEND)
+            pplx_message_submit(request->subject, request);
+        else
+            run_call(engine, request);
+    }
+}
+
+/* The ring was found full: take the list behind it. Its turn comes when the ring has been popped up
+ * to where its end is now, so that each thread's order holds.
+ *
+ * Whoever is in the list pushed to the ring before, so below `tail` as it is read under the lock.
+ * Whoever finds npending 0 again pushes behind that. And whoever pushed behind it and then finds
+ * npending not 0 waits in the next list: this one was taken with the same lock held. */
+static void take_pending(pplx_engine *engine) {
+    pthread_mutex_lock(&engine->pending_lock);
+    engine->taken_at = atomic_load_explicit(&engine->ring.tail, memory_order_relaxed); /* relaxed: the lock orders it */
+    engine->taken = engine->pending_head;
+    engine->pending_head = engine->pending_tail = NULL;
+    PPLX_COUNT(engine->stats.overflowed, atomic_load_explicit(&engine->npending, memory_order_relaxed));
+    /* release: pairs with the acquire in submit_node() (engine.c) */
+    atomic_store_explicit(&engine->npending, 0, memory_order_release);
+    pthread_mutex_unlock(&engine->pending_lock);
+}
+
+/* NULL: nothing, or nothing yet (a cell that is claimed and will be published soon). */
+static pplx_node *next_node(pplx_engine *engine) {
+    /* relaxed: looked at again next turn, and by block() */
+    if (!engine->taken && atomic_load_explicit(&engine->npending, memory_order_relaxed)) take_pending(engine);
+    if (!engine->taken || engine->ring.head != engine->taken_at) return pplx_ring_pop(&engine->ring);
+    pplx_node *node = engine->taken;
+    engine->taken = node->next;
+    return node;
+}
+
+static bool take(pplx_engine *engine) {
+    bool any = false;
+    for (int i = 0; i < MOST_TAKEN; i++) { /* busy producers may not keep us from the NICs */
+        pplx_node *node = next_node(engine);
+        if (!node) break;
+        dispatch(engine, node);
+        any = true;
+    }
+    return any;
+}
+
+/* ---- one turn ---- */
+
+static bool post_all(pplx_engine *engine) {
+    bool any = false;
+    pplx_peer *peer = engine->busy;
+    engine->busy = NULL;
+    while (peer) {
+        pplx_peer *next = peer->next_busy;
+        peer->busy = false;
+        any |= pplx_peer_post(peer);
+        if (pplx_peer_has_work(peer)) pplx_peer_busy(peer);
+        peer = next;
+    }
+    return any;
+}
+
+static size_t poll_domain(pplx_engine *engine, const pplx_domain *domain) {
+    pplx_completion completions[PPLX_POLL_BATCH];
+    size_t n = domain->provider->poll(domain->handle, completions, PPLX_POLL_BATCH);
+    for (size_t i = 0; i < n; i++) {
+        const pplx_completion *c = &completions[i];
+        if (c->kind == PPLX_COMPLETION_IMM)
+            pplx_counter_hit(engine, c->imm);
+        else
+            pplx_link_completed((pplx_slot *)c->op, (pplx_status)c->status, c->provider_error, c->nbytes);
+    }
+    return n;
+}
+
+static bool poll_all(pplx_engine *engine) {
+    bool any = false;
+    for (uint32_t d = 0; d < engine->ndomains; d++) any |= poll_domain(engine, &engine->domains[d]) != 0;
+    return any;
+}
+
+/* What arrived so far is counted when this returns; not from within a poll. The bound is above the
+ * length of any completion queue: nobody's traffic keeps us here. */
+void pplx_drain(pplx_engine *engine) {
+    for (uint32_t d = 0; d < engine->ndomains; d++)
+        for (int polls = 0; polls < MOST_DRAIN_POLLS; polls++)
+            if (poll_domain(engine, &engine->domains[d]) < PPLX_POLL_BATCH) break;
+}
+
+static bool tick(pplx_engine *engine) {
+    bool any = false;
+    if (engine->now_ns < engine->tick_ns) return false;
+    engine->tick_ns = UINT64_MAX; /* what a tick asks for comes on top of the deadlines */
+    for (pplx_peer *peer = engine->peers, *next; peer; peer = next) {
+        next = peer->next; /* a tick may close it */
+        any |= pplx_peer_tick(peer);
+    }
+    for (const pplx_peer *peer = engine->peers; peer; peer = peer->next) pplx_tick_at(engine, pplx_peer_deadline(peer));
+    return any;
+}
+
+/* We did not run for a while (stopped, or no core for us): nobody's silence in that time counts. */
+static void forgive_gap(pplx_engine *engine, uint64_t now) {
+    uint64_t gap = now - engine->now_ns;
+    uint32_t interval = engine->config.heartbeat_interval_ms;
+    if (gap <= pplx_ms(interval ? interval : GAP_MS)) return;
+    for (pplx_peer *peer = engine->peers; peer; peer = peer->next) {
+        for (uint32_t i = 0; i < peer->nlinks; i++) {
+            peer->links[i].heard_ns += gap;
+            if (peer->links[i].again_ns) peer->links[i].again_ns += gap;
+        }
+    }
+}
+
+static bool turn(pplx_engine *engine) {
+    uint64_t now = pplx_now_ns();
+    forgive_gap(engine, now);
+    engine->now_ns = now;
+    PPLX_COUNT(engine->stats.turns, 1);
+    bool any = take(engine);
+    any |= post_all(engine);
+    any |= poll_all(engine);
+    any |= tick(engine);
+    return any;
+}
+
+/* ---- blocking ---- */
+
+/* UINT64_MAX: until something happens. */
+static uint64_t next_deadline(const pplx_engine *engine) {
+    uint64_t deadline = engine->tick_ns;
+    for (const pplx_peer *peer = engine->busy; peer; peer = peer->next_busy) {
+        uint64_t wants = pplx_peer_deadline(peer);
+        if (wants < deadline) deadline = wants;
+    }
+    if (engine->timed_poll && engine->peers) {
+        uint64_t next = engine->now_ns + engine->config.poll_interval_us * UINT64_C(1000);
+        if (next < deadline) deadline = next;
+    }
+    return deadline;
+}
+
+static void sleep_until(pplx_engine *engine, uint64_t deadline) {
+    uint64_t left = deadline > engine->now_ns ? deadline - engine->now_ns : 0;
+    struct timespec limit = {.tv_sec = (time_t)(left / 1000000000), .tv_nsec = (long)(left % 1000000000)};
+    /* ppoll() and not epoll_wait(), which counts in milliseconds: an epoll fd is one more fd. */
+    struct pollfd readable = {.fd = engine->epoll_fd, .events = POLLIN};
+    PPLX_COUNT(engine->stats.sleeps, 1);
+    if (ppoll(&readable, 1, deadline == UINT64_MAX ? NULL : &limit, NULL) > 0) {
+        uint64_t rung; /* the providers clear their own fds in poll() */
+        while (read(engine->submit_fd, &rung, sizeof rung) < 0 && errno == EINTR) {
+        }
+    }
+    /* The time we meant to sleep is no gap: only what goes beyond it. */
+    uint64_t now = pplx_now_ns();
+    engine->now_ns = now < deadline ? now : deadline > engine->now_ns ? deadline : engine->now_ns;
+}
+
+static void block(pplx_engine *engine) {
+    uint64_t deadline = next_deadline(engine);
+    /* seq_cst: pairs with the load in submit_node() (engine.c); argument in ring.h, "Sleeping" */
+    atomic_store_explicit(&engine->asleep, 1, memory_order_seq_cst);
+    bool may = !engine->taken && pplx_ring_empty(&engine->ring) &&
+               atomic_load_explicit(&engine->npending, memory_order_seq_cst) == 0 &&
+               atomic_load_explicit(&engine->stop, memory_order_seq_cst) == 0;
+    for (uint32_t d = 0; d < engine->ndomains && may; d++)
+        if (engine->domains[d].wait_fd >= 0)
+            may = engine->domains[d].provider->arm(engine->domains[d].handle) == PPLX_OK;
+    if (may) sleep_until(engine, deadline);
+    atomic_store_explicit(&engine->asleep, 0, memory_order_relaxed); /* relaxed: an extra ring does no harm */
+}
+
+static void prepare_thread(const pplx_engine *engine) {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL); /* signals are for Python's threads */
+    pthread_setname_np(pthread_self(), "pplx-proxy");
+    if (engine->config.cpu >= 0) {
+        cpu_set_t cpus;
+        CPU_ZERO(&cpus);
+        CPU_SET((size_t)engine->config.cpu, &cpus);
+        pthread_setaffinity_np(pthread_self(), sizeof cpus, &cpus); /* a wish: not every CPU may be ours */
+    }
+}
+
+void *pplx_proxy_main(void *argument) {
+    pplx_engine *engine = argument;
+    prepare_thread(engine);
+    engine->now_ns = engine->active_ns = pplx_now_ns();
+    while (!atomic_load_explicit(&engine->stop, memory_order_relaxed)) { /* relaxed: block() looks again */
+        if (turn(engine))
+            engine->active_ns = engine->now_ns;
+        else if (engine->now_ns - engine->active_ns >= engine->config.spin_us * UINT64_C(1000))
+            block(engine);
+    }
+    while (take(engine)) { /* peers given back last are freed here */
+    }
+    return NULL;
+}

@@ -1,0 +1,366 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* Transfers: from a target (segments, region to region) to work requests, and back.
+ *
+ * Every target with something left to cut stands in the queue of its peer. In its turn it is cut
+ * into pieces; each piece goes to the next link that has room, whichever NIC that is: counting makes
+ * the order irrelevant, and a faster NIC has room more often. What a piece counts at the receiver:
+ *
+ *   a run of m pages                       m                    (cut at page boundaries)
+ *   a write in 1, 2, 4 or 8 pieces         1, 1/2, 1/4, 1/8     (shards; or the message limit)
+ *   a write that needs more than 8 pieces  nothing, and the last one 1, posted when all others are
+ *                                          visible at the target
+ *   a page above the message limit         like a write of its own
+ *
+ * A target leaves the queue when it is cut to the end, has failed, or is cancelled; it is finished
+ * when its last piece has completed; its request settles with its last target. Proxy thread. */
+#include "internal.h"
+
+/* How one segment is cut: whole pages per piece, or several pieces per page. A plain write is a run
+ * of one page. */
+typedef struct cut {
+    uint64_t npieces;
+    uint64_t page_nbytes;
+    uint64_t pages_per_piece; /* 1 where a page is cut */
+    uint64_t pieces_per_page; /* 1 where it isn't */
+    uint32_t eighths;         /* of each piece; runs: of each page */
+    bool last_counts;         /* of a page's pieces only the last counts, and waits for the others */
+    bool aligned;             /* pieces of a page start at cache lines */
+} cut;
+
+static uint64_t divide_up(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
+
+static uint64_t power_of_two_above(uint64_t n) {
+    uint64_t p = 1;
+    while (p < n) p *= 2;
+    return p;
+}
+
+/* One page or plain write, into at least `shards` pieces. */
+static void cut_page(cut *c, uint64_t most, uint64_t shards, bool counted) {
+    uint64_t needed = c->page_nbytes > most ? divide_up(c->page_nbytes, most) : 1;
+    c->pieces_per_page = needed > shards ? needed : shards;
+    if (counted && needed > PPLX_EIGHTHS) {
+        c->last_counts = true;
+    } else if (counted) {
+        c->pieces_per_page = power_of_two_above(c->pieces_per_page);
+        c->eighths = (uint32_t)(PPLX_EIGHTHS / c->pieces_per_page);
+    }
+    /* A step down to the cache line makes the next piece up to 63 bytes longer. */
+    c->aligned = c->page_nbytes / c->pieces_per_page >= 64 &&
+                 divide_up(c->page_nbytes, c->pieces_per_page) + 63 <= most;
+}
+
+static cut cut_segment(const pplx_engine *engine, const pplx_target *target, const pplx_segment *segment) {
+    const uint64_t most = engine->max_message;
+    const uint64_t nlinks = target->peer->nlinks;
+    const bool shard = nlinks > 1 && segment->nbytes >= engine->config.shard_nbytes;
+    cut c = {.npieces = 1,
+             .page_nbytes = segment->nbytes,
+             .pages_per_piece = 1,
+             .pieces_per_page = 1,
+             .eighths = PPLX_EIGHTHS};
+    if (segment->pages <= 1) {
+        if (segment->nbytes <= most && !shard) return c;
+        cut_page(&c, most, shard ? power_of_two_above(nlinks) : 1, target->counter != PPLX_NO_COUNTER);
+        c.npieces = c.pieces_per_page;
+        return c;
+    }
+    c.page_nbytes = segment->nbytes / segment->pages;
+    if (c.page_nbytes > most) {
+        cut_page(&c, most, 1, target->counter != PPLX_NO_COUNTER);
+        c.npieces = segment->pages * c.pieces_per_page;
+        return c;
+    }
+    uint64_t pages = shard ? divide_up(segment->pages, nlinks) : segment->pages;
+    if (c.page_nbytes && pages > most / c.page_nbytes) pages = most / c.page_nbytes;
+    c.pages_per_piece = pages < PPLX_MAX_RUN ? pages : PPLX_MAX_RUN;
+    c.npieces = divide_up(segment->pages, c.pages_per_piece);
+    return c;
+}
+
+/* Where piece i starts, and so where piece i - 1 ends. */
+static uint64_t piece_start(const pplx_segment *segment, const cut *c, uint64_t i) {
+    if (i == 0) return 0;
+    if (i >= c->npieces) return segment->nbytes;
+    if (c->pieces_per_page == 1) return i * c->pages_per_piece * c->page_nbytes;
+    uint64_t page = i / c->pieces_per_page * c->page_nbytes;
+    uint64_t start = (uint64_t)((__uint128_t)c->page_nbytes * (i % c->pieces_per_page) / c->pieces_per_page);
+    return page + (c->aligned ? start & ~UINT64_C(63) : start);
+}
+
+/* What piece i counts at the receiver, in eighths. */
+static uint32_t piece_eighths(const pplx_segment *segment, const cut *c, uint64_t i) {
+    if (c->last_counts) return (i + 1) % c->pieces_per_page ? 0 : PPLX_EIGHTHS;
+    if (c->pieces_per_page > 1 || segment->pages <= 1) return c->eighths;
+    uint64_t left = segment->pages - i * c->pages_per_piece;
+    return c->eighths * (uint32_t)(left < c->pages_per_piece ? left : c->pages_per_piece);
+}
+
+/* ---- the queue of a peer ---- */
+
+static void enqueue(pplx_peer *peer, pplx_target *target) {
+    target->next = NULL;
+    target->prev = peer->queue_tail;
+    if (peer->queue_tail)
+        peer->queue_tail->next = target;
+    else
+        peer->queue_head = target;
+    peer->queue_tail = target;
+    target->queued = 1;
+    pplx_peer_busy(peer);
+}
+
+static void dequeue(pplx_peer *peer, pplx_target *target) {
+    if (target->prev)
+        target->prev->next = target->next;
+    else
+        peer->queue_head = target->next;
+    if (target->next)
+        target->next->prev = target->prev;
+    else
+        peer->queue_tail = target->prev;
+    target->next = target->prev = NULL;
+    target->queued = 0;
+}
+
+/* ---- ends ---- */
+
+static void finish(pplx_target *target) {
+    pplx_request *request = target->request;
+    if (target->status != PPLX_OK && request->error.status == PPLX_OK) {
+        request->error.status = (pplx_status)target->status;
+        request->error.provider_error = target->provider_error;
+        request->failed_target = (uint32_t)(target - request->targets);
+    }
+    if (--request->open_targets == 0) pplx_settle(target->peer->engine, request);
+}
+
+/* A connection that breaks fails one work request and flushes the rest, on verbs for example. */
+static bool suspicious(int32_t status) { return status == PPLX_TRANSPORT || status == PPLX_FLUSHED; }
+
+/* Nothing queued, nothing in flight: finished, unless only the peer's fate can say how. */
+static void finish_if_ended(pplx_target *target) {
+    pplx_peer *peer = target->peer;
+    if (target->queued || target->inflight) return;
+    if (suspicious(target->status) && peer->state == PPLX_PEER_UP) {
+        pplx_peer_suspect(peer);
+        target->next = peer->suspects;
+        peer->suspects = target;
+        return;
+    }
+    finish(target);
+}
+
+static void fail(pplx_target *target, pplx_status status, int32_t provider_error, uint32_t domain) {
+    if (target->status == PPLX_OK || target->status == PPLX_CANCELLED) {
+        target->status = status;
+        target->provider_error = provider_error;
+        target->domain = domain;
+    }
+    if (target->queued) dequeue(target->peer, target);
+}
+
+void pplx_transfer_completed(pplx_slot *slot, pplx_status status, int32_t provider_error) {
+    pplx_target *target = slot->target;
+    if (!target) { /* orphaned (link.c): it ended before, now the memory is let go */
+        pplx_release(slot->link->peer->engine, slot->request, 1);
+        return;
+    }
+    target->inflight--;
+    if (!slot->posted) target->posted -= slot->eighths;
+    if (status == PPLX_OK)
+        target->delivered += slot->eighths;
+    else
+        fail(target, status, provider_error, slot->link->domain->index);
+    finish_if_ended(target);
+}
+
+void pplx_transfer_judge(pplx_peer *peer, pplx_status verdict) {
+    pplx_target *target = peer->suspects;
+    peer->suspects = NULL;
+    while (target) {
+        pplx_target *next = target->next;
+        if (verdict == PPLX_PEER_LOST) target->status = PPLX_PEER_LOST;
+        finish(target);
+        target = next;
+    }
+}
+
+void pplx_transfer_flush(pplx_peer *peer, pplx_status status) {
+    while (peer->queue_head) {
+        pplx_target *target = peer->queue_head;
+        fail(target, status, 0, 0);
+        finish_if_ended(target);
+    }
+}
+
+/* ---- cutting and posting ---- */
+
+static pplx_link *link_with_room(pplx_peer *peer, uint64_t nbytes) {
+    for (uint32_t tried = 0; tried < peer->nlinks; tried++) {
+        pplx_link *link = &peer->links[peer->next_link];
+        peer->next_link = peer->next_link + 1 == peer->nlinks ? 0 : peer->next_link + 1;
+        if (link->nstaged == PPLX_BATCH) pplx_link_flush(link);
+        if (pplx_link_has_room(link, nbytes)) return link;
+    }
+    return NULL;
+}
+
+enum verdict { POSTED_ALL, USED_QUANTUM, NO_ROOM, WAITS };
+
+static void stage(pplx_link *link, pplx_target *target, const cut *c) {
+    const pplx_engine *engine = target->peer->engine;
+    const pplx_segment *segment = &target->segments[target->cursor];
+    const uint64_t start = piece_start(segment, c, target->piece);
+    const pplx_mr *local = target->local ? target->local : &engine->landing;
+    const pplx_remote_key *key = target->remote ? &target->remote->keys[link->remote_domain]
+                                                : &target->peer->config.landing[link->remote_domain];
+    const bool counted = target->counter != PPLX_NO_COUNTER;
+    const uint32_t eighths = counted ? piece_eighths(segment, c, target->piece) : 0;
+    pplx_work_request request = {
+        .local_address = local->memory.address + segment->local + start,
+        .nbytes = piece_start(segment, c, target->piece + UINT64_C(1)) - start,
+        .local_mr = local->handles[link->domain->index],
+        .remote_address = key->base + segment->remote + start,
+        .remote_key = key->key,
+        .opcode = target->request->opcode == PPLX_READ ? PPLX_READ
+                  : eighths                            ? PPLX_WRITE_IMM
+                                                       : PPLX_WRITE,
+        .imm = eighths ? pplx_imm_encode(target->counter, eighths) : 0,
+    };
+    pplx_slot *slot = pplx_link_stage(link, PPLX_SLOT_TRANSFER, &request);
+    slot->target = target;
+    slot->eighths = eighths;
+    slot->whole = c->pieces_per_page == 1;
+    target->posted += eighths;
+    target->inflight++;
+}
+
+/* The caller holds the target by one `inflight`, so that it can't finish in here. */
+static enum verdict cut_target(pplx_target *target, uint32_t quantum) {
+    pplx_peer *peer = target->peer;
+    while (target->cursor < target->nsegments) {
+        const pplx_segment *segment = &target->segments[target->cursor];
+        const cut c = cut_segment(peer->engine, target, segment);
+        for (; target->piece < c.npieces; target->piece++) {
+            if (quantum == 0) return USED_QUANTUM;
+            if (c.last_counts && (target->piece + 1) % c.pieces_per_page == 0 && target->inflight > 1) return WAITS;
+            uint64_t nbytes = piece_start(segment, &c, target->piece + UINT64_C(1)) -
+                              piece_start(segment, &c, target->piece);
+            pplx_link *link = link_with_room(peer, nbytes);
+            if (!link || !target->queued) return NO_ROOM; /* flushing may have failed the target */
+            stage(link, target, &c);
+            quantum--;
+        }
+        target->piece = 0;
+        target->cursor++;
+    }
+    return POSTED_ALL;
+}
+
+/* Returns how many work requests were staged. Afterwards a target that is not queued may be gone. */
+static uint32_t post_target(pplx_target *target, uint32_t quantum, enum verdict *verdict, bool *queued) {
+    target->inflight++;
+    uint32_t before = target->inflight;
+    *verdict = cut_target(target, quantum);
+    uint32_t staged = target->inflight > before ? target->inflight - before : 0;
+    target->inflight--;
+    if (*verdict == POSTED_ALL && target->queued) dequeue(target->peer, target);
+    *queued = target->queued;
+    finish_if_ended(target);
+    return staged;
+}
+
+/* One turn for a peer: true if anything was posted. */
+bool pplx_transfer_post(pplx_peer *peer) {
+    uint32_t budget = 0;
+    for (uint32_t i = 0; i < peer->nlinks; i++) budget += peer->links[i].domain->caps.posts_per_turn;
+    const pplx_target *first_waiting = NULL; /* all the way round and no one could go on */
+    peer->no_room = false;
+    while (budget && peer->queue_head && peer->queue_head != first_waiting) {
+        pplx_target *target = peer->queue_head;
+        enum verdict verdict;
+        bool queued;
+        uint32_t staged = post_target(target, budget < PPLX_QUANTUM ? budget : PPLX_QUANTUM, &verdict, &queued);
+        budget -= staged ? staged : 1; /* 1: first_waiting may have left the queue, but this ends */
+        if (!queued) continue;
+        if (verdict == NO_ROOM) {
+            peer->no_room = true;
+            break;
+        }
+        dequeue(peer, target); /* to the end: the next one's turn */
+        enqueue(peer, target);
+        if (verdict == USED_QUANTUM)
+            first_waiting = NULL;
+        else if (!first_waiting)
+            first_waiting = target;
+    }
+    size_t posted = 0;
+    for (uint32_t i = 0; i < peer->nlinks; i++) posted += pplx_link_flush(&peer->links[i]);
+    return posted != 0;
+}
+
+static void start_target(pplx_request *request, pplx_target *target) {
+    pplx_peer *peer = target->peer;
+    target->request = request;
+    enqueue(peer, target);
+    if (peer->state != PPLX_PEER_UP) {
+        fail(target, peer->reason.status == PPLX_OK ? PPLX_CLOSED : peer->reason.status, 0, 0);
+        finish_if_ended(target);
+    } else if (!peer->no_room) {
+        enum verdict verdict;
+        bool queued;
+        post_target(target, peer->links[0].domain->caps.eager_posts, &verdict, &queued);
+        peer->no_room = verdict == NO_ROOM;
+    }
+    for (uint32_t i = 0; i < target->nsegments && target->counter != PPLX_NO_COUNTER; i++)
+        target->total += target->segments[i].pages * PPLX_EIGHTHS;
+}
+
+/* A request from the ring: its first work requests go out before its peers' older ones; not where
+ * those wait for room, or small ones could keep a large one waiting for ever. */
+void pplx_transfer_start(pplx_engine *engine, pplx_request *request) {
+    request->submitted_ns = engine->now_ns;
+    request->open_targets = request->ntargets + 1; /* + 1: not before the loop is through */
+    for (uint32_t i = 0; i < request->ntargets; i++) start_target(request, &request->targets[i]);
+    if (--request->open_targets == 0) pplx_settle(engine, request);
+}
+
+/* ---- cancelling ---- */
+
+/* Leave out the segments that have not begun. One that has begun in the middle of a write is posted
+ * to its end, so that each write happens whole or not at all. */
+static void drop_rest(pplx_target *target) {
+    uint32_t keep = target->cursor;
+    if (target->piece) {
+        const cut c = cut_segment(target->peer->engine, target, &target->segments[target->cursor]);
+        keep += target->piece % c.pieces_per_page != 0;
+    }
+    if (keep < target->nsegments) {
+        target->nsegments = keep;
+        if (target->status == PPLX_OK) target->status = PPLX_CANCELLED;
+    }
+    if (target->cursor == keep) dequeue(target->peer, target);
+}
+
+static void cancel_target(pplx_target *target) {
+    if (!target->queued && !target->inflight) return; /* finished, or a suspect */
+    uint64_t eighths = 0;
+    uint32_t unstaged = 0;
+    if (target->queued) drop_rest(target);
+    for (uint32_t i = 0; i < target->peer->nlinks; i++)
+        unstaged += pplx_link_unstage(&target->peer->links[i], target, &eighths);
+    target->inflight -= unstaged;
+    target->posted -= eighths;
+    if (unstaged && target->status == PPLX_OK) target->status = PPLX_CANCELLED;
+    finish_if_ended(target);
+}
+
+/* Drop what is not posted. */
+void pplx_transfer_cancel(pplx_engine *engine, pplx_request *request) {
+    request->open_targets++; /* it may not settle under our hands */
+    for (uint32_t i = 0; i < request->ntargets; i++) cancel_target(&request->targets[i]);
+    if (--request->open_targets == 0) pplx_settle(engine, request);
+}

@@ -1,0 +1,38 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+from libc.stdint cimport uint32_t
+
+from pplx_async._core.includes.pplx cimport pplx_engine
+from pplx_async._core.memory cimport LocalSlice, PeerRecord, RemoteSlice
+from pplx_async._core.plan cimport Plan
+from pplx_async._core.transfer cimport Transfer
+
+
+cdef class Engine:
+    cdef object __weakref__
+    cdef pplx_engine *ptr
+    cdef readonly object loop
+    cdef readonly Py_ssize_t inflight
+    cdef readonly Py_ssize_t max_pending
+    cdef readonly double drain_timeout
+    cdef readonly list domain_names
+    cdef readonly bint running
+    cdef unsigned long thread
+    cdef dict peers
+    cdef dict counters
+    cdef set registrations
+    cdef list room_waiters
+    cdef public object on_message, on_peer_lost, on_missing
+
+    cdef int check_usable(self) except -1
+    cdef Transfer new_transfer(self, str operation, unsigned int opcode)
+    cdef Transfer call(self, unsigned int opcode, void *subject, str operation, object used, object finisher)
+    cdef Transfer call_later(self, unsigned int opcode, void *subject, str operation)
+    cdef Transfer submit_plan(self, str operation, Plan plan, bint detached)
+    cdef Transfer _submit_one(
+        self, Transfer transfer, LocalSlice local, RemoteSlice remote, uint32_t counter, bint detached
+    )
+    cdef int reap(self) except -1
+    cdef int handle(self, void *address) except -1
+    cdef bint _is_lost(self, PeerRecord peer)
+    cdef int _lost(self, PeerRecord peer) except -1

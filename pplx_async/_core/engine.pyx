@@ -1,0 +1,692 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""The core's engine on one event loop: submit on the one side, drain the done list on the other.
+
+Nothing here waits. What takes time is a `Transfer`; the public classes decide what to do with it.
+Whatever the core points into (transfers, registrations, counters, peers) is held here until the
+core has let go.
+"""
+
+import weakref
+
+from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.ref cimport Py_DECREF
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from pplx_async._core.counters cimport CounterCore
+from pplx_async._core.includes.pplx cimport (
+    PPLX_ADDRESS_BYTES,
+    PPLX_CALL_COUNTER_CLOSE,
+    PPLX_CALL_MR_CLOSE,
+    PPLX_CALL_MR_OPEN,
+    PPLX_CALL_PEER_CLOSE,
+    PPLX_CALL_PEER_CONNECT,
+    PPLX_CALL_PEER_LOST,
+    PPLX_CALL_PEER_OPEN,
+    PPLX_CAP_CUDA,
+    PPLX_CAP_DMABUF,
+    PPLX_CAP_FENCE,
+    PPLX_CAP_READ,
+    PPLX_CAP_WAIT_FD,
+    PPLX_LATENCY_BUCKETS,
+    PPLX_ACCESS_REMOTE_READ,
+    PPLX_NO_COUNTER,
+    PPLX_NODE_COUNTER,
+    PPLX_NODE_MESSAGE,
+    PPLX_NODE_PEER,
+    PPLX_NODE_REQUEST,
+    PPLX_OK,
+    PPLX_OPCODES,
+    PPLX_READ,
+    PPLX_REQUEST_CALL,
+    PPLX_REQUEST_SEND,
+    PPLX_WRITE,
+    pplx_caps,
+    pplx_counter,
+    pplx_engine,
+    pplx_engine_config,
+    pplx_engine_stats,
+    pplx_error,
+    pplx_link_address,
+    pplx_link_stats,
+    pplx_message,
+    pplx_node,
+    pplx_peer,
+    pplx_peer_config,
+    pplx_provider,
+    pplx_remote_key,
+    pplx_request,
+)
+from pplx_async._core.memory cimport (
+    LocalSlice,
+    PeerRecord,
+    Registration,
+    RemoteCounterRecord,
+    RemoteRecord,
+    RemoteSlice,
+)
+from pplx_async._core.plan cimport Plan, check_peer, check_write, counter_for
+from pplx_async._core.rt cimport Options, api, check, find_provider
+from pplx_async._core.transfer cimport Transfer
+
+from pplx_async.errors import BrokenResourceError, ClosedResourceError, PeerLost, QueueFull
+
+__all__ = ["Engine", "forget_after_fork", "running_engines"]
+
+_running = weakref.WeakSet()
+
+
+def running_engines() -> list["Engine"]:
+    """Return the engines of this process whose proxy thread runs."""
+    return list(_running)
+
+
+def forget_after_fork() -> None:
+    """In the child of a fork: no engine has a proxy thread here; each refuses to work."""
+    cdef Engine engine
+    for engine in list(_running):
+        engine.running = False
+        engine.ptr = NULL  # the parent's; nothing of it may be touched or freed here
+    _running.clear()
+
+
+cdef int check_open(object engine, object used) except -1:
+    """Once more for what was put into a plan some time ago: the core must not see what is closed."""
+    if isinstance(used, PeerRecord):
+        check_peer(engine, used)
+    elif isinstance(used, Registration):
+        if not (<Registration>used).is_open:
+            raise ClosedResourceError("a local region was closed after it was added")
+    elif isinstance(used, RemoteRecord):
+        if (<RemoteRecord>used).revoked:
+            raise BrokenResourceError(f"a region was revoked by peer {(<RemoteRecord>used).peer.label}")
+    elif (<RemoteCounterRecord?>used).closed:
+        raise BrokenResourceError(f"a counter was closed by peer {(<RemoteCounterRecord>used).peer.label}")
+    return 0
+
+
+cdef class Engine:
+    """A started core engine.
+
+    Parameters
+    ----------
+    loop : asyncio.AbstractEventLoop
+        The loop whose thread owns the engine.
+    config : dict of int
+        The fields of ``pplx_engine_config``.
+    provider : str
+        A built-in provider or the path of one.
+    devices : sequence of str
+        One domain is opened for each.
+    options : dict of str
+        The provider's options.
+    max_pending : int
+        Requests in flight at which submitting raises QueueFull.
+    drain_timeout : float
+        Seconds that a cancelled transfer has to be released.
+
+    Raises
+    ------
+    ProviderUnavailable, NativeCallError, ValueError
+        The engine does not exist then.
+    """
+
+    def __init__(
+        self,
+        loop,
+        dict config,
+        str provider,
+        devices,
+        dict options,
+        Py_ssize_t max_pending,
+        double drain_timeout,
+    ) -> None:
+        cdef pplx_engine_config c_config
+        cdef pplx_error error
+        cdef const pplx_provider *c_provider = find_provider(provider)
+        cdef Options c_options = Options(options)
+        cdef bytes device
+        c_config.ring_entries = config["ring_entries"]
+        c_config.spin_us = config["spin_us"]
+        c_config.poll_interval_us = config["poll_interval_us"]
+        c_config.heartbeat_interval_ms = config["heartbeat_interval_ms"]
+        c_config.heartbeat_timeout_ms = config["heartbeat_timeout_ms"]
+        c_config.again_timeout_ms = config["again_timeout_ms"]
+        c_config.shard_nbytes = config["shard_nbytes"]
+        c_config.message_nbytes = config["message_nbytes"]
+        c_config.message_slots = config["message_slots"]
+        c_config.cpu = config["cpu"]
+        self.loop = loop
+        self.max_pending = max_pending
+        self.drain_timeout = drain_timeout
+        self.peers = {}
+        self.counters = {}
+        self.registrations = set()
+        self.room_waiters = []
+        self.domain_names = []
+        error.status = api.engine_open(&c_config, &self.ptr, &error)
+        check(&error, "open an engine")
+        cdef const char *name
+        cdef pplx_engine *ptr = self.ptr
+        for text in devices:
+            device = text.encode()
+            name = device
+            with nogil:
+                error.status = api.engine_add_domain(ptr, c_provider, name, c_options.items, c_options.count, &error)
+            check(&error, f"open device {text}")
+            self.domain_names.append(f"{text}#{len(self.domain_names)}")
+        with nogil:
+            error.status = api.engine_start(ptr, &error)
+        check(&error, "start the engine")
+        self.thread = PyThread_get_thread_ident()
+        self.running = True
+        _running.add(self)
+        api.arm(self.ptr)
+
+    # ---- the loop's side ----
+
+    @property
+    def fd(self) -> int:
+        """The eventfd to watch; `on_readable` is what to call."""
+        return api.engine_fd(self.ptr)
+
+    def on_readable(self) -> None:
+        """Settle everything that has finished, and arm the wake-up again."""
+        if self.ptr == NULL:
+            return
+        api.clear(self.ptr)
+        self.drain_done_list()
+
+    def drain_done_list(self) -> None:
+        """As `on_readable`, when nobody rang."""
+        if self.ptr == NULL:
+            return
+        self.reap()
+        if self.ptr != NULL and not api.arm(self.ptr):
+            # More came meanwhile. The loop's other work goes first, so that it stays responsive.
+            self.loop.call_soon(self.drain_done_list)
+
+    cdef int reap(self) except -1:
+        cdef pplx_node *node = api.reap(self.ptr)
+        cdef pplx_node *next_node
+        while node != NULL:
+            next_node = node.next  # what handles it may free it
+            try:
+                self.handle(node)
+            except BaseException as exception:
+                # An error here is the engine's own or a callback's; the others still get theirs.
+                self.loop.call_exception_handler({"message": "handling a completion failed", "exception": exception})
+            node = next_node
+        if self.room_waiters:
+            waiters, self.room_waiters = self.room_waiters, []
+            for limit, waiter in waiters:
+                if self.inflight > limit:
+                    self.room_waiters.append((limit, waiter))
+                elif not waiter.done():
+                    waiter.set_result(None)
+        return 0
+
+    cdef int handle(self, void *address) except -1:
+        cdef pplx_node *node = <pplx_node *>address
+        cdef pplx_message *message
+        cdef Transfer transfer
+        cdef PeerRecord peer
+        if node.kind == PPLX_NODE_REQUEST:
+            transfer = <Transfer>(<pplx_request *>node).cookie
+            try:
+                transfer.reaped()
+            finally:
+                if transfer.released:
+                    self.inflight -= 1
+                    Py_DECREF(transfer)
+        elif node.kind == PPLX_NODE_COUNTER:
+            (<CounterCore>(<pplx_counter *>node).cookie).reaped()
+        elif node.kind == PPLX_NODE_MESSAGE:
+            message = <pplx_message *>node
+            peer = self.peers.get(<size_t>message.peer)
+            if peer is not None and self.on_message is not None:
+                self.on_message(peer.owner, message.data[: message.nbytes], <size_t>message)
+            else:
+                api.message_release(self.ptr, message)
+        elif node.kind == PPLX_NODE_PEER:
+            for peer in list(self.peers.values()):
+                if peer.is_open and self._is_lost(peer):
+                    self._lost(peer)
+        return 0
+
+    cdef bint _is_lost(self, PeerRecord peer):
+        cdef pplx_error error
+        api.peer_reason(<pplx_peer *>peer.ptr, &error)
+        return error.status != PPLX_OK
+
+    cdef int _lost(self, PeerRecord peer) except -1:
+        peer.is_open = False
+        peer.reason = PeerLost(self.lost_reason(<size_t>peer.ptr), peer=peer.label)
+        if self.on_peer_lost is not None:
+            self.on_peer_lost(peer.owner, peer.reason)
+        return 0
+
+    # ---- submitting ----
+
+    cdef int check_usable(self) except -1:
+        if not self.running:
+            raise ClosedResourceError("the engine is closed, or this is the child of a fork")
+        if PyThread_get_thread_ident() != self.thread:
+            raise RuntimeError("an engine is used from the thread of its event loop only: loop.call_soon_threadsafe")
+        return 0
+
+    cdef Transfer new_transfer(self, str operation, unsigned int opcode):
+        self.check_usable()
+        if self.inflight >= self.max_pending:
+            raise QueueFull(f"{self.inflight} requests are in flight, max_pending is {self.max_pending}")
+        cdef Transfer transfer = Transfer.__new__(Transfer)
+        transfer.loop = self.loop
+        transfer.engine = self
+        transfer.c_engine = self.ptr
+        transfer.operation = operation
+        transfer.request.opcode = opcode
+        return transfer
+
+    cdef Transfer submit_plan(self, str operation, Plan plan, bint detached):
+        cdef Transfer transfer = self.new_transfer(operation, PPLX_WRITE)
+        for used in plan.used:
+            check_open(self, used)
+        plan.finish()
+        transfer.owned_targets = plan.targets
+        transfer.owned_segments = plan.segments
+        plan.targets = NULL
+        plan.segments = NULL
+        transfer.request.targets = transfer.owned_targets
+        transfer.request.ntargets = <uint32_t>plan.ntargets
+        transfer.nbytes = plan.nbytes
+        transfer.detached = detached
+        for used in plan.used:
+            transfer.use(used)
+        self.inflight += 1
+        transfer.submit()
+        return transfer
+
+    cdef Transfer call(self, unsigned int opcode, void *subject, str operation, object used, object finisher):
+        cdef Transfer transfer = self.call_later(opcode, subject, operation)
+        transfer.finisher = finisher
+        if used is not None:
+            transfer.use(used)
+        transfer.submit()
+        return transfer
+
+    cdef Transfer call_later(self, unsigned int opcode, void *subject, str operation):
+        """A call that the caller completes and submits."""
+        cdef Transfer transfer = Transfer.__new__(Transfer)
+        if not self.running:
+            raise ClosedResourceError("the engine is closed, or this is the child of a fork")
+        transfer.loop = self.loop
+        transfer.engine = self
+        transfer.c_engine = self.ptr
+        transfer.operation = operation
+        transfer.request.kind = PPLX_REQUEST_CALL
+        transfer.request.opcode = opcode
+        transfer.request.subject = subject
+        self.inflight += 1
+        return transfer
+
+    def write(
+        self,
+        LocalSlice local not None,
+        RemoteSlice remote not None,
+        RemoteCounterRecord counter=None,
+        bint detached=False,
+    ) -> Transfer:
+        """Submit one write."""
+        check_write(self, local, remote)
+        if local.nbytes != remote.nbytes:
+            raise ValueError(
+                f"lengths differ: {local.nbytes} B here, {remote.nbytes} B at peer {remote.record.peer.label}"
+            )
+        cdef uint32_t c_counter = counter_for(remote.record.peer, counter)
+        cdef Transfer transfer = self.new_transfer("write", PPLX_WRITE)
+        if counter is not None:
+            transfer.use(counter)
+        return self._submit_one(transfer, local, remote, c_counter, detached)
+
+    def read(self, RemoteSlice remote not None, LocalSlice local not None, bint detached=False) -> Transfer:
+        """Submit one read."""
+        cdef PeerRecord peer = remote.record.peer
+        check_peer(self, peer)
+        if local.registration.engine is not self:
+            raise ValueError("the local region is registered with another engine")
+        if not local.registration.is_open:
+            raise ClosedResourceError("the local region is closed")
+        if not local.registration.writable:
+            raise ValueError("the local region is read-only: nothing can be read into it")
+        if remote.record.revoked:
+            raise BrokenResourceError(f"the region was revoked by peer {peer.label}")
+        if not remote.record.access & PPLX_ACCESS_REMOTE_READ:
+            raise ValueError(f"peer {peer.label} did not allow reads from this region")
+        if local.nbytes != remote.nbytes:
+            raise ValueError(f"lengths differ: {local.nbytes} B here, {remote.nbytes} B at peer {peer.label}")
+        cdef Transfer transfer = self.new_transfer("read", PPLX_READ)
+        return self._submit_one(transfer, local, remote, <uint32_t>PPLX_NO_COUNTER, detached)
+
+    cdef Transfer _submit_one(
+        self, Transfer transfer, LocalSlice local, RemoteSlice remote, uint32_t counter, bint detached
+    ):
+        transfer.segment.local = local.offset
+        transfer.segment.remote = remote.offset
+        transfer.segment.nbytes = local.nbytes
+        transfer.segment.pages = 1
+        transfer.target.local = &local.registration.mr
+        transfer.target.remote = &remote.record.remote
+        transfer.target.peer = remote.record.remote.peer
+        transfer.target.segments = &transfer.segment
+        transfer.target.nsegments = 1
+        transfer.target.counter = counter
+        transfer.request.targets = &transfer.target
+        transfer.request.ntargets = 1
+        transfer.nbytes = local.nbytes
+        transfer.detached = detached
+        transfer.use(local.registration)
+        transfer.use(remote.record)
+        transfer.use(remote.record.peer)
+        self.inflight += 1
+        transfer.submit()
+        return transfer
+
+    def plan(self) -> Plan:
+        """Start a request of many writes."""
+        self.check_usable()
+        return Plan(self, api.engine_max_message(self.ptr))
+
+    def submit(self, Plan plan not None, str operation, bint detached=False) -> Transfer:
+        """Submit a plan; it is used up."""
+        return self.submit_plan(operation, plan, detached)
+
+    def send(self, PeerRecord peer not None, data) -> Transfer:
+        """Submit a two-sided message; ``data`` is copied now."""
+        check_peer(self, peer)
+        cdef Transfer transfer = self.new_transfer("send", 0)
+        cdef bytes payload = bytes(data)
+        transfer.payload = payload
+        transfer.nbytes = <uint64_t>len(payload)
+        transfer.request.kind = PPLX_REQUEST_SEND
+        transfer.request.subject = peer.ptr
+        transfer.request.payload = <const void *><const char *>payload
+        transfer.request.payload_nbytes = transfer.nbytes
+        transfer.use(peer)
+        self.inflight += 1
+        transfer.submit()
+        return transfer
+
+    def message_release(self, size_t message) -> None:
+        """Give a message's buffer back to receive again: only then may its sender send another."""
+        if self.ptr != NULL:
+            api.message_release(self.ptr, <pplx_message *>message)
+
+    def tell_room(self, limit, future) -> None:
+        """Resolve a future when at most ``limit`` requests are in flight."""
+        if self.inflight > limit:
+            self.room_waiters.append((limit, future))
+        else:
+            future.set_result(None)
+
+    # ---- memory ----
+
+    def register(self, Registration registration not None) -> Transfer:
+        """Submit the registration with every domain."""
+        self.check_usable()
+
+        def finish(bint ok):
+            registration.is_open = ok
+            if ok:
+                self.registrations.add(registration)
+            else:
+                registration.let_go()
+            return registration
+
+        return self.call(PPLX_CALL_MR_OPEN, &registration.mr, "register", registration, finish)
+
+    def open_registrations(self) -> list[Registration]:
+        """What is registered now."""
+        return list(self.registrations)
+
+    def deregister(self, Registration registration not None) -> Transfer:
+        """Submit its end; no transfer uses it any more. Then the caller lets go of the buffer."""
+        registration.is_open = False
+
+        def finish(bint ok):
+            self.registrations.discard(registration)
+
+        return self.call(PPLX_CALL_MR_CLOSE, &registration.mr, "deregister", registration, finish)
+
+    # ---- counters ----
+
+    def counter_open(self, CounterCore counter not None) -> None:
+        """Give a counter its id."""
+        self.check_usable()
+        if api.counter_open(self.ptr, &counter.counter) != PPLX_OK:
+            raise MemoryError("all 2**20 counters are in use: close some")
+        counter.is_open = True
+        self.counters[counter.counter.id] = counter
+
+    def counter_close(self, CounterCore counter not None) -> Transfer:
+        """Submit the end of a counter. Its id stays reserved until `counter_recycle`."""
+        counter.is_open = False
+        counter.end_waits(ClosedResourceError("the counter was closed"))
+
+        def finish(bint ok):
+            self.counters.pop(counter.counter.id, None)
+
+        return self.call(PPLX_CALL_COUNTER_CLOSE, &counter.counter, "close a counter", None, finish)
+
+    def counter_recycle(self, uint32_t counter) -> None:
+        """Let an id be used again: no immediate for it can come any more."""
+        if self.ptr != NULL:
+            api.counter_recycle(self.ptr, counter)
+
+    # ---- peers ----
+
+    def peer_new(self, str label, uint32_t remote_domains, owner) -> PeerRecord:
+        """Make a peer that is not open yet."""
+        self.check_usable()
+        cdef PeerRecord peer = PeerRecord(self, label)
+        peer.owner = owner
+        peer.ptr = api.peer_new(self.ptr, <void *>peer, remote_domains)
+        if peer.ptr == NULL:
+            raise MemoryError("no memory or no counter for another peer")
+        self.peers[<size_t>peer.ptr] = peer
+        return peer
+
+    def peer_open(self, PeerRecord peer not None) -> Transfer:
+        """Submit the opening of its endpoints."""
+        return self.call(PPLX_CALL_PEER_OPEN, peer.ptr, "open endpoints", peer, None)
+
+    def peer_endpoints(self, PeerRecord peer not None) -> dict[str, object]:
+        """What the other side must know, once the endpoints are open."""
+        cdef pplx_link_address address
+        cdef pplx_remote_key key
+        cdef pplx_peer *ptr = <pplx_peer *>peer.ptr
+        addresses = []
+        landing = []
+        cdef size_t i
+        for i in range(api.peer_links(ptr)):
+            api.peer_address(ptr, i, &address)
+            addresses.append(bytes(address.bytes[: address.nbytes]))
+        for i in range(api.engine_domains(self.ptr)):
+            api.engine_landing(self.ptr, i, &key)
+            landing.append((key.key, key.base))
+        return {
+            "addresses": addresses,
+            "landing": landing,
+            "heartbeat_counter": api.peer_heartbeat_counter(ptr),
+            "credit_counter": api.peer_credit_counter(ptr),
+            "token": api.peer_token(ptr),
+        }
+
+    def peer_connect(
+        self,
+        PeerRecord peer not None,
+        addresses,
+        landing,
+        uint32_t heartbeat_counter,
+        uint32_t credit_counter,
+        uint32_t credits,
+        uint64_t token,
+        uint64_t message_nbytes,
+    ) -> Transfer:
+        """Submit the connecting: it settles when every link has carried a heartbeat both ways."""
+        cdef pplx_peer_config config
+        cdef bytes address
+        cdef size_t i
+        cdef size_t nlinks = api.peer_links(<pplx_peer *>peer.ptr)
+        if len(addresses) != nlinks:
+            raise ValueError(f"peer {peer.label} gave {len(addresses)} addresses for {nlinks} links")
+        if not 1 <= len(landing) <= 8:
+            raise ValueError(f"peer {peer.label} gave {len(landing)} landing keys")
+        config.domains = <uint32_t>len(landing)
+        config.heartbeat_counter = heartbeat_counter
+        config.credit_counter = credit_counter
+        config.credits = credits
+        config.token = token
+        config.message_nbytes = message_nbytes
+        for i in range(<size_t>len(landing)):
+            config.landing[i].key, config.landing[i].base = landing[i]
+        for i in range(nlinks):
+            address = addresses[i]
+            if len(address) > PPLX_ADDRESS_BYTES:
+                raise ValueError(f"peer {peer.label} gave an address of {len(address)} B")
+            config.links[i].nbytes = <uint32_t>len(address)
+            memcpy(config.links[i].bytes, <const char *>address, len(address))
+        api.peer_configure(<pplx_peer *>peer.ptr, &config)
+
+        def finish(bint ok):
+            peer.is_open = ok and peer.reason is None
+
+        return self.call(PPLX_CALL_PEER_CONNECT, peer.ptr, "connect", peer, finish)
+
+    def peer_close(self, PeerRecord peer not None) -> Transfer:
+        """Submit its end; it settles when every endpoint is closed. Then `peer_free`."""
+        peer.is_open = False
+        return self.call(PPLX_CALL_PEER_CLOSE, peer.ptr, "close a peer", None, None)
+
+    def peer_lost(self, PeerRecord peer not None, str why) -> Transfer:
+        """Submit that it is lost, which the core could not know; ``why`` goes into every PeerLost."""
+        cdef bytes text = why.encode()
+        cdef Transfer transfer = self.call_later(PPLX_CALL_PEER_LOST, peer.ptr, "drop a peer")
+        transfer.payload = text
+        transfer.request.payload = <const char *>text
+        transfer.submit()
+        return transfer
+
+    def peer_free(self, PeerRecord peer not None) -> None:
+        """Free the core's part, after `peer_close` has settled."""
+        if peer.ptr != NULL and self.ptr != NULL:
+            self.peers.pop(<size_t>peer.ptr, None)
+            api.peer_free(<pplx_peer *>peer.ptr)
+        peer.ptr = NULL
+
+    def peer_record(self, size_t ptr):
+        """The record of a core peer, or None."""
+        return self.peers.get(ptr)
+
+    def lost_reason(self, size_t ptr) -> str:
+        """Why a peer is lost, as the core says it."""
+        cdef pplx_error error
+        api.peer_reason(<pplx_peer *>ptr, &error)
+        return error.text.decode(errors="replace")
+
+    def missing(self, size_t ptr, uint32_t counter, uint64_t eighths, str reason) -> None:
+        """A counted transfer failed in part: tell the receiver, by whoever can."""
+        if self.on_missing is not None:
+            self.on_missing(self.peers[ptr].owner, counter, eighths, reason)
+
+    # ---- telling ----
+
+    def caps(self) -> list[dict[str, object]]:
+        """What each domain can do, and its limits."""
+        cdef pplx_caps caps
+        cdef size_t i
+        result = []
+        for i in range(api.engine_domains(self.ptr)):
+            api.engine_caps(self.ptr, i, &caps)
+            result.append(
+                {
+                    "name": self.domain_names[i],
+                    "description": caps.description.decode(errors="replace"),
+                    "max_message": caps.max_message,
+                    "max_inflight": caps.max_inflight,
+                    "max_inflight_nbytes": caps.max_inflight_bytes,
+                    "eager_posts": caps.eager_posts,
+                    "posts_per_turn": caps.posts_per_turn,
+                    "bits_per_second": caps.bits_per_second,
+                    "read": bool(caps.flags & PPLX_CAP_READ),
+                    "wait_fd": bool(caps.flags & PPLX_CAP_WAIT_FD),
+                    "fence": bool(caps.flags & PPLX_CAP_FENCE),
+                    "cuda": bool(caps.flags & PPLX_CAP_CUDA),
+                    "dmabuf": bool(caps.flags & PPLX_CAP_DMABUF),
+                }
+            )
+        return result
+
+    def stats(self) -> dict[str, int]:
+        """Counts of the whole engine."""
+        cdef pplx_engine_stats stats
+        api.engine_read_stats(self.ptr, &stats)
+        return {
+            "turns": stats.turns,
+            "sleeps": stats.sleeps,
+            "wakes": stats.wakes,
+            "requests": stats.requests,
+            "overflowed": stats.overflowed,
+            "stray_imms": stats.stray_imms,
+            "stray_messages": stats.stray_messages,
+        }
+
+    def link_stats(self, PeerRecord peer not None) -> list[dict[str, object]]:
+        """Counts of each link of a peer; lists are by opcode (write, write_imm, read, send, recv)."""
+        cdef pplx_link_stats stats
+        cdef size_t i
+        cdef int op, bucket
+        result = []
+        if peer.ptr == NULL:
+            return result
+        for i in range(api.peer_links(<pplx_peer *>peer.ptr)):
+            api.link_read_stats(<pplx_peer *>peer.ptr, i, &stats)
+            result.append(
+                {
+                    "domain": stats.domain,
+                    "remote_domain": stats.remote_domain,
+                    "posted": [stats.posted[op] for op in range(PPLX_OPCODES)],
+                    "completed": [stats.completed[op] for op in range(PPLX_OPCODES)],
+                    "failed": [stats.failed[op] for op in range(PPLX_OPCODES)],
+                    "nbytes": [stats.nbytes[op] for op in range(PPLX_OPCODES)],
+                    "again": stats.again,
+                    "inflight": stats.inflight,
+                    "inflight_nbytes": stats.inflight_nbytes,
+                    "latency": [
+                        [stats.latency[op][bucket] for bucket in range(PPLX_LATENCY_BUCKETS)]
+                        for op in range(PPLX_OPCODES)
+                    ],
+                }
+            )
+        return result
+
+    # ---- the end ----
+
+    def close(self) -> None:
+        """Stop the proxy thread and close the domains. Every peer and registration is closed."""
+        self.running = False
+        _running.discard(self)
+        cdef pplx_engine *ptr = self.ptr
+        self.ptr = NULL
+        if ptr != NULL:
+            with nogil:
+                api.engine_close(ptr)
+
+    def stop(self) -> None:
+        """Stop the proxy thread only: nothing is freed, for NICs may still know the memory."""
+        self.running = False
+        _running.discard(self)
+        cdef pplx_engine *ptr = self.ptr
+        if ptr != NULL:
+            with nogil:
+                api.engine_stop(ptr)

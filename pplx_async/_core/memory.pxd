@@ -1,0 +1,64 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+from cpython.buffer cimport Py_buffer
+from libc.stdint cimport uint32_t, uint64_t
+
+from pplx_async._core.includes.pplx cimport pplx_mr, pplx_remote
+
+
+cdef class Used:
+    cdef readonly Py_ssize_t uses
+    cdef public Py_ssize_t stuck
+    cdef list _idle
+
+    cdef int acquire(self) except -1
+    cdef int release(self) except -1
+
+
+cdef class Registration(Used):
+    cdef pplx_mr mr
+    cdef Py_buffer view
+    cdef bint has_view
+    cdef readonly object engine
+    cdef readonly uint64_t nbytes
+    cdef readonly uint32_t access
+    cdef readonly bint writable
+    cdef public bint is_open
+
+
+cdef class LocalSlice:
+    cdef readonly Registration registration
+    cdef readonly uint64_t offset
+    cdef readonly uint64_t nbytes
+    cdef object owner
+
+
+cdef class PeerRecord(Used):
+    cdef readonly object engine
+    cdef readonly str label
+    cdef void *ptr
+    cdef public object owner
+    cdef public bint is_open
+    cdef public object reason
+
+
+cdef class RemoteRecord(Used):
+    cdef object __weakref__
+    cdef pplx_remote remote
+    cdef readonly PeerRecord peer
+    cdef readonly uint64_t region
+    cdef readonly uint64_t nbytes
+    cdef readonly uint32_t access
+    cdef public bint revoked
+
+
+cdef class RemoteSlice:
+    cdef readonly RemoteRecord record
+    cdef readonly uint64_t offset
+    cdef readonly uint64_t nbytes
+
+
+cdef class RemoteCounterRecord(Used):
+    cdef readonly PeerRecord peer
+    cdef readonly uint32_t counter
+    cdef public bint closed

@@ -1,0 +1,215 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""Memory on both sides: what keeps it alive, what may be done with it, and its slices.
+
+A `Registration` holds the exporter's buffer for as long as a NIC may touch it; a `RemoteRecord` is
+what a descriptor said of a peer's memory. Slices only point into them. Everything that a transfer
+uses counts its users (`Used`), so that closing can wait until nobody is left.
+"""
+
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport uint32_t, uint64_t
+
+from pplx_async._core.includes.pplx cimport (
+    PPLX_ACCESS_REMOTE_WRITE,
+    PPLX_MEMORY_HOST,
+    pplx_peer,
+)
+
+__all__ = [
+    "LocalSlice",
+    "PeerRecord",
+    "Registration",
+    "RemoteCounterRecord",
+    "RemoteRecord",
+    "RemoteSlice",
+    "Used",
+]
+
+
+cdef class Used:
+    """Something that transfers use; tells when the last of them has let go.
+
+    Attributes
+    ----------
+    uses : int
+        Transfers that use it.
+    stuck : int
+        Those of them that have settled, but whose memory the provider still holds.
+    """
+
+    cdef int acquire(self) except -1:
+        self.uses += 1
+        return 0
+
+    cdef int release(self) except -1:
+        self.uses -= 1
+        if self.uses == 0 and self._idle is not None:
+            idle, self._idle = self._idle, None
+            for future in idle:
+                if not future.done():
+                    future.set_result(None)
+        return 0
+
+    def tell_idle(self, future) -> None:
+        """Resolve a future when no transfer uses it, now or at the last release."""
+        if self.uses == 0:
+            future.set_result(None)
+        elif self._idle is None:
+            self._idle = [future]
+        else:
+            self._idle.append(future)
+
+
+cdef class Registration(Used):
+    """The buffer of one region, registered with every domain of an engine.
+
+    Parameters
+    ----------
+    engine : Engine
+        Where it is registered.
+    buffer : object with the buffer protocol
+        C-contiguous host memory.
+    access : int
+        What peers may do: 1 read, 2 write, 3 both, 0 nothing.
+    writable : bool
+        Ask for a writable buffer, so that own reads may land in it.
+    """
+
+    def __init__(self, engine, buffer, uint32_t access, bint writable) -> None:
+        cdef int flags = PyBUF_C_CONTIGUOUS
+        if writable or access & PPLX_ACCESS_REMOTE_WRITE:
+            flags |= PyBUF_WRITABLE
+        PyObject_GetBuffer(buffer, &self.view, flags)
+        self.has_view = True
+        self.engine = engine
+        self.nbytes = <uint64_t>self.view.len
+        self.access = access
+        self.writable = not self.view.readonly
+        self.mr.memory.kind = PPLX_MEMORY_HOST
+        self.mr.memory.device = -1
+        self.mr.memory.fd = -1
+        self.mr.memory.address = <uint64_t>self.view.buf
+        self.mr.memory.nbytes = self.nbytes
+        self.mr.access = access
+
+    @property
+    def address(self) -> int:
+        """Where the memory starts."""
+        return self.mr.memory.address
+
+    @property
+    def keys(self) -> list[tuple[int, int]]:
+        """(key, base) of each domain, for the descriptor."""
+        return [(self.mr.keys[i].key, self.mr.keys[i].base) for i in range(self.mr.domains)]
+
+    @property
+    def register_ns(self) -> int:
+        """What registering took, in nanoseconds."""
+        return self.mr.register_ns
+
+    def let_go(self) -> None:
+        """Give the exporter its buffer back. No NIC may know it any more."""
+        if self.has_view:
+            self.has_view = False
+            PyBuffer_Release(&self.view)
+
+    def __dealloc__(self):
+        # Still registered: the engine keeps every open registration alive, so this is not reached
+        # for one. Without an engine there was never a NIC.
+        if self.has_view:
+            PyBuffer_Release(&self.view)
+
+
+cdef tuple bounds(object index, uint64_t nbytes, str what):
+    """Offset and length of ``index`` in ``nbytes`` bytes, or a helpful error."""
+    if not isinstance(index, slice):
+        raise TypeError(f"slice {what} by bytes, as in region[0:4096], not with {type(index).__name__}")
+    if index.step not in (None, 1):
+        raise ValueError(f"a slice of {what} is contiguous: no step ({index.step})")
+    start = 0 if index.start is None else index.start.__index__()
+    stop = nbytes if index.stop is None else index.stop.__index__()
+    # Unlike a list's, a slice that reaches past the end is an error: lengths decide what is moved.
+    if start < 0:
+        start += nbytes
+    if stop < 0:
+        stop += nbytes
+    if not 0 <= start <= stop <= nbytes:
+        raise IndexError(f"[{index.start}:{index.stop}] is not inside {what} of {nbytes} B")
+    return start, stop - start
+
+
+cdef class LocalSlice:
+    """A range of registered local memory. Free to make; keeps the region that it is of alive."""
+
+    def __init__(self, Registration registration, uint64_t offset, uint64_t nbytes, owner) -> None:
+        self.registration = registration
+        self.offset = offset
+        self.nbytes = nbytes
+        if owner is not self:  # a region is its own largest slice, and no cycle
+            self.owner = owner
+
+    def __len__(self) -> int:
+        return self.nbytes
+
+    def __getitem__(self, index) -> "LocalSlice":
+        offset, nbytes = bounds(index, self.nbytes, "a region")
+        owner = self if self.owner is None else self.owner
+        return LocalSlice(self.registration, self.offset + <uint64_t>offset, nbytes, owner)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.nbytes} B at offset {self.offset}>"
+
+
+cdef class PeerRecord(Used):
+    """The core's peer, as transfers see it. ``ptr`` is NULL once the core has freed it."""
+
+    def __init__(self, engine, str label) -> None:
+        self.engine = engine
+        self.label = label
+
+
+cdef class RemoteRecord(Used):
+    """What a descriptor says of a peer's memory."""
+
+    def __init__(self, PeerRecord peer, uint64_t region, uint64_t nbytes, uint32_t access, keys) -> None:
+        if not 1 <= len(keys) <= 8:
+            raise ValueError(f"a region has 1 to 8 keys, not {len(keys)}")
+        self.peer = peer
+        self.region = region
+        self.nbytes = nbytes
+        self.access = access
+        self.remote.peer = <pplx_peer *>peer.ptr
+        self.remote.nbytes = nbytes
+        self.remote.access = access
+        self.remote.domains = <uint32_t>len(keys)
+        for i, (key, base) in enumerate(keys):
+            self.remote.keys[i].key = key
+            self.remote.keys[i].base = base
+
+
+cdef class RemoteSlice:
+    """A range of a peer's memory. Free to make; says nothing about what the peer thinks of it."""
+
+    def __init__(self, RemoteRecord record, uint64_t offset, uint64_t nbytes) -> None:
+        self.record = record
+        self.offset = offset
+        self.nbytes = nbytes
+
+    def __len__(self) -> int:
+        return self.nbytes
+
+    def __getitem__(self, index) -> "RemoteSlice":
+        offset, nbytes = bounds(index, self.nbytes, "a remote region")
+        return RemoteSlice(self.record, self.offset + <uint64_t>offset, nbytes)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.nbytes} B at offset {self.offset} of peer {self.record.peer.label}>"
+
+
+cdef class RemoteCounterRecord(Used):
+    """A counter of a peer, as its descriptor tells."""
+
+    def __init__(self, PeerRecord peer, uint32_t counter) -> None:
+        self.peer = peer
+        self.counter = counter

@@ -1,0 +1,24 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+
+cdef enum PromiseState:
+    PENDING
+    DONE
+    CANCELLED
+
+
+cdef class Promise:
+    cdef object __weakref__
+    cdef object loop
+    cdef object _result
+    cdef object _exception
+    cdef object _cancel_message
+    cdef list _callbacks
+    cdef PromiseState state
+    cdef bint _retrieved
+    cdef bint _blocking
+
+    cdef bint fulfil(self, object result) except -1
+    cdef bint fail(self, object exception) except -1
+    cdef bint become_cancelled(self) except -1
+    cdef int _schedule(self) except -1

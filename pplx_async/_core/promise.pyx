@@ -1,0 +1,163 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a coroutine awaits: a future made for one native operation.
+
+asyncio takes any object for a future that has ``_asyncio_future_blocking`` and the methods of
+``asyncio.Future``, so ``await``, ``gather``, ``wait``, ``wait_for``, ``shield`` and ``TaskGroup``
+work on it, on every event loop. It differs in two ways: awaiting one that is done does not suspend,
+and ``cancel()`` only asks; the promise is cancelled when the native operation has let go.
+"""
+
+import asyncio
+from asyncio import CancelledError, InvalidStateError
+from contextvars import copy_context
+
+__all__ = ["Promise"]
+
+
+cdef class Promise:
+    """Base of `Transfer` and of the waits of a counter; not made by users.
+
+    Threads: the loop's own thread only.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+
+    # ---- awaiting ----
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.state == PENDING:
+            # The task that runs this await sees the flag, clears it and calls add_done_callback.
+            self._blocking = True
+            return self
+        raise StopIteration(self.result())
+
+    @property
+    def _asyncio_future_blocking(self):
+        return self._blocking
+
+    @_asyncio_future_blocking.setter
+    def _asyncio_future_blocking(self, bint value):
+        self._blocking = value
+
+    @property
+    def _loop(self):
+        return self.loop
+
+    # ---- the methods of asyncio.Future ----
+
+    def get_loop(self):
+        """Return the event loop that it belongs to."""
+        return self.loop
+
+    def done(self) -> bool:
+        """Return whether it has a result, an exception, or was cancelled."""
+        return self.state != PENDING
+
+    def cancelled(self) -> bool:
+        """Return whether it was cancelled."""
+        return self.state == CANCELLED
+
+    def result(self):
+        """Return the result, or raise what it failed with."""
+        if self.state == DONE:
+            self._retrieved = True
+            if self._exception is not None:
+                raise self._exception
+            return self._result
+        if self.state == CANCELLED:
+            raise self._make_cancelled_error()
+        raise InvalidStateError("not done yet")
+
+    def exception(self):
+        """Return what it failed with, or None."""
+        if self.state == DONE:
+            self._retrieved = True
+            return self._exception
+        if self.state == CANCELLED:
+            raise self._make_cancelled_error()
+        raise InvalidStateError("not done yet")
+
+    def add_done_callback(self, callback, *, context=None) -> None:
+        """Call ``callback(self)`` from the loop once it is done."""
+        if context is None:
+            context = copy_context()
+        if self.state != PENDING:
+            self.loop.call_soon(callback, self, context=context)
+        elif self._callbacks is None:
+            self._callbacks = [(callback, context)]
+        else:
+            self._callbacks.append((callback, context))
+
+    def remove_done_callback(self, callback) -> int:
+        """Remove every such callback; return how many there were."""
+        if self._callbacks is None:
+            return 0
+        kept = [pair for pair in self._callbacks if pair[0] != callback]
+        removed = len(self._callbacks) - len(kept)
+        self._callbacks = kept
+        return removed
+
+    def cancel(self, msg=None) -> bool:
+        """Ask to cancel; return False if it is done already."""
+        if self.state != PENDING:
+            return False
+        self._cancel_message = msg
+        self.become_cancelled()
+        return True
+
+    def _make_cancelled_error(self):
+        return CancelledError() if self._cancel_message is None else CancelledError(self._cancel_message)
+
+    # ---- for those who fulfil it; each is without effect once it is done ----
+
+    cdef bint fulfil(self, object result) except -1:
+        if self.state != PENDING:
+            return False
+        self._result = result
+        self.state = DONE
+        self._schedule()
+        return True
+
+    cdef bint fail(self, object exception) except -1:
+        if self.state != PENDING:
+            return False
+        self._exception = exception
+        self.state = DONE
+        self._schedule()
+        return True
+
+    cdef bint become_cancelled(self) except -1:
+        if self.state != PENDING:
+            return False
+        self.state = CANCELLED
+        self._schedule()
+        return True
+
+    cdef int _schedule(self) except -1:
+        callbacks = self._callbacks
+        self._callbacks = None
+        if callbacks is not None:
+            for callback, context in callbacks:
+                self.loop.call_soon(callback, self, context=context)
+        return 0
+
+    def __del__(self):
+        if self._exception is None or self._retrieved:
+            return
+        if self.loop.is_closed():
+            return
+        self.loop.call_exception_handler(
+            {
+                "message": f"{type(self).__name__} failed and nobody awaited it",
+                "exception": self._exception,
+                "future": self,
+            }
+        )

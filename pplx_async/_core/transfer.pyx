@@ -1,0 +1,222 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""One operation in flight: the C request and what awaits it are one object.
+
+Life: an engine method fills the request in and submits it; from then on the core points into this
+object, so the engine holds a reference until the core has let go. It comes back through the done
+list when it has settled (the outcome is known) and when it is released (the memory is free), which
+nearly always is the same moment.
+"""
+
+from libc.stdlib cimport free
+
+from pplx_async._core.includes.pplx cimport (
+    PPLX_CANCELLED,
+    PPLX_NO_COUNTER,
+    PPLX_OK,
+    PPLX_PEER_LOST,
+    PPLX_REQUEST_CALL,
+    PPLX_REQUEST_SEND,
+    PPLX_REQUEST_TRANSFER,
+    pplx_error,
+    pplx_target,
+)
+from pplx_async._core.memory cimport PeerRecord, Used
+from pplx_async._core.promise cimport Promise
+from pplx_async._core.rt cimport api
+from cpython.ref cimport Py_INCREF
+
+from pplx_async import errors
+
+__all__ = ["Transfer"]
+
+
+cdef class Transfer(Promise):
+    """An operation that was submitted; await it for its outcome.
+
+    Attributes
+    ----------
+    operation : str
+        ``"write"``, ``"read"``, ``"write_pages"`` ...
+    nbytes : int
+        Bytes that it moves in all; the result of the await.
+    settled : bool
+        The outcome is known.
+    released : bool
+        The provider has let go of the memory.
+    detached : bool
+        Cancelling an await ends that await only.
+    """
+
+    cdef int use(self, Used used) except -1:
+        used.acquire()
+        if self.used0 is None:
+            self.used0 = used
+        elif self.used1 is None:
+            self.used1 = used
+        elif self.used2 is None:
+            self.used2 = used
+        else:
+            if self.used_more is None:
+                self.used_more = []
+            self.used_more.append(used)
+        return 0
+
+    cdef list all_used(self):
+        return [used for used in (self.used0, self.used1, self.used2, *(self.used_more or ())) if used is not None]
+
+    cdef int submit(self) except -1:
+        self.request.cookie = <void *>self
+        Py_INCREF(self)  # the core's; given back by Engine.reap when the request is released
+        api.submit(self.c_engine, &self.request)
+        return 0
+
+    cdef bint reaped(self) except -1:
+        cdef bint released = api.request_reaped(&self.request)
+        cdef bint was_stuck = self.settled
+        cdef Used used
+        try:
+            if not self.settled:
+                self.settled = True
+                self._settle()
+        finally:
+            if not released or was_stuck:
+                # The rare case that settling and release are two events.
+                for used in self.all_used():
+                    used.stuck += -1 if released else 1
+            if released:
+                self.released = True
+                self._release()
+        return released
+
+    cdef int _settle(self) except -1:
+        cdef int status = self.request.error.status
+        if self.finisher is not None:
+            # A call: what it gives back, or an exception of its own.
+            finisher, self.finisher = self.finisher, None
+            result = finisher(status == PPLX_OK)
+        else:
+            result = self.nbytes
+        if status != PPLX_OK:
+            failure = self._failure()
+            if self.request.kind == PPLX_REQUEST_TRANSFER and status != PPLX_PEER_LOST:
+                self._report_missing(str(failure) or "the transfer was cancelled")
+        if self.cancel_requested and not self.detached:
+            return 0  # when the memory is released: _release
+        if status == PPLX_OK:
+            self.fulfil(result)
+        elif status == PPLX_CANCELLED:
+            self.become_cancelled()
+        else:
+            self.fail(failure)
+        return 0
+
+    cdef int _release(self) except -1:
+        if self.used0 is not None:
+            self.used0.release()
+        if self.used1 is not None:
+            self.used1.release()
+        if self.used2 is not None:
+            self.used2.release()
+        if self.used_more is not None:
+            for used in self.used_more:
+                (<Used>used).release()
+        self.used0 = self.used1 = self.used2 = None
+        self.used_more = None
+        self.payload = None
+        free(self.owned_targets)
+        free(self.owned_segments)
+        self.owned_targets = NULL
+        self.owned_segments = NULL
+        if self.cancel_requested:
+            self.become_cancelled()
+        callbacks, self.release_callbacks = self.release_callbacks, None
+        if callbacks is not None:
+            for callback in callbacks:
+                self.loop.call_soon(callback, self)
+        return 0
+
+    cdef object _failure(self):
+        """The exception for a request that failed."""
+        cdef const pplx_error *error = &self.request.error
+        cdef pplx_target *target = NULL
+        peer = domain = None
+        if self.request.kind == PPLX_REQUEST_TRANSFER and self.request.ntargets:
+            target = &self.request.targets[self.request.failed_target]
+            record = self.engine.peer_record(<size_t>target.peer)
+            peer = record.label if record is not None else None
+            domain = self.engine.domain_names[target.domain]
+        elif self.used0 is not None and isinstance(self.used0, PeerRecord):
+            peer = (<PeerRecord>self.used0).label
+        status = api.status_name(error.status)
+        text = error.text.decode(errors="replace") or api.status_text(error.status).decode()
+        if error.status == PPLX_PEER_LOST:
+            why = self.engine.lost_reason(<size_t>target.peer) if target != NULL else None
+            text = why or text
+        return errors.completion_error(
+            status.decode() if status != NULL else "INTERNAL",
+            text,
+            operation=self.operation,
+            peer=peer,
+            domain=domain,
+            nbytes=self.nbytes if self.request.kind != PPLX_REQUEST_CALL else None,
+            provider_error=error.provider_error,
+        )
+
+    cdef int _report_missing(self, str reason) except -1:
+        """Tell each receiver whose counter got a part of what did not succeed as a whole."""
+        cdef pplx_target *target
+        cdef size_t i
+        for i in range(self.request.ntargets):
+            target = &self.request.targets[i]
+            if target.counter == <unsigned int>PPLX_NO_COUNTER or target.status == PPLX_OK:
+                continue
+            if target.posted == 0 or target.delivered == target.total:
+                continue
+            self.engine.missing(<size_t>target.peer, target.counter, target.total - target.delivered, reason)
+        return 0
+
+    def cancel(self, msg=None) -> bool:
+        """Drop what is not posted; the transfer is cancelled once the rest has drained.
+
+        Until then whoever awaits it keeps waiting: the memory is in use. A detached transfer only
+        lets its awaiters go, and goes on.
+        """
+        if self.done():
+            return False
+        self._cancel_message = msg
+        if self.detached:
+            self.become_cancelled()
+        elif not self.cancel_requested:
+            self.cancel_requested = True
+            api.cancel(self.c_engine, &self.request)
+            if self.request.kind != PPLX_REQUEST_CALL:
+                self.loop.call_later(self.engine.drain_timeout, self._give_up)
+        return True
+
+    def _give_up(self) -> None:
+        """The memory was not released in time after a cancel: whoever waits hears that instead."""
+        if not self.done():
+            self.fail(
+                errors.UnreleasedMemory(
+                    f"{self.operation} of {self.nbytes} B was cancelled, and the provider has not let go of its "
+                    f"memory within {self.engine.drain_timeout} s"
+                )
+            )
+
+    def add_release_callback(self, callback) -> None:
+        """Call ``callback(self)`` from the loop once the memory is released."""
+        if self.released:
+            self.loop.call_soon(callback, self)
+        elif self.release_callbacks is None:
+            self.release_callbacks = [callback]
+        else:
+            self.release_callbacks.append(callback)
+
+    def __repr__(self) -> str:
+        state = "released" if self.released else "settled" if self.settled else "in flight"
+        return f"<Transfer {self.operation} of {self.nbytes} B, {state}>"
+
+    def __dealloc__(self):
+        free(self.owned_targets)
+        free(self.owned_segments)
