@@ -4,9 +4,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import AsyncGenerator
+from typing import Any
 
-__all__ = ["FaultPlan"]
+from pplx_async.engine import TransferEngine
+from pplx_async.peer import Peer
+
+__all__ = ["FaultPlan", "connected_pair"]
+
+
+@contextlib.asynccontextmanager
+async def connected_pair(**options: Any) -> AsyncGenerator[tuple[Peer, Peer]]:
+    """Open two engines in this process and connect them.
+
+    Parameters
+    ----------
+    **options
+        Fields of `pplx_async.EngineOptions` for both; ``fabric`` is ``"loopback"`` unless given.
+
+    Yields
+    ------
+    tuple of Peer
+        The second engine as the first one sees it, and the first as the second one does. Each
+        peer's ``engine`` is the engine that sees it.
+    """
+    options.setdefault("fabric", "loopback")
+    async with TransferEngine(**options) as first, TransferEngine(**options) as second:
+        there = await first.connect(second.address)
+        here = await second.accept()
+        yield there, here
+
 
 # What a completion can fail with: the names in status.h but OK and AGAIN.
 _FAILURES = (

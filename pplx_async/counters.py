@@ -1,0 +1,77 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""Immediate counters: how a receiver knows that what it waits for has landed, in any order."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from pplx_async._core.counters import CounterCore
+from pplx_async._core.memory import PeerRecord, RemoteCounterRecord
+from pplx_async.wire import CounterDescriptor, encode_counter
+
+if TYPE_CHECKING:
+    from pplx_async.engine import TransferEngine
+    from pplx_async.peer import Peer
+
+__all__ = ["ImmCounter", "RemoteCounter"]
+
+
+class ImmCounter(CounterCore):
+    """Counts logical writes that have landed here; made by `TransferEngine.counter`.
+
+    A write counts 1 when all its bytes are in memory, however many NICs carried it, and whether or
+    not anyone waits yet; `write_pages` counts its pages. The parts of a write that was cut over NICs
+    are added as fractions: wait for everything that you expect, not for one of several writes that
+    may be under way together.
+
+    If a counted operation failed after a part of it may have been counted, the sender says so and
+    the counter is broken: all its waits raise `BrokenResourceError`. Make a new one.
+
+    Attributes
+    ----------
+    value : int
+        Whole writes so far; only grows.
+    available : int
+        Those of them that nobody took.
+    """
+
+    def __init__(self, engine: TransferEngine, peer: Peer | None) -> None:
+        super().__init__(engine._core)
+        self._engine = engine
+        self.peer = peer
+
+    def to_bytes(self) -> bytes:
+        """Return the descriptor with which peers count here (`Peer.counter`)."""
+        return encode_counter(CounterDescriptor(engine=self._engine.id, counter=self.id))
+
+    async def close(self) -> None:
+        """Stop counting. Idempotent.
+
+        Its id is used again only after every connected peer has confirmed that none of its writes
+        can still count under it.
+        """
+        await self._engine._close_counter(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<ImmCounter {self.id} at {self.value}>"
+
+
+class RemoteCounter(RemoteCounterRecord):
+    """A counter of a peer; pass it to ``write(..., counter=)``. Made by `Peer.counter`."""
+
+    def __init__(self, peer: Peer, record: PeerRecord, counter: int) -> None:
+        super().__init__(record, counter)
+        self.owner = peer
+
+    def __repr__(self) -> str:
+        return f"<RemoteCounter {self.counter} of {self.owner}>"

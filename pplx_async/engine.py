@@ -1,0 +1,696 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""TransferEngine: the NICs of one GPU or NUMA node, its memory, counters and peers.
+
+The way of a write through the code: ``operations.py`` -> ``_core/engine.pyx`` (checks, fills a request) ->
+``csrc/engine.c`` (ring) -> ``csrc/proxy.c`` and ``csrc/transfer.c`` (proxy thread: cuts, posts) ->
+``csrc/provider_*.c`` (the NIC); and back: completion queue -> proxy -> done list ->
+``_core/engine.pyx`` (event loop) -> whoever awaits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import warnings
+from collections import deque
+from collections.abc import AsyncGenerator, Coroutine, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from pplx_async import _loop, control, listen, topology
+from pplx_async._core.engine import Engine as CoreEngine
+from pplx_async._core.memory import Registration, Used
+from pplx_async._core.transfer import Transfer
+from pplx_async.counters import ImmCounter
+from pplx_async.errors import (
+    BrokenResourceError,
+    CleanupWarning,
+    ClosedResourceError,
+    LeakWarning,
+    PeerLost,
+    RegistrationError,
+    UnreleasedMemory,
+)
+from pplx_async.memory import ACCESS, MemoryRegion, RemoteRegion
+from pplx_async.operations import Operations
+from pplx_async.options import EngineOptions, join_address, split_address
+from pplx_async.peer import Message, Peer
+from pplx_async.stats import EngineStats
+from pplx_async.wire import CounterBroken, clip, decode_region
+
+if TYPE_CHECKING:
+    from pplx_async._typing import AccessName, Buffer
+
+__all__ = ["TransferEngine"]
+
+_log = logging.getLogger("pplx_async.engine")
+_T = TypeVar("_T")
+
+# Peers that may be in the middle of connecting to us at a time; the others wait for their turn.
+_MOST_MEETINGS = 32
+# Engines whose memory a provider never let go of: kept, with all they hold, until the process ends.
+_quarantined: list[CoreEngine] = []
+
+
+class TransferEngine(Operations):
+    """Moves memory one-sided between this process and its peers; use it with ``async with``.
+
+    Parameters
+    ----------
+    options : EngineOptions, optional
+        How it is set up; by default `EngineOptions.from_env`.
+    **overrides
+        Fields of `EngineOptions`, instead of those of the environment.
+
+    Attributes
+    ----------
+    options : EngineOptions
+        As given.
+    id : bytes
+        16 random bytes that name it; descriptors carry them.
+    address : str
+        ``"host:port"`` for `connect`, once it is open.
+    peers : tuple of Peer
+        Everyone who is connected, whoever called.
+
+    Raises
+    ------
+    ProviderUnavailable
+        On entering: the fabric isn't there; the text says what is missing and how to get it.
+    ValueError
+        It would listen beyond loopback without a secret.
+
+    Threads
+    -------
+    Everything on the thread of the event loop that entered it.
+    """
+
+    def __init__(self, options: EngineOptions | None = None, **overrides: Any) -> None:
+        if options is not None and overrides:
+            raise TypeError("give an EngineOptions or single options, not both: dataclasses.replace() makes one of two")
+        self.options = options if options is not None else EngineOptions.from_env(**overrides)
+        self.id = secrets.token_bytes(16)
+        self.host = control.host_identity()
+        self._choice: topology.Choice | None = None
+        self._server: listen.ControlServer | None = None
+        self._peers: set[Peer] = set()
+        self._servers: dict[Peer, asyncio.Task[None]] = {}
+        self._accepted: deque[Peer] = deque()
+        self._messages: deque[tuple[Message, int]] = deque()
+        self._meeting = asyncio.Semaphore(_MOST_MEETINGS)
+        self._news = asyncio.Event()  # an accepted peer or a message came, or the end
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._publications: dict[str, tuple[Registration, bytes]] = {}
+        self._counters: dict[int, ImmCounter] = {}
+        self._registered_nbytes = 0
+        self._next_region = 1
+        self._closing = False
+        self._closed: asyncio.Task[None] | None = None
+        self._open = False
+
+    # ---- life ----
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Open the NICs and listen for peers; ``async with`` does it."""
+        if self._open or self._closing:
+            raise RuntimeError("an engine is opened once")
+        options = self.options
+        host, port = split_address(options.listen)
+        listen.check_bind(host, options.secret_bytes, options.ssl_server, options.allow_insecure)
+        self._loop = asyncio.get_running_loop()
+        self._choice = topology.choose(options)
+        self._core = CoreEngine(
+            self._loop,
+            {
+                "ring_entries": options.ring_entries,
+                "spin_us": round(options.spin * 1e6),
+                "poll_interval_us": max(1, round(options.poll_interval * 1e6)),
+                "heartbeat_interval_ms": round(options.heartbeat_interval * 1e3),
+                "heartbeat_timeout_ms": round(options.peer_timeout * 1e3),
+                "again_timeout_ms": round(options.again_timeout * 1e3),
+                "shard_nbytes": options.shard_nbytes,
+                "message_nbytes": options.message_nbytes,
+                "message_slots": options.message_slots,
+                "cpu": -1 if options.cpu is None else options.cpu,
+            },
+            self._choice.provider,
+            self._choice.devices,
+            self._choice.options,
+            options.max_pending,
+            options.drain_timeout,
+        )
+        self._core.on_message = self._on_message
+        self._core.on_peer_lost = Peer._on_lost
+        self._core.on_missing = self._on_missing
+        _loop.attach(self._loop, self._core)
+        self._open = True
+        try:
+            self._server = await listen.ControlServer.start(
+                host,
+                port,
+                self._identity,
+                self._on_channel,
+                secret=options.secret_bytes,
+                ssl=options.ssl_server,
+                allow_insecure=options.allow_insecure,
+                handshake_timeout=options.connect_timeout,
+            )
+        except BaseException:
+            await self.close()
+            raise
+
+    @property
+    def _identity(self) -> control.Identity:
+        assert self._choice is not None
+        return control.Identity(
+            engine=self.id,
+            provider=self._choice.fabric,
+            domains=len(self._choice.devices),
+            host=self.host,
+            name=self.options.name,
+        )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether operations may be submitted."""
+        return self._open and not self._closing
+
+    @property
+    def address(self) -> str:
+        """``"host:port"`` that peers connect to."""
+        self._check_open()
+        assert self._server is not None
+        if self.options.advertise is None:
+            return self._server.address
+        if ":" in self.options.advertise.rpartition("]")[2]:
+            return self.options.advertise
+        return join_address(self.options.advertise.strip("[]"), self._server.port)
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """Everyone who is connected."""
+        return tuple(peer for peer in self._peers if peer.is_open)
+
+    def _check_open(self) -> None:
+        if not self.is_open:
+            raise ClosedResourceError("the engine is closed" if self._closing else "the engine is not open yet")
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        """Run something of ours in the background; what it fails with is logged."""
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+        return task
+
+    def _on_task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None and not self._closing:
+            _log.error("a background task of the engine failed", exc_info=task.exception())
+
+    async def close(self) -> None:
+        """Finish what is under way, say goodbye to every peer, close the NICs. Idempotent.
+
+        What isn't finished within ``EngineOptions.drain_timeout`` ends with WorkFlushed.
+
+        Raises
+        ------
+        UnreleasedMemory
+            A provider hasn't let go of memory; it stays registered and alive until the process ends.
+
+        Cancelling
+        ----------
+        The close goes on in the background.
+        """
+        if not self._open:
+            self._closing = True
+            return
+        if self._closed is None:
+            self._closing = True
+            self._closed = self._loop.create_task(self._close())
+        await asyncio.shield(self._closed)
+
+    async def _close(self) -> None:
+        timeout = self.options.drain_timeout
+        if self._server is not None:
+            await self._server.aclose()
+        for peer in list(self._peers):
+            if peer._closing is None:
+                peer._closing = self._loop.create_task(peer._close("the engine closes"))
+        closing = [peer._closing for peer in self._peers if peer._closing is not None]
+        if closing:
+            await asyncio.wait(closing, timeout=2 * timeout)
+        for task in [*self._servers.values(), *self._tasks]:
+            task.cancel()
+        for counter in self._counters.values():
+            counter.is_open = False
+            counter.end_waits(ClosedResourceError("the engine was closed"))
+        self._news.set()
+        while self._messages:
+            self._next_message()
+        for registration in self._core.open_registrations():
+            self._core.deregister(registration).add_done_callback(_let_go(registration))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await _loop.room(self._core, 0)
+        if self._core.inflight or not all(task.done() for task in closing):
+            # Freeing anything now could free what a NIC still writes to.
+            self._core.stop()
+            _loop.detach(self._loop, self._core)
+            _quarantined.append(self._core)
+            raise UnreleasedMemory(f"the provider did not let go within {timeout} s; its memory stays allocated")
+        _loop.detach(self._loop, self._core)
+        self._core.close()
+        # The loop gets one turn, so that everyone who waited for us hears the end.
+        await asyncio.sleep(0)
+
+    def _quarantine(self, transfers: Iterable[Transfer]) -> None:
+        """Memory that was not let go in time. The core holds it; say so."""
+        for transfer in transfers:
+            _log.error("%r: its memory is quarantined, since the provider has not let go", transfer)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_open", False) or self._closed is not None:
+            return
+        warnings.warn(f"{self!r} was never closed", LeakWarning, stacklevel=2, source=self)
+        self._core.stop()
+        _quarantined.append(self._core)
+
+    def __repr__(self) -> str:
+        state = "open" if self.is_open else "closed" if self._closing else "not open"
+        fabric = self._choice.fabric if self._choice is not None else self.options.fabric
+        name = f" {self.options.name!r}" if self.options.name else ""
+        return f"<TransferEngine{name} {self.id[:3].hex()} on {fabric}, {state}>"
+
+    # ---- memory ----
+
+    async def register(self, buffer: Buffer, *, access: AccessName | None = None) -> MemoryRegion:
+        """Register memory with every NIC of the engine.
+
+        Parameters
+        ----------
+        buffer : object with the buffer protocol
+            C-contiguous host memory of at least 1 B: numpy array, bytearray, mmap, array, bytes.
+            It is held, and must not be resized, until the region is closed.
+        access : {"none", "read", "write", "both"}, optional
+            What peers that hold the descriptor may do. By default ``"both"``, or ``"read"`` if the
+            buffer is read-only. ``"none"``: source and target of our own operations only.
+
+        Returns
+        -------
+        MemoryRegion
+            Keep it open while transfers, ours or peers', use it.
+
+        Raises
+        ------
+        RegistrationError
+            The provider refuses: a limit, or memory that this fabric cannot reach.
+        ValueError, TypeError, BufferError
+            No buffer, not contiguous, empty, or read-only where peers may write.
+
+        Cancelling
+        ----------
+        The memory is taken from the NICs again.
+
+        Source
+        ------
+        fi_mr(3), fi_mr_regattr; ibv_reg_mr(3).
+        """
+        self._check_open()
+        view = memoryview(buffer)
+        if access is None:
+            access = "read" if view.readonly else "both"
+        if access not in ACCESS:
+            raise ValueError(f"access={access!r}: expected one of {', '.join(ACCESS)}")
+        if view.nbytes == 0:
+            raise ValueError("there is nothing to register: the buffer is empty")
+        if not view.c_contiguous:
+            raise ValueError("the buffer is not C-contiguous: copy it first, or register the array it is a view of")
+        if view.readonly and ACCESS[access] & ACCESS["write"]:
+            raise ValueError(f'the buffer is read-only: register it with access="read", not {access!r}')
+        registration = Registration(self._core, buffer, ACCESS[access], not view.readonly)
+        del view
+        opening = self._core.register(registration)
+        try:
+            await opening
+        except asyncio.CancelledError:
+            if registration.is_open:
+                self._core.deregister(registration).add_done_callback(_let_go(registration))
+            raise
+        except RegistrationError as error:
+            error.nbytes = registration.nbytes
+            raise
+        self._next_region += 1
+        return MemoryRegion(self, registration, access, self._next_region - 1)
+
+    async def _close_region(self, region: MemoryRegion) -> None:
+        registration = region.registration
+        if not registration.is_open:
+            return
+        registration.is_open = False
+        await asyncio.shield(self._spawn(self._deregister(registration)))
+
+    async def _deregister(self, registration: Registration) -> None:
+        """After its last use."""
+        await self._idle(registration)
+        await self._core.deregister(registration)
+        registration.let_go()
+
+    async def _idle(self, used: Used) -> None:
+        """Wait until no transfer uses it; but not for what a provider may never let go."""
+        while True:
+            try:
+                async with asyncio.timeout(self.options.drain_timeout):
+                    return await _loop.idle(self._loop, used)
+            except TimeoutError:
+                if used.stuck:
+                    raise UnreleasedMemory(
+                        f"{used.stuck} transfer(s) ended, but the provider still holds their memory after "
+                        f"{self.options.drain_timeout} s; it stays registered and alive"
+                    ) from None
+
+    def _abandon_region(self, registration: Registration) -> bool:
+        """Deregister a region that was garbage-collected open; return whether that is worth a warning."""
+        if self._closing or self._loop.is_closed():
+            return False
+        registration.is_open = False
+        # The collector may run on any thread; the loop's is ours.
+        self._loop.call_soon_threadsafe(lambda: self._spawn(self._deregister(registration)))
+        return True
+
+    async def _revoke(self, region: MemoryRegion) -> None:
+        if region.registration.is_open:
+            region.registration.is_open = False
+            await asyncio.shield(self._spawn(self._do_revoke(region)))
+
+    async def _do_revoke(self, region: MemoryRegion) -> None:
+        asked: set[Peer] = set()
+        # Twice: who connects while the key is still valid may have used it.
+        for withdrawn in (False, True):
+            while late := [peer for peer in self.peers if peer not in asked]:
+                asked.update(late)
+                await asyncio.gather(*(self._fence_or_cut_off(peer, (region._id,), ()) for peer in late))
+            if not withdrawn:
+                await self._idle(region.registration)
+                await self._core.deregister(region.registration)
+        region.registration.let_go()
+
+    async def _fence_or_cut_off(self, peer: Peer, regions: tuple[int, ...], counters: tuple[int, ...]) -> None:
+        timeout = self.options.revoke_timeout
+        try:
+            async with asyncio.timeout(timeout):
+                await peer._fence(regions, counters)
+            return
+        except TimeoutError:
+            _log.warning("peer %s did not confirm a revoke in %s s and is cut off", peer.label, timeout)
+        self._core.peer_lost(peer._record, f"cut off: it did not confirm a revoke in {timeout} s")
+        try:
+            async with asyncio.timeout(self.options.drain_timeout):
+                await peer._gone.wait()
+        except TimeoutError:
+            raise UnreleasedMemory(
+                f"peer {peer.label} did not confirm the revoke and its endpoint did not close in "
+                f"{self.options.drain_timeout} s: it may still write"
+            ) from None
+
+    def publish(self, name: str, region: MemoryRegion) -> None:
+        """Let peers find a region by name (`Peer.lookup`), for as long as it is open.
+
+        Raises
+        ------
+        ValueError
+            The region is closed to peers, or belongs to another engine.
+        """
+        if region._engine is not self:
+            raise ValueError("the region belongs to another engine")
+        self._publications[name] = (region.registration, region.to_bytes())
+
+    def unpublish(self, name: str) -> None:
+        """Let nobody find it any more. Who has the descriptor keeps it: see `MemoryRegion.revoke`."""
+        self._publications.pop(name, None)
+
+    def _published(self, name: str) -> bytes | None:
+        registration, descriptor = self._publications.get(name, (None, None))
+        if registration is not None and not registration.is_open:
+            del self._publications[name]
+            return None
+        return descriptor
+
+    # ---- counters ----
+
+    def counter(self, *, peer: Peer | None = None) -> ImmCounter:
+        """Make a counter.
+
+        Parameters
+        ----------
+        peer : Peer, optional
+            Whose writes it counts. If that peer is lost, waits that are still short end with
+            PeerLost; without it they would wait for whoever else may count.
+
+        Raises
+        ------
+        MemoryError
+            All 2**20 counters are in use.
+        """
+        self._check_open()
+        if peer is not None:
+            self._check_peer(peer)
+        counter = ImmCounter(self, peer)
+        self._open_counter(counter)
+        if peer is not None:
+            peer._bound.add(counter)
+        return counter
+
+    def _open_counter(self, counter: ImmCounter) -> None:
+        self._core.counter_open(counter)
+        self._counters[counter.id] = counter
+
+    async def _close_counter(self, counter: ImmCounter) -> None:
+        if not counter.is_open:
+            return
+        closing = self._core.counter_close(counter)
+        self._spawn(self._recycle(counter.id))
+        await closing
+
+    async def _recycle(self, counter: int) -> None:
+        """Use the id again once no connected peer can count under it."""
+        await asyncio.gather(*(peer._fence((), (counter,)) for peer in self.peers))
+        self._counters.pop(counter, None)
+        self._core.counter_recycle(counter)
+
+    def _break_counter(self, peer: Peer, message: CounterBroken) -> None:
+        counter = self._counters.get(message.counter)
+        if counter is not None:
+            missing = message.missing_eighths / 8
+            counter.break_(
+                BrokenResourceError(
+                    f"counter {counter.id} misses {missing:g} write(s) of peer {peer.label}: {clip(message.reason)}"
+                )
+            )
+
+    def _on_missing(self, peer: Peer, counter: int, eighths: int, reason: str) -> None:
+        peer._post(CounterBroken(counter, eighths, clip(reason)))
+
+    # ---- peers ----
+
+    async def connect(self, address: str, *, timeout: float | None = None) -> Peer:
+        """Connect to the engine that listens at an address.
+
+        Parameters
+        ----------
+        address : str
+            ``"host:port"``, its `TransferEngine.address`.
+        timeout : float, optional
+            Seconds for all of it; by default ``EngineOptions.connect_timeout``.
+
+        Returns
+        -------
+        Peer
+            Connected on every link: the first write does not have to wait for anything.
+
+        Raises
+        ------
+        BrokenResourceError
+            Nobody listens there, the handshake was refused, or the NICs don't reach each other.
+        TimeoutError
+            It took too long; the text says what was being waited for.
+
+        Cancelling
+        ----------
+        Nothing is left of it.
+        """
+        self._check_open()
+        seconds = self.options.connect_timeout if timeout is None else timeout
+        deadline = self._loop.time() + seconds
+        channel = await control.connect_channel(
+            address,
+            self._identity,
+            secret=self.options.secret_bytes,
+            ssl=self.options.ssl_client,
+            timeout=seconds,
+        )
+        return await self._meet(channel, deadline)
+
+    async def _on_channel(self, channel: control.ControlChannel) -> None:
+        """Meet somebody who called; not all at once, since each takes endpoints and memory."""
+        deadline = self._loop.time() + self.options.connect_timeout
+        try:
+            async with asyncio.timeout_at(deadline), self._meeting:
+                peer = await self._meet(channel, deadline)
+        except (BrokenResourceError, ClosedResourceError, TimeoutError, PeerLost) as error:
+            _log.warning("no connection with %s: %s", channel.peername, error)
+            return
+        self._accepted.append(peer)
+        self._news.set()
+
+    async def _meet(self, channel: control.ControlChannel, deadline: float) -> Peer:
+        try:
+            peer = Peer(self, channel)
+        except BaseException:
+            channel.close()
+            raise
+        self._peers.add(peer)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await peer._establish()
+        except BaseException as error:
+            peer._closing = self._spawn(peer._free())
+            self._peers.discard(peer)
+            if isinstance(error, TimeoutError):
+                raise TimeoutError(
+                    f"peer {peer.label} answers on the control channel, but the NICs did not connect in time: "
+                    "do both engines listen on the same network, does a firewall drop the fabric's ports?"
+                ) from error
+            if isinstance(error, PeerLost):
+                raise BrokenResourceError(f"peer {peer.label} went away while connecting") from error
+            raise
+        self._servers[peer] = self._loop.create_task(peer._serve())
+        return peer
+
+    async def accept(self) -> Peer:
+        """Wait for the next peer that connects to us.
+
+        Peers need not be accepted to be served; this is how a program learns of them.
+
+        Raises
+        ------
+        ClosedResourceError
+            The engine was closed.
+
+        Cancelling
+        ----------
+        No peer is lost from the queue.
+        """
+        while not self._accepted:
+            await self._wait_for_news()
+        return self._accepted.popleft()
+
+    async def _wait_for_news(self) -> None:
+        self._check_open()
+        self._news.clear()
+        await self._news.wait()
+
+    def _peer_gone(self, peer: Peer) -> None:
+        """Forget a peer that is lost or closed; what it left to read stays."""
+        self._peers.discard(peer)
+        self._news.set()
+
+    def _check_peer(self, peer: Peer) -> None:
+        if peer._engine is not self:
+            raise ValueError(f"peer {peer.label} belongs to another engine")
+        peer._check_open()
+
+    def remote_region(self, descriptor: bytes | bytearray | memoryview) -> RemoteRegion:
+        """Make a remote region of a descriptor, of whichever connected peer it is.
+
+        Raises
+        ------
+        ValueError
+            The bytes are no descriptor, or no connected peer owns them.
+        """
+        owner = decode_region(descriptor).engine
+        for peer in self.peers:
+            if peer.id == owner:
+                return peer.region(descriptor)
+        raise ValueError(f"the region belongs to engine {owner[:3].hex()}…, which is not connected: connect first")
+
+    # ---- messages ----
+
+    def _on_message(self, peer: Peer, data: bytes, token: int) -> None:
+        self._messages.append((Message(peer, data), token))
+        self._news.set()
+
+    def _next_message(self) -> Message:
+        # Its buffer goes back only now: a program that does not read stops its senders, not us.
+        message, token = self._messages.popleft()
+        self._core.message_release(token)
+        return message
+
+    async def messages(self) -> AsyncGenerator[Message, None]:
+        """Iterate over the messages that peers send (`Peer.send`), until the engine is closed.
+
+        Several iterators share one stream: each message goes to one of them. Who does not read
+        makes its peers wait: each may have ``EngineOptions.message_slots`` messages unread here.
+        """
+        while True:
+            while self._messages:
+                yield self._next_message()
+            try:
+                await self._wait_for_news()
+            except ClosedResourceError:
+                return
+
+    # ---- telling ----
+
+    def stats(self) -> EngineStats:
+        """Return what has been counted so far."""
+        self._check_open()
+        raw = self._core.stats()
+        return EngineStats(
+            **raw,
+            inflight=self._core.inflight,
+            regions=len(self._core.open_registrations()),
+            counters=len(self._counters),
+            registered_nbytes=sum(registration.nbytes for registration in self._core.open_registrations()),
+            peers=tuple(peer.stats() for peer in self._peers),
+        )
+
+    def explain(self) -> topology.Explanation:
+        """Say what the engine chose, and why: fabric, library, NICs, limits, and each peer's route."""
+        self._check_open()
+        assert self._choice is not None
+        domains = self._core.caps()
+        notes = []
+        if not all(domain["wait_fd"] for domain in domains):
+            interval = f"{self.options.poll_interval * 1e3:g} ms"
+            notes.append(f"a NIC cannot wake the proxy thread: it is polled every {interval}")
+        if self.options.listen.startswith(("127.", "localhost", "[::1]")):
+            notes.append("listens on loopback only: EngineOptions.listen (and a secret) let others reach it")
+        peers = [
+            {"peer": peer.label, "state": "open" if peer.is_open else "closing", "links": len(peer.stats().links)}
+            for peer in self._peers
+        ]
+        return topology.Explanation(self._choice.fabric, self._choice.why, domains, peers, tuple(notes))
+
+
+def _let_go(registration: Registration) -> Any:
+    """Make a callback for when it is deregistered; one that failed keeps its buffer."""
+
+    def callback(transfer: Transfer) -> None:
+        if not transfer.cancelled() and transfer.exception() is None:
+            registration.let_go()
+        else:
+            warnings.warn("memory could not be deregistered and stays allocated", CleanupWarning, stacklevel=1)
+
+    return callback

@@ -1,0 +1,299 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""The operations of an engine. Each is checked and submitted at the call, and awaited afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, cast
+
+from pplx_async import _loop
+from pplx_async._core.memory import LocalSlice, RemoteSlice
+from pplx_async._core.transfer import Transfer
+from pplx_async.batch import Batch
+from pplx_async.counters import RemoteCounter
+from pplx_async.group import PeerGroup
+from pplx_async.scope import TransferScope
+
+if TYPE_CHECKING:
+    from pplx_async._core.engine import Engine as CoreEngine
+    from pplx_async._typing import PageIndices
+    from pplx_async.engine import TransferEngine
+    from pplx_async.peer import Peer
+
+__all__ = ["Operations"]
+
+
+class Operations:
+    """What a `TransferEngine` does; its life, memory and peers are in ``engine.py``."""
+
+    _core: CoreEngine
+
+    @property
+    def _engine(self) -> TransferEngine:
+        """The whole of us, for those who need more than operations."""
+        return cast("TransferEngine", self)
+
+    def write(
+        self,
+        local: LocalSlice,
+        remote: RemoteSlice,
+        *,
+        counter: RemoteCounter | None = None,
+        detach: bool = False,
+    ) -> Transfer:
+        """Write a local region into a peer's memory, one-sided.
+
+        Parameters
+        ----------
+        local : MemoryRegion or slice of one
+            Source, ``nbytes`` bytes; must not change until the await ends.
+        remote : RemoteRegion or slice of one
+            Destination, exactly ``local.nbytes`` bytes.
+        counter : RemoteCounter, optional
+            The receiver's counter: it shows 1 more once all bytes have landed there.
+        detach : bool
+            Cancelling the await ends that await only; the write goes on.
+
+        Returns
+        -------
+        Transfer
+            Submitted at the call. Awaited: ``nbytes``, which are visible at the peer.
+
+        Raises
+        ------
+        ValueError
+            Lengths differ, a region of another engine or peer, no access; nothing is posted.
+        ClosedResourceError, BrokenResourceError
+            The engine, region or peer is closed; the region was revoked.
+        QueueFull
+            ``max_pending`` requests are in flight: await `drain`.
+        RemoteAccessError, PeerLost, CompletionError
+            From the await: the peer refused, is gone, or the NIC failed. Any part of the
+            destination may have changed; the counter counts nothing, or is broken and says so.
+
+        Cancelling
+        ----------
+        What is not posted is dropped, the write whole or not at all; CancelledError comes when
+        the rest has drained and `local` is released.
+
+        Threads
+        -------
+        Loop thread only. Two writes to one peer may land in either order.
+
+        Source
+        ------
+        fi_rma(3), fi_writemsg with FI_REMOTE_CQ_DATA and FI_DELIVERY_COMPLETE; ibv_post_send(3),
+        IBV_WR_RDMA_WRITE_WITH_IMM.
+        """
+        return self._core.write(local, remote, counter, detach)
+
+    def read(self, remote: RemoteSlice, local: LocalSlice, *, detach: bool = False) -> Transfer:
+        """Read a peer's memory into a local region, one-sided.
+
+        Parameters
+        ----------
+        remote : RemoteRegion or slice of one
+            Source, registered by the peer with access ``"read"`` or ``"both"``.
+        local : MemoryRegion or slice of one
+            Destination, writable, exactly ``remote.nbytes`` bytes.
+        detach : bool
+            As for `write`.
+
+        Returns
+        -------
+        Transfer
+            Awaited: ``nbytes``, which are in `local`.
+
+        Raises
+        ------
+        ValueError, ClosedResourceError, BrokenResourceError, QueueFull
+            As for `write`; nothing is posted.
+        RemoteAccessError, PeerLost, CompletionError
+            From the await; any part of `local` may have changed.
+
+        Cancelling
+        ----------
+        CancelledError comes when nothing can change `local` any more.
+
+        Source
+        ------
+        fi_rma(3), fi_readmsg; ibv_post_send(3), IBV_WR_RDMA_READ.
+        """
+        return self._core.read(remote, local, detach)
+
+    def write_pages(
+        self,
+        local: LocalSlice,
+        remote: RemoteSlice,
+        *,
+        page_nbytes: int,
+        local_pages: PageIndices,
+        remote_pages: PageIndices,
+        counter: RemoteCounter | None = None,
+        local_stride: int | None = None,
+        remote_stride: int | None = None,
+        local_offset: int = 0,
+        remote_offset: int = 0,
+        detach: bool = False,
+    ) -> Transfer:
+        """Write pages: ``local_pages[i]`` into ``remote_pages[i]``, for all i, in one request.
+
+        Page p of a side is the ``page_nbytes`` bytes at ``p * stride + offset`` of its slice.
+        Pages that are adjacent on both sides go out as one write.
+
+        Parameters
+        ----------
+        local, remote : region or slice
+            Where the pages are.
+        page_nbytes : int
+            Bytes of each page.
+        local_pages, remote_pages : one-dimensional buffer of integers, or sequence of int
+            Of equal length, up to 2**32 - 1. Copied at the call.
+        counter : RemoteCounter, optional
+            Shows 1 more for each page that has landed.
+        local_stride, remote_stride : int, optional
+            Bytes from one page to the next; by default ``page_nbytes``.
+        local_offset, remote_offset : int
+            Bytes from the start of a stride to its page.
+        detach : bool
+            As for `write`.
+
+        Returns
+        -------
+        Transfer
+            Awaited: the bytes written.
+
+        Raises
+        ------
+        IndexError
+            A page is outside its slice; nothing is posted.
+        ValueError
+            Numbers of pages differ, or a page does not fit its stride.
+        TypeError
+            The indices are no integers.
+        ClosedResourceError, BrokenResourceError, QueueFull, RemoteAccessError, PeerLost
+            As for `write`.
+
+        Cancelling
+        ----------
+        Pages that are not posted are dropped, each whole or not at all.
+        """
+        batch = Batch(self._engine)
+        batch.write_pages(
+            local,
+            remote,
+            page_nbytes=page_nbytes,
+            local_pages=local_pages,
+            remote_pages=remote_pages,
+            counter=counter,
+            local_stride=local_stride,
+            remote_stride=remote_stride,
+            local_offset=local_offset,
+            remote_offset=remote_offset,
+        )
+        return batch._submit("write_pages", detach)
+
+    def scatter(
+        self,
+        targets: Iterable[tuple[LocalSlice, RemoteSlice] | tuple[LocalSlice, RemoteSlice, RemoteCounter | None]],
+        *,
+        detach: bool = False,
+    ) -> Transfer:
+        """Write slices to many peers, in one request.
+
+        Parameters
+        ----------
+        targets : iterable of (local, remote) or (local, remote, counter)
+            As the arguments of `write`; each counts 1 at its own counter.
+        detach : bool
+            As for `write`.
+
+        Returns
+        -------
+        Transfer
+            Awaited: the bytes written in all. If one target fails the others still go through;
+            the await raises the first failure.
+
+        Raises
+        ------
+        ValueError, ClosedResourceError, BrokenResourceError, QueueFull
+            As for `write`; then nothing is posted to anyone.
+        """
+        batch = Batch(self._engine)
+        for local, remote, *counter in targets:
+            batch.write(local, remote, counter=counter[0] if counter else None)
+        return batch._submit("scatter", detach)
+
+    def batch(self) -> Batch:
+        """Start a batch: many writes, page lists and notifications in one request."""
+        self._engine._check_open()
+        return Batch(self._engine)
+
+    def notify(self, targets: RemoteCounter | PeerGroup | Sequence[RemoteCounter]) -> Transfer:
+        """Count 1 at a counter of a peer, of several, or at every member of a group; no data moves.
+
+        Returns
+        -------
+        Transfer
+            Awaited: it is counted everywhere. A notification overtakes writes: await those first.
+        """
+        if isinstance(targets, PeerGroup):
+            return targets._notify()
+        batch = Batch(self._engine)
+        for counter in [targets] if isinstance(targets, RemoteCounter) else targets:
+            batch.notify(counter)
+        return batch._submit("notify", False)
+
+    async def group(self, name: str, peers: Sequence[Peer]) -> PeerGroup:
+        """Form a group; every member calls this with the same name and the others as `peers`.
+
+        Raises
+        ------
+        ValueError
+            No peers, or one twice.
+        PeerLost, ClosedResourceError
+            A member is gone.
+
+        Cancelling
+        ----------
+        The others keep waiting for us.
+        """
+        self._engine._check_open()
+        if not peers or len(set(peers)) != len(peers):
+            raise ValueError("a group has at least one other member, and each only once")
+        for peer in peers:
+            self._engine._check_peer(peer)
+        group = PeerGroup(self._engine, name, peers)
+        try:
+            await group._form()
+        except BaseException:
+            self._engine._spawn(group.close())
+            raise
+        return group
+
+    async def barrier(self, group: PeerGroup) -> None:
+        """Wait until every member of the group has called this as often as we have.
+
+        Raises
+        ------
+        PeerLost, ClosedResourceError
+            A member is gone: it will never come.
+
+        Cancelling
+        ----------
+        We have come to the barrier all the same, and the group is out of step: close it.
+        """
+        await group._barrier()
+
+    def scope(self) -> TransferScope:
+        """Start a scope: ``async with engine.scope() as scope: scope.write(...)``."""
+        return TransferScope(self._engine)
+
+    async def drain(self) -> None:
+        """Wait until at most half of ``max_pending`` requests are in flight; at once if it is so.
+
+        Between writes in a long loop, as with `asyncio.StreamWriter.drain`.
+        """
+        self._engine._check_open()
+        await _loop.room(self._core, self._engine.options.max_pending // 2)

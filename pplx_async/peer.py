@@ -1,0 +1,449 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""A peer: another engine that this one is connected to.
+
+Two engines meet on the control channel. Both do the same, whoever called:
+
+1. open endpoints for this peer, send `Endpoints`
+2. take the other's `Endpoints`, connect; this ends when every link carried a heartbeat both ways
+3. send `Ready`, wait for the other's
+
+The channel then carries fences, broken counters, groups and look-ups. When it ends without a
+`Goodbye`, the peer is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pplx_async import _loop, wire
+from pplx_async._core.memory import RemoteRecord
+from pplx_async.counters import ImmCounter, RemoteCounter
+from pplx_async.errors import BrokenResourceError, ClosedResourceError, PeerLost, PplxAsyncError
+from pplx_async.memory import RemoteRegion
+from pplx_async.stats import LinkStats, PeerStats
+
+if TYPE_CHECKING:
+    from pplx_async._core.memory import PeerRecord
+    from pplx_async._core.transfer import Transfer
+    from pplx_async._typing import Buffer
+    from pplx_async.control import ControlChannel
+    from pplx_async.engine import TransferEngine
+
+__all__ = ["Message", "Peer"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """A two-sided message that arrived; see `TransferEngine.messages`.
+
+    Attributes
+    ----------
+    peer : Peer
+        Who sent it.
+    data : bytes
+        What it says.
+    """
+
+    peer: Peer
+    data: bytes
+
+
+class Peer:
+    """A connected engine; made by `TransferEngine.connect` and `TransferEngine.accept`.
+
+    Attributes
+    ----------
+    id : bytes
+        The other engine's id, 16 random bytes; another one after it restarts.
+    name : str
+        What the other engine calls itself (its word only).
+    address : str
+        Where its control channel comes from.
+    same_host : bool
+        Whether it says that it runs on this host.
+    """
+
+    def __init__(self, engine: TransferEngine, channel: ControlChannel) -> None:
+        hello = channel.remote_hello
+        self._engine = engine
+        self._channel = channel
+        self.id = hello.engine
+        self.name = hello.name
+        self.address = channel.peername
+        self.same_host = hello.host == engine.host
+        self._domains = hello.domains
+        self._record: PeerRecord = engine._core.peer_new(self._make_label(), hello.domains, self)
+        self._regions: weakref.WeakValueDictionary[int, RemoteRecord] = weakref.WeakValueDictionary()
+        self._counters: weakref.WeakValueDictionary[int, RemoteCounter] = weakref.WeakValueDictionary()
+        self._revoked: set[int] = set()
+        self._closed_counters: set[int] = set()
+        self._serial = 0
+        self._fences: dict[int, asyncio.Future[None]] = {}
+        self._lookups: dict[int, asyncio.Future[bytes | None]] = {}
+        self._joins: dict[str, asyncio.Future[wire.GroupJoin]] = {}
+        self._bound: weakref.WeakSet[ImmCounter] = weakref.WeakSet()
+        self._goodbye = asyncio.Event()
+        self._closing: asyncio.Task[None] | None = None
+        self._said_goodbye = False
+        self._message_nbytes = 0
+        self._freeing = False
+        self._gone = asyncio.Event()  # every endpoint is closed: nothing comes from there any more
+
+    def _make_label(self) -> str:
+        short = f"{self.id[:1].hex()}:{self.id[1:3].hex()}…"
+        return f"{self.name} ({short} at {self.address})" if self.name else f"{short} at {self.address}"
+
+    def __repr__(self) -> str:
+        return f"<Peer {self._record.label}{'' if self.is_open else ', closed'}>"
+
+    @property
+    def label(self) -> str:
+        """How errors and statistics call it."""
+        return self._record.label
+
+    @property
+    def engine(self) -> TransferEngine:
+        """Our engine, that it is connected to."""
+        return self._engine
+
+    @property
+    def is_open(self) -> bool:
+        """Whether operations can name it; False once it is lost or closed."""
+        return self._record.is_open
+
+    @property
+    def lost(self) -> PeerLost | None:
+        """Why it is lost, or None."""
+        return self._record.reason if isinstance(self._record.reason, PeerLost) else None
+
+    # ---- what it lets us reach ----
+
+    def region(self, descriptor: bytes | bytearray | memoryview) -> RemoteRegion:
+        """Make a remote region of a descriptor (`MemoryRegion.to_bytes`) of this peer.
+
+        Raises
+        ------
+        ValueError
+            The bytes are no descriptor, or of another engine: that one must be connected.
+        BrokenResourceError
+            The peer has revoked the region.
+        """
+        parsed = wire.decode_region(descriptor)
+        self._check_owner(parsed.engine, "region")
+        if parsed.region in self._revoked:
+            raise BrokenResourceError(f"the region was revoked by peer {self.label}")
+        if len(parsed.keys) != self._domains:
+            raise ValueError(f"a region of peer {self.label} has {self._domains} keys, not {len(parsed.keys)}")
+        record = self._regions.get(parsed.region)
+        if record is None:
+            record = RemoteRecord(self._record, parsed.region, parsed.nbytes, parsed.access, parsed.keys)
+            self._regions[parsed.region] = record
+        return RemoteRegion(self, record)
+
+    def counter(self, descriptor: bytes | bytearray | memoryview) -> RemoteCounter:
+        """Make a remote counter of a descriptor (`ImmCounter.to_bytes`) of this peer.
+
+        Raises
+        ------
+        ValueError
+            The bytes are no descriptor, or of another engine.
+        """
+        parsed = wire.decode_counter(descriptor)
+        self._check_owner(parsed.engine, "counter")
+        return self._remote_counter(parsed.counter)
+
+    def _remote_counter(self, counter: int) -> RemoteCounter:
+        remote = self._counters.get(counter)
+        # The peer may use an id again once we have confirmed that the old counter is gone for us.
+        if remote is None or remote.closed:
+            remote = RemoteCounter(self, self._record, counter)
+            self._counters[counter] = remote
+        return remote
+
+    def _check_owner(self, engine: bytes, what: str) -> None:
+        if engine != self.id:
+            raise ValueError(
+                f"the {what} belongs to engine {engine[:3].hex()}…, not to peer {self.label}: connect to that engine"
+            )
+
+    async def lookup(self, name: str) -> RemoteRegion:
+        """Ask for a region that the peer published by name (`TransferEngine.publish`).
+
+        Raises
+        ------
+        KeyError
+            It has published nothing of this name.
+        PeerLost, ClosedResourceError
+            The peer is gone.
+
+        Cancelling
+        ----------
+        The answer is dropped.
+        """
+        self._check_open()
+        self._serial += 1
+        serial = self._serial
+        future: asyncio.Future[bytes | None] = self._engine._loop.create_future()
+        self._lookups[serial] = future
+        try:
+            await self._channel.send(wire.Lookup(serial, name))
+            descriptor = await future
+        finally:
+            self._lookups.pop(serial, None)
+        if descriptor is None:
+            raise KeyError(f"peer {self.label} has published nothing called {name!r}")
+        return self.region(descriptor)
+
+    # ---- messages ----
+
+    def send(self, data: Buffer) -> Transfer:
+        """Send a two-sided message over the fabric; the peer gets it from `TransferEngine.messages`.
+
+        Messages may arrive in another order than they were sent.
+
+        Parameters
+        ----------
+        data : bytes-like
+            Copied at the call; up to what the peer takes (its ``EngineOptions.message_nbytes``).
+
+        Returns
+        -------
+        Transfer
+            Awaited: the message is in the peer's memory, read by its program or not.
+
+        Raises
+        ------
+        ValueError
+            The message is too long.
+        PeerLost, ClosedResourceError
+            The peer is gone.
+
+        Cancelling
+        ----------
+        Not sent if it was still waiting for room at the peer; otherwise it is delivered all the same.
+        """
+        nbytes = memoryview(data).nbytes
+        limit = min(self._message_nbytes, self._engine.options.message_nbytes)
+        if nbytes > limit:
+            raise ValueError(f"a message of {nbytes} B is longer than peer {self.label} takes ({limit} B): use a write")
+        return self._engine._core.send(self._record, data)
+
+    # ---- statistics ----
+
+    def stats(self) -> PeerStats:
+        """Return what its links have counted."""
+        raw = self._engine._core.link_stats(self._record)
+        return PeerStats(self.label, tuple(LinkStats.from_core(link) for link in raw))
+
+    # ---- the handshake ----
+
+    async def _establish(self) -> None:
+        """Go through the steps at the head of this file; whoever calls has the deadline."""
+        core, options = self._engine._core, self._engine.options
+        await core.peer_open(self._record)
+        self._channel.post(
+            wire.Endpoints(
+                **core.peer_endpoints(self._record),
+                credits=options.message_slots,
+                message_nbytes=options.message_nbytes,
+            )
+        )
+        theirs = await self._expect(wire.Endpoints)
+        if len(theirs.landing) != self._domains:
+            raise BrokenResourceError(f"peer {self.label} gave {len(theirs.landing)} keys for {self._domains} domains")
+        self._message_nbytes = theirs.message_nbytes
+        try:
+            connecting = core.peer_connect(
+                self._record,
+                theirs.addresses,
+                theirs.landing,
+                theirs.heartbeat_counter,
+                theirs.credit_counter,
+                theirs.credits,
+                theirs.token,
+                theirs.message_nbytes,
+            )
+        except ValueError as error:
+            raise BrokenResourceError(str(error)) from error
+        # The other side may fail while we connect: then its channel ends, and so does our attempt.
+        ready = asyncio.ensure_future(self._expect(wire.Ready))
+        ready.add_done_callback(lambda task: connecting.cancel() if task.cancelled() or task.exception() else None)
+        try:
+            try:
+                await connecting
+            except asyncio.CancelledError:
+                if not ready.done() or ready.cancelled():
+                    raise  # it is we who were cancelled
+            else:
+                self._channel.post(wire.Ready())
+            await ready
+        finally:
+            ready.cancel()
+
+    async def _expect(self, kind: type[Any]) -> Any:
+        message = await self._channel.receive()
+        if not isinstance(message, kind):
+            raise BrokenResourceError(f"peer {self.label} sent {type(message).__name__} where {kind.__name__} is due")
+        return message
+
+    # ---- the control channel ----
+
+    async def _serve(self) -> None:
+        """Answer the control channel until it ends."""
+        try:
+            async for message in self._channel:
+                self._on_control(message)
+        finally:
+            if self._closing is None and not self._engine._closing:
+                self._on_channel_end()
+
+    def _on_control(self, message: wire.Message) -> None:
+        match message:
+            case wire.Fence():
+                self._engine._spawn(self._answer_fence(message))
+            case wire.Fenced():
+                self._resolve(self._fences.pop(message.serial, None), None)
+            case wire.CounterBroken():
+                self._engine._break_counter(self, message)
+            case wire.GroupJoin():
+                self._resolve(self._join(message.name), message)
+            case wire.Lookup():
+                self._post(wire.Found(message.serial, self._engine._published(message.name)))
+            case wire.Found():
+                self._resolve(self._lookups.pop(message.serial, None), message.descriptor)
+            case wire.Goodbye():
+                self._goodbye.set()
+                if self._closing is None:
+                    self._closing = self._engine._spawn(self._close("the peer said goodbye"))
+            case _:
+                self._channel.close()  # not due here: the end of the channel is the end of the peer
+
+    @staticmethod
+    def _resolve(future: asyncio.Future[Any] | None, result: Any) -> None:
+        if future is not None and not future.done():
+            future.set_result(result)
+
+    def _post(self, message: wire.Message) -> None:
+        """Queue a control message; a channel that has ended has its own consequences."""
+        try:
+            self._channel.post(message)
+        except PplxAsyncError:
+            return
+
+    def _join(self, name: str) -> asyncio.Future[wire.GroupJoin]:
+        if name not in self._joins:
+            self._joins[name] = self._engine._loop.create_future()
+        return self._joins[name]
+
+    async def _answer_fence(self, fence: wire.Fence) -> None:
+        """Start nothing new into these regions and counters, wait for what is under way, confirm."""
+        self._revoked.update(fence.regions)
+        users: list[Any] = []
+        for region in fence.regions:
+            record = self._regions.get(region)
+            if record is not None:
+                record.revoked = True
+                users.append(record)
+        for counter in fence.counters:
+            remote = self._counters.get(counter)
+            if remote is not None:
+                remote.closed = True
+                users.append(remote)
+        for used in users:
+            await _loop.idle(self._engine._loop, used)
+        self._post(wire.Fenced(fence.serial))
+
+    async def _fence(self, regions: tuple[int, ...], counters: tuple[int, ...]) -> None:
+        """Ask the peer to fence; return when it has confirmed, or is gone."""
+        if not self.is_open:
+            return
+        self._serial += 1
+        future: asyncio.Future[None] = self._engine._loop.create_future()
+        self._fences[self._serial] = future
+        self._post(wire.Fence(self._serial, regions, counters))
+        await future
+
+    # ---- the end ----
+
+    def _check_open(self) -> None:
+        if not self.is_open:
+            raise self._record.reason or ClosedResourceError(f"peer {self.label} is closed")
+
+    def _on_channel_end(self) -> None:
+        if self.is_open:
+            why = f"its control channel ended: {self._channel.reason}"
+            self._engine._core.peer_lost(self._record, why)  # comes back as _on_lost
+
+    def _on_lost(self, reason: PeerLost) -> None:
+        """Tell everyone who waits for it that the core has lost it."""
+        self._end_waits(reason)
+        if self._closing is None:
+            self._closing = self._engine._spawn(self._free())
+
+    def _end_waits(self, reason: Exception) -> None:
+        for counter in list(self._bound):
+            counter.lose(reason)
+        for fence in self._fences.values():
+            self._resolve(fence, None)  # who is gone writes nothing any more
+        self._fences.clear()
+        futures: list[asyncio.Future[Any]] = [*self._lookups.values(), *self._joins.values()]
+        for future in futures:
+            if not future.done():
+                future.set_exception(reason)
+                future.exception()  # nobody may be waiting for it
+        self._engine._peer_gone(self)
+
+    async def close(self) -> None:
+        """Say goodbye: finish what is under way on both sides, then close. Idempotent.
+
+        What isn't finished within ``EngineOptions.drain_timeout`` ends with WorkFlushed.
+
+        Cancelling
+        ----------
+        The close goes on in the background.
+        """
+        if self._closing is None:
+            self._closing = self._engine._spawn(self._close("closed here"))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, why: str) -> None:
+        loop, timeout = self._engine._loop, self._engine.options.drain_timeout
+        self._record.is_open = False
+        self._record.reason = ClosedResourceError(f"peer {self.label} is closed: {why}")
+        try:
+            async with asyncio.timeout(timeout):
+                await _loop.idle(loop, self._record)
+                self._post(wire.Goodbye())
+                # It has nothing under way to us either when it says goodbye. If its channel ends
+                # first, it does not matter any more how.
+                ended = asyncio.ensure_future(self._channel_ended())
+                said = asyncio.ensure_future(self._goodbye.wait())
+                try:
+                    await asyncio.wait({ended, said}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    ended.cancel()
+                    said.cancel()
+        except TimeoutError:
+            pass  # what is left is flushed
+        self._end_waits(self._record.reason)
+        await self._free()
+
+    async def _channel_ended(self) -> None:
+        task = self._engine._servers.get(self)
+        if task is not None:
+            await asyncio.wait({task})
+
+    async def _free(self) -> None:
+        """Close the endpoints and give the core's part back."""
+        self._channel.close()
+        core = self._engine._core
+        if self._freeing:
+            return
+        self._freeing = True
+        await core.peer_close(self._record)
+        core.peer_free(self._record)
+        self._gone.set()

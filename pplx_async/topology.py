@@ -1,0 +1,202 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which provider and which NICs an engine opens, and the reasons, in words.
+
+Nothing falls back silently: what was asked for is opened or the error says why not; with
+``fabric="auto"`` the best that was found is opened, and `Explanation` tells what else there was.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from pplx_async._core import rt
+from pplx_async.errors import PplxAsyncError, ProviderUnavailable
+from pplx_async.libraries import LibraryFile, libfabric_files
+from pplx_async.options import EngineOptions, split_address
+
+__all__ = ["Choice", "Explanation", "choose", "survey"]
+
+# Best first. The native tcp provider beats the layered one of older libraries in latency and width.
+_PREFERENCE = ("efa", "tcp", "tcp;ofi_rxm")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to open.
+
+    Attributes
+    ----------
+    provider : str
+        Provider of the core: ``"fabric"``, ``"loopback"`` or a path.
+    fabric : str
+        What moves the bytes; two engines must agree on it.
+    devices : tuple of str
+        A domain is opened for each.
+    options : dict of str
+        The provider's options.
+    why : tuple of str
+        The reasons, one sentence each.
+    """
+
+    provider: str
+    fabric: str
+    devices: tuple[str, ...]
+    options: dict[str, str]
+    why: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What an engine chose and why; `str` of it is for humans.
+
+    Attributes
+    ----------
+    fabric : str
+        What moves the bytes.
+    why : tuple of str
+        The reasons for it.
+    domains : list of dict
+        Each NIC: name, description, limits and capabilities.
+    peers : list of dict
+        Each peer: label, state, links.
+    notes : tuple of str
+        What may surprise, such as polling on a timer.
+    """
+
+    fabric: str
+    why: tuple[str, ...]
+    domains: list[dict[str, Any]]
+    peers: list[dict[str, Any]]
+    notes: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        lines = [f"fabric: {self.fabric}", *(f"  {reason}" for reason in self.why)]
+        for domain in self.domains:
+            lines.append(f"domain {domain['name']}: {domain['description']}")
+            lines.append(
+                f"  up to {domain['max_message']} B a work request, {domain['max_inflight']} in flight per link, "
+                f"{'wakes by fd' if domain['wait_fd'] else 'polled on a timer'}, "
+                f"{'closing an endpoint fences' if domain['fence'] else 'no fence: memory is released by completions'}"
+            )
+        for peer in self.peers:
+            lines.append(f"peer {peer['peer']}: {peer['state']}, {peer['links']} link(s)")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def choose(options: EngineOptions) -> Choice:
+    """Decide what to open.
+
+    Raises
+    ------
+    ProviderUnavailable
+        What was asked for is not there; or, with ``"auto"``, nothing is.
+    """
+    node = split_address(options.listen)[0]
+    if options.fabric == "loopback":
+        faults = dict(options.faults.options()) if options.faults is not None else {}
+        devices = options.devices or ("loop0",)
+        why = ('fabric="loopback" was asked for: peers of this process only',)
+        return Choice("loopback", "loopback", _cycle(devices, options.domains), faults, why)
+    if options.fabric not in ("auto", *_PREFERENCE):
+        found = rt.discover(options.fabric, {})
+        devices = options.devices or tuple(str(device["name"]) for device in found)
+        why = (f"the provider {options.fabric} was asked for",)
+        # Its own name, not its path: that may differ between two processes that mean the same.
+        return Choice(options.fabric, str(found[0]["provider"]), _cycle(devices, options.domains), {}, why)
+    return _choose_fabric(options, node)
+
+
+def _choose_fabric(options: EngineOptions, node: str) -> Choice:
+    # One libfabric a process: its plug-ins are shared by name, and two libraries that took the same
+    # one corrupt memory at exit. So the file is chosen before any is loaded.
+    file, *others = libfabric_files(options.library)
+    wanted = _PREFERENCE if options.fabric == "auto" else (options.fabric,)
+    beside = ""
+    if others:
+        beside = f" Not looked at: {', '.join(other.path for other in others)}; EngineOptions.library names one."
+    try:
+        devices = rt.discover("fabric", _fabric_options(file, node))
+    except ProviderUnavailable as error:
+        raise ProviderUnavailable(
+            f"fabric {options.fabric!r} is not available: {error.reason}{beside}",
+            provider="fabric",
+            soname="libfabric.so.1",
+            hint="`pip install 'pplx_async[fabric]'` brings a libfabric (or `apt-get install libfabric1`); "
+            "`pplx-async info` lists what was looked at.",
+        ) from error
+    found = [str(device["provider"]) for device in devices]
+    fabric = next((name for name in wanted if name in found), None)
+    if fabric is None:
+        raise ProviderUnavailable(
+            f"{file.path} ({file.origin}) offers {', '.join(sorted(set(found)))}, not {options.fabric!r}.{beside}",
+            provider="fabric",
+        )
+    names = tuple(str(device["name"]) for device in devices if device["provider"] == fabric)
+    unknown = [name for name in options.devices if name not in names]
+    if unknown:
+        raise ProviderUnavailable(
+            f"{fabric} has no device {', '.join(unknown)}; it has {', '.join(names)}", provider="fabric"
+        )
+    why = [f"library {file.path} ({file.origin})"]
+    if options.fabric == "auto":
+        rest = sorted(set(found) - {fabric})
+        why.insert(0, "the best of what the library offers" + (f" (also: {', '.join(rest)})" if rest else ""))
+    else:
+        why.insert(0, f'fabric="{options.fabric}" was asked for')
+    return Choice(
+        "fabric",
+        fabric,
+        _cycle(options.devices or names, options.domains),
+        _fabric_options(file, node) | {"provider": fabric},
+        tuple(why),
+    )
+
+
+def _fabric_options(file: LibraryFile, node: str) -> dict[str, str]:
+    return {"library": file.path, "node": node}
+
+
+def _cycle(names: tuple[str, ...], domains: int) -> tuple[str, ...]:
+    """Open each device once, and the first ones again if more domains are wanted."""
+    return tuple(names[i % len(names)] for i in range(domains))
+
+
+def survey(options: EngineOptions) -> list[dict[str, Any]]:
+    """List every library with its devices, or the reason why it has none; for `pplx-async info`.
+
+    Each library is loaded in a process of its own, since a process can hold only one of them.
+
+    Returns
+    -------
+    list of dict
+        ``library``, ``origin``, ``devices`` (as `lowlevel.discover` gives them) and ``reason``.
+    """
+    node = split_address(options.listen)[0]
+    rows: list[dict[str, Any]] = []
+    for file in libfabric_files(options.library):
+        command = [sys.executable, "-m", "pplx_async.topology", file.path, node]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        row: dict[str, Any] = {"library": file.path, "origin": file.origin, "devices": [], "reason": None}
+        if done.returncode == 0:
+            row |= json.loads(done.stdout)
+        else:
+            row["reason"] = f"looking at it ended with status {done.returncode}: {done.stderr.strip()[-500:]}"
+        rows.append(row)
+    return rows
+
+
+def _survey_one(path: str, node: str) -> dict[str, Any]:
+    try:
+        return {"devices": rt.discover("fabric", {"library": path, "node": node})}
+    except PplxAsyncError as error:
+        return {"reason": str(error)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_survey_one(*sys.argv[1:])))
