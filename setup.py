@@ -14,14 +14,13 @@ from setuptools.command.build_py import build_py
 
 CORE = "pplx_async/_core"
 INCLUDE_DIRS = ["include", f"{CORE}/csrc"]
-# Warnings are for the core (`make lint-c` adds -Wconversion); GNU's libc functions are used throughout.
 FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden", "-D_GNU_SOURCE="]
 # Headers that make a provider more than a stub: pkg-config's name, macro, headers.
 PROBES = [
     ("libfabric", "PPLX_HAVE_LIBFABRIC", ["rdma/fabric.h", "rdma/fi_domain.h", "rdma/fi_rma.h"]),
     ("libibverbs", "PPLX_HAVE_LIBIBVERBS", ["infiniband/verbs.h"]),
 ]
-# What was found and asked for at the last build: everything is compiled again when that changes.
+# What was found and asked for at the last build; when that changes, all is compiled again.
 CONFIGURATION = Path("build/configuration")
 
 
@@ -45,10 +44,9 @@ class BuildExt(build_ext):
             flags += [f"-D{macro}={found:d}", *(query.stdout.split() if found else [])]
         sanitizer = os.environ.get("PPLX_ASYNC_SANITIZE")
         sanitize = [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer", "-g"] if sanitizer else []
-        configuration = " ".join(flags + sanitize)
-        if not CONFIGURATION.exists() or CONFIGURATION.read_text() != configuration:
-            CONFIGURATION.parent.mkdir(exist_ok=True)
-            CONFIGURATION.write_text(configuration)
+        CONFIGURATION.parent.mkdir(exist_ok=True)
+        if not CONFIGURATION.exists() or CONFIGURATION.read_text() != " ".join(flags + sanitize):
+            CONFIGURATION.write_text(" ".join(flags + sanitize))
         for module in self.extensions:
             module.extra_compile_args += flags + sanitize
             module.extra_link_args += sanitize
@@ -68,14 +66,13 @@ class BuildPy(build_py):
     def run(self) -> None:
         super().run()
         for header in [] if self.editable_mode else glob("include/pplx_async/*.h"):
-            target = os.path.join(self.build_lib, "pplx_async", header)
-            self.mkpath(os.path.dirname(target))
-            self.copy_file(header, target)
+            target = Path(self.build_lib, "pplx_async", header)
+            self.mkpath(str(target.parent))
+            self.copy_file(header, str(target))
 
 
 # The Makefile builds in place, incrementally, and then installs the metadata only.
-prebuilt = os.environ.get("PPLX_ASYNC_PREBUILT") == "1"
-modules = [] if prebuilt else [extension(path) for path in sorted(glob(f"{CORE}/*.pyx"))]
+modules = [] if os.environ.get("PPLX_ASYNC_PREBUILT") else [extension(path) for path in sorted(glob(f"{CORE}/*.pyx"))]
 setup(
     ext_modules=cythonize(modules, build_dir="build/cython", language_level=3),
     cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
