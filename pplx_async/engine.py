@@ -151,6 +151,10 @@ class TransferEngine(Operations):
             options.max_pending,
             options.drain_timeout,
         )
+        most = min(domain["max_inflight"] for domain in self._core.caps())
+        if options.message_slots > most:
+            self._core.close()
+            raise ValueError(f"message_slots={options.message_slots}: {self._choice.fabric} takes at most {most}")
         self._core.on_message = self._on_message
         self._core.on_peer_lost = Peer._on_lost
         self._core.on_missing = self._on_missing

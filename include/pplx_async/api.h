@@ -22,46 +22,46 @@ extern "C" {
 #define PPLX_API_CAPSULE "pplx_async._core.rt._C_API"
 
 /* X(result, name without pplx_, arguments) */
-#define PPLX_API_MAP(X)                                                                            \
-    X(const char *, status_name, (int))                                                            \
-    X(const char *, status_text, (int))                                                            \
-    X(const pplx_provider *, provider_builtin, (const char *name))                                 \
-    X(pplx_status, provider_load, (const char *path, const pplx_provider **, pplx_error *))        \
-    X(pplx_status, engine_open, (const pplx_engine_config *, pplx_engine **, pplx_error *))        \
-    X(pplx_status, engine_add_domain,                                                              \
+#define PPLX_API_MAP(X)                                                                                \
+    X(const char *, status_name, (int))                                                                \
+    X(const char *, status_text, (int))                                                                \
+    X(const pplx_provider *, provider_builtin, (const char *name))                                     \
+    X(pplx_status, provider_load, (const char *path, const pplx_provider **, pplx_error *))            \
+    X(pplx_status, engine_open, (const pplx_engine_config *, pplx_engine **, pplx_error *))            \
+    X(pplx_status, engine_add_domain,                                                                  \
       (pplx_engine *, const pplx_provider *, const char *, const pplx_option *, size_t, pplx_error *)) \
-    X(pplx_status, engine_start, (pplx_engine *, pplx_error *))                                    \
-    X(void, engine_stop, (pplx_engine *))                                                          \
-    X(void, engine_close, (pplx_engine *))                                                         \
-    X(size_t, engine_domains, (const pplx_engine *))                                               \
-    X(void, engine_caps, (const pplx_engine *, size_t, pplx_caps *))                               \
-    X(uint64_t, engine_max_message, (const pplx_engine *))                                         \
-    X(void, engine_landing, (const pplx_engine *, size_t, pplx_remote_key *))                      \
-    X(int, engine_fd, (const pplx_engine *))                                                       \
-    X(void, clear, (pplx_engine *))                                                                \
-    X(pplx_node *, reap, (pplx_engine *))                                                          \
-    X(bool, arm, (pplx_engine *))                                                                  \
-    X(void, engine_read_stats, (const pplx_engine *, pplx_engine_stats *))                         \
-    X(pplx_status, counter_open, (pplx_engine *, pplx_counter *))                                  \
-    X(uint64_t, counter_value, (const pplx_counter *))                                             \
-    X(bool, counter_notify, (pplx_counter *, uint64_t))                                            \
-    X(void, counter_reaped, (pplx_counter *))                                                      \
-    X(void, counter_recycle, (pplx_engine *, uint32_t))                                            \
-    X(void, submit, (pplx_engine *, pplx_request *))                                               \
-    X(bool, cancel, (pplx_engine *, pplx_request *))                                               \
-    X(bool, request_reaped, (pplx_request *))                                                      \
-    X(pplx_peer *, peer_new, (pplx_engine *, void *, uint32_t))                                    \
-    X(void, peer_free, (pplx_peer *))                                                              \
-    X(size_t, peer_links, (const pplx_peer *))                                                     \
-    X(void, peer_address, (const pplx_peer *, size_t, pplx_link_address *))                        \
-    X(uint32_t, peer_heartbeat_counter, (const pplx_peer *))                                       \
-    X(uint32_t, peer_credit_counter, (const pplx_peer *))                                          \
-    X(uint64_t, peer_token, (const pplx_peer *))                                                   \
-    X(void, peer_configure, (pplx_peer *, const pplx_peer_config *))                               \
-    X(void *, peer_cookie, (const pplx_peer *))                                                    \
-    X(void, peer_reason, (const pplx_peer *, pplx_error *))                                        \
-    X(void, link_read_stats, (const pplx_peer *, size_t, pplx_link_stats *))                       \
-    X(void, message_release, (pplx_engine *, pplx_message *))                                      \
+    X(pplx_status, engine_start, (pplx_engine *, pplx_error *))                                        \
+    X(void, engine_stop, (pplx_engine *))                                                              \
+    X(void, engine_close, (pplx_engine *))                                                             \
+    X(size_t, engine_domains, (const pplx_engine *))                                                   \
+    X(void, engine_caps, (const pplx_engine *, size_t, pplx_caps *))                                   \
+    X(uint64_t, engine_max_message, (const pplx_engine *))                                             \
+    X(void, engine_landing, (const pplx_engine *, size_t, pplx_remote_key *))                          \
+    X(int, engine_fd, (const pplx_engine *))                                                           \
+    X(void, clear, (pplx_engine *))                                                                    \
+    X(pplx_node *, reap, (pplx_engine *))                                                              \
+    X(bool, arm, (pplx_engine *))                                                                      \
+    X(void, engine_read_stats, (const pplx_engine *, pplx_engine_stats *))                             \
+    X(pplx_status, counter_open, (pplx_engine *, pplx_counter *))                                      \
+    X(uint64_t, counter_value, (const pplx_counter *))                                                 \
+    X(bool, counter_notify, (pplx_counter *, uint64_t))                                                \
+    X(void, counter_reaped, (pplx_counter *))                                                          \
+    X(void, counter_recycle, (pplx_engine *, uint32_t))                                                \
+    X(void, submit, (pplx_engine *, pplx_request *))                                                   \
+    X(bool, cancel, (pplx_engine *, pplx_request *))                                                   \
+    X(bool, request_reaped, (pplx_request *))                                                          \
+    X(pplx_peer *, peer_new, (pplx_engine *, void *, uint32_t))                                        \
+    X(void, peer_free, (pplx_peer *))                                                                  \
+    X(size_t, peer_links, (const pplx_peer *))                                                         \
+    X(void, peer_address, (const pplx_peer *, size_t, pplx_link_address *))                            \
+    X(uint32_t, peer_heartbeat_counter, (const pplx_peer *))                                           \
+    X(uint32_t, peer_credit_counter, (const pplx_peer *))                                              \
+    X(uint64_t, peer_token, (const pplx_peer *))                                                       \
+    X(void, peer_configure, (pplx_peer *, const pplx_peer_config *))                                   \
+    X(void *, peer_cookie, (const pplx_peer *))                                                        \
+    X(void, peer_reason, (const pplx_peer *, pplx_error *))                                            \
+    X(void, link_read_stats, (const pplx_peer *, size_t, pplx_link_stats *))                           \
+    X(void, message_release, (pplx_engine *, pplx_message *))                                          \
     X(pplx_peer *, node_peer, (pplx_node *))
 
 typedef struct pplx_api {

@@ -188,7 +188,7 @@ typedef struct pplx_target {
     int32_t status;
     int32_t provider_error;
     uint32_t domain; /* of ours, that reported it */
-    uint32_t reserved;
+    uint32_t failed; /* order in which what failed was handed to the peer's links */
 } pplx_target;
 
 enum pplx_request_kind { PPLX_REQUEST_TRANSFER = 0, PPLX_REQUEST_SEND = 1, PPLX_REQUEST_CALL = 2 };

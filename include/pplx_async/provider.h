@@ -11,7 +11,9 @@
  *   4. `post` never blocks: what does not fit now is not taken, and the call says PPLX_AGAIN.
  *   5. Every work request taken by `post` completes once, or its endpoint is closed.
  *   6. Memory is touched only between `post` and the completion (or `endpoint_close`).
- *   7. A bad key or range never touches the target's memory: PPLX_REMOTE_ACCESS at the source.
+ *   7. A bad key or range never touches the target's memory: PPLX_REMOTE_ACCESS at the source. A
+ *      provider that only sees the connection break, whatever the cause, says PPLX_CONNECTION: the
+ *      engine finds out whether the peer lives, and takes the oldest of them for the one refused.
  *
  * Threads: `discover` may be called by any thread. All other calls on one domain and what belongs
  * to it are made by one thread at a time, the holder of the engine's progress token; a provider

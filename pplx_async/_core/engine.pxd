@@ -34,5 +34,4 @@ cdef class Engine:
     )
     cdef int reap(self) except -1
     cdef int handle(self, void *address) except -1
-    cdef bint _is_lost(self, PeerRecord peer)
     cdef int _lost(self, PeerRecord peer) except -1

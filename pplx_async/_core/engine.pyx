@@ -12,7 +12,7 @@ import weakref
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from pplx_async._core.counters cimport CounterCore
 from pplx_async._core.includes.pplx cimport (
@@ -250,15 +250,10 @@ cdef class Engine:
             else:
                 api.message_release(self.ptr, message)
         elif node.kind == PPLX_NODE_PEER:
-            for peer in list(self.peers.values()):
-                if peer.is_open and self._is_lost(peer):
-                    self._lost(peer)
+            peer = self.peers.get(<size_t>api.node_peer(node))
+            if peer is not None:
+                self._lost(peer)
         return 0
-
-    cdef bint _is_lost(self, PeerRecord peer):
-        cdef pplx_error error
-        api.peer_reason(<pplx_peer *>peer.ptr, &error)
-        return error.status != PPLX_OK
 
     cdef int _lost(self, PeerRecord peer) except -1:
         peer.is_open = False
@@ -488,7 +483,7 @@ cdef class Engine:
     def peer_new(self, str label, uint32_t remote_domains, owner) -> PeerRecord:
         """Make a peer that is not open yet."""
         self.check_usable()
-        cdef PeerRecord peer = PeerRecord(self, label)
+        cdef PeerRecord peer = PeerRecord(self, label, remote_domains)
         peer.owner = owner
         peer.ptr = api.peer_new(self.ptr, <void *>peer, remote_domains)
         if peer.ptr == NULL:
@@ -535,13 +530,14 @@ cdef class Engine:
     ) -> Transfer:
         """Submit the connecting: it settles when every link has carried a heartbeat both ways."""
         cdef pplx_peer_config config
+        memset(&config, 0, sizeof(config))
         cdef bytes address
         cdef size_t i
         cdef size_t nlinks = api.peer_links(<pplx_peer *>peer.ptr)
         if len(addresses) != nlinks:
             raise ValueError(f"peer {peer.label} gave {len(addresses)} addresses for {nlinks} links")
-        if not 1 <= len(landing) <= 8:
-            raise ValueError(f"peer {peer.label} gave {len(landing)} landing keys")
+        if len(landing) != peer.domains:
+            raise ValueError(f"peer {peer.label} gave {len(landing)} landing keys for {peer.domains} domains")
         config.domains = <uint32_t>len(landing)
         config.heartbeat_counter = heartbeat_counter
         config.credit_counter = credit_counter
@@ -579,9 +575,14 @@ cdef class Engine:
 
     def peer_free(self, PeerRecord peer not None) -> None:
         """Free the core's part, after `peer_close` has settled."""
-        if peer.ptr != NULL and self.ptr != NULL:
-            self.peers.pop(<size_t>peer.ptr, None)
-            api.peer_free(<pplx_peer *>peer.ptr)
+        cdef pplx_peer *ptr = <pplx_peer *>peer.ptr
+        if ptr != NULL and self.ptr != NULL:
+            self.peers.pop(<size_t>ptr, None)
+            if all(caps["fence"] for caps in self.caps()):
+                # Without a fence a late heartbeat could still come, and be counted by who has the id next.
+                api.counter_recycle(self.ptr, api.peer_heartbeat_counter(ptr))
+                api.counter_recycle(self.ptr, api.peer_credit_counter(ptr))
+            api.peer_free(ptr)
         peer.ptr = NULL
 
     def peer_record(self, size_t ptr):

@@ -36,6 +36,7 @@ cdef class LocalSlice:
 cdef class PeerRecord(Used):
     cdef readonly object engine
     cdef readonly str label
+    cdef readonly uint32_t domains
     cdef void *ptr
     cdef public object owner
     cdef public bint is_open

@@ -164,9 +164,10 @@ cdef class LocalSlice:
 cdef class PeerRecord(Used):
     """The core's peer, as transfers see it. ``ptr`` is NULL once the core has freed it."""
 
-    def __init__(self, engine, str label) -> None:
+    def __init__(self, engine, str label, uint32_t domains) -> None:
         self.engine = engine
         self.label = label
+        self.domains = domains
 
 
 cdef class RemoteRecord(Used):

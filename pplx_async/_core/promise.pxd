@@ -12,7 +12,7 @@ cdef class Promise:
     cdef object loop
     cdef object _result
     cdef object _exception
-    cdef object _cancel_message
+    cdef public object _cancel_message  # asyncio.gather reads it
     cdef list _callbacks
     cdef PromiseState state
     cdef bint _retrieved

@@ -16,7 +16,6 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_OK,
     PPLX_PEER_LOST,
     PPLX_REQUEST_CALL,
-    PPLX_REQUEST_SEND,
     PPLX_REQUEST_TRANSFER,
     pplx_error,
     pplx_target,

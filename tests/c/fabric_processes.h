@@ -153,7 +153,7 @@ static void test_two_processes(void) {
         REQUIRE(post(&s, NULL, &request) == PPLX_OK, "post");
         wait_for(&s, NULL, &w);
         printf("# %s, two processes: status %d, native %d\n", names[i], w.status, w.provider_error);
-        REQUIRE(w.status == PPLX_TRANSPORT || w.status == PPLX_REMOTE_ACCESS, "%d", w.status);
+        REQUIRE(w.status == PPLX_CONNECTION || w.status == PPLX_REMOTE_ACCESS, "%d", w.status);
         ping(&s, &peer, 7);
     }
     REQUIRE(send(fd, "", 1, 0) == 1 && waitpid(pid, &status, 0) == pid && status == 0, "the server: %x", status);
@@ -186,7 +186,7 @@ static void test_peer_killed(uint64_t nbytes, const char *name) {
     int native = 0;
     for (size_t i = 0; i < COUNT; i++) {
         wait_for(&s, NULL, &ops[i]);
-        REQUIRE(ops[i].status == PPLX_TRANSPORT || ops[i].status == PPLX_PEER_LOST, "%d", ops[i].status);
+        REQUIRE(ops[i].status == PPLX_CONNECTION || ops[i].status == PPLX_PEER_LOST, "%d", ops[i].status);
         native = ops[i].provider_error;
     }
     printf("# peer killed: %d writes of %llu B failed after %.1f ms, native %d\n", COUNT, (unsigned long long)nbytes,

@@ -217,7 +217,7 @@ static void must_fail(side *a, side *b, const char *what, pplx_work_request requ
     if (efa)
         REQUIRE(w->status == PPLX_REMOTE_ACCESS, "%d", w->status);
     else
-        REQUIRE(w->status == PPLX_REMOTE_ACCESS || w->status == PPLX_TRANSPORT, "%d", w->status);
+        REQUIRE(w->status == PPLX_REMOTE_ACCESS || w->status == PPLX_CONNECTION, "%d", w->status);
     for (size_t i = 0; i < 4096; i++) REQUIRE(b->arena[i] == 0, "the target was touched");
     REQUIRE(b->nimms == 0, "no immediate of a refused write");
     must(a, b, PPLX_WRITE, 8192, 4096, 0);
@@ -299,7 +299,7 @@ static void test_bad_among_good(side *a, side *b) {
     }
     REQUIRE(ops[COUNT / 2].status != PPLX_OK, "a false success");
     printf("# one bad write among %d: %d succeeded, %d transport, %d remote access\n", COUNT, counts[PPLX_OK],
-           counts[PPLX_TRANSPORT], counts[PPLX_REMOTE_ACCESS]);
+           counts[PPLX_CONNECTION], counts[PPLX_REMOTE_ACCESS]);
     must(a, b, PPLX_WRITE, 8192, 4096, 0);
     ok("bad among good");
 }

@@ -21,11 +21,10 @@ static const pplx_provider *pplx_provider_builtin(const char *name) {
 }
 
 const pplx_api *pplx_core_api(void) {
-    static const pplx_api api = {
-        .size = sizeof api,
-        .abi = PPLX_API_ABI,
+    static const pplx_api api = {.size = sizeof api,
+                                 .abi = PPLX_API_ABI,
 #define X(result, name, arguments) .name = pplx_##name,
-        PPLX_API_MAP(X)
+                                 PPLX_API_MAP(X)
 #undef X
     };
     return &api;

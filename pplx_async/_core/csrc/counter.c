@@ -81,8 +81,8 @@ void pplx_counter_hit(pplx_engine *engine, uint32_t imm) {
 
 /* Proxy: nobody is counted under this id from now on. */
 void pplx_counter_forget(pplx_engine *engine, pplx_counter *counter) {
-    _Atomic(pplx_counter *) *chunk =
-        atomic_load_explicit(&engine->chunks[counter->id / PPLX_CHUNK], memory_order_acquire);
+    _Atomic(pplx_counter *) *chunk = atomic_load_explicit(&engine->chunks[counter->id / PPLX_CHUNK],
+                                                          memory_order_acquire);
     /* relaxed: only this thread reads it; the owner writes it again after the call has settled */
     atomic_store_explicit(&chunk[counter->id % PPLX_CHUNK], NULL, memory_order_relaxed);
 }

@@ -111,8 +111,10 @@ static pplx_status refuse_second(const pplx_library *library, const char *path, 
         bool same = here && strcmp(here, wanted) == 0;
         free(here);
         if (same) continue;
-        status = fail(error, PPLX_UNAVAILABLE, "%s: this process has loaded %s, and two of them do not get along; "
-                      "use one for all engines of a process", path, entry->file);
+        status = fail(error, PPLX_UNAVAILABLE,
+                      "%s: this process has loaded %s, and two of them do not get along; "
+                      "use one for all engines of a process",
+                      path, entry->file);
         break;
     }
     free(wanted);

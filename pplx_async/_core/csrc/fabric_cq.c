@@ -29,6 +29,7 @@ pplx_status fabric_status(int native) {
     case FI_EACCES:
     case FI_EPERM:
     case FI_EKEYREJECTED: return PPLX_REMOTE_ACCESS;
+    case FI_ENOTCONN: return PPLX_CONNECTION;
     default: return PPLX_TRANSPORT;
     }
 }
@@ -36,10 +37,10 @@ pplx_status fabric_status(int native) {
 /* tcp and tcp;ofi_rxm (1.17, 2.5.1) end an operation with ECANCELED whether the target refused its
  * key or range, died, or closed its endpoint: the target answers a bad write by dropping the
  * connection, which takes with it all that was in flight (tcp;ofi_rxm may say ENOTCONN of these).
- * So both mean TRANSPORT, and whether the peer is alive decides what it was. EFA says what it knows in prov_errno. */
+ * So all that can be said is CONNECTION. EFA says what it knows in prov_errno. */
 static pplx_status completion_status(const fabric_domain *domain, const fabric_op *op,
                                      const struct fi_cq_err_entry *entry) {
-    if (entry->err == FI_ECANCELED) return op->opcode == PPLX_RECV ? PPLX_FLUSHED : PPLX_TRANSPORT;
+    if (entry->err == FI_ECANCELED) return op->opcode == PPLX_RECV ? PPLX_FLUSHED : PPLX_CONNECTION;
     if (domain->quirks->efa_options) {
         if (entry->prov_errno == EFA_BAD_REMOTE_ADDRESS || entry->prov_errno == EFA_EMULATED_RMA_ADDRESS)
             return PPLX_REMOTE_ACCESS;
@@ -102,7 +103,7 @@ static size_t take_error(fabric_domain *domain, struct fid_cq *cq, pplx_completi
     /* prov_errno is EFA's own code; tcp leaves there whatever errno happened to be (2.5.1). */
     int native = domain->quirks->efa_options && entry.prov_errno ? entry.prov_errno : entry.err;
     pplx_status status = completion_status(domain, op, &entry);
-    if (status == PPLX_TRANSPORT) fabric_unsettle(op->endpoint);
+    if (status == PPLX_TRANSPORT || status == PPLX_CONNECTION) fabric_unsettle(op->endpoint);
     finish(op, completion, status, native, entry.len);
     return 1;
 }

@@ -188,7 +188,7 @@ pplx_status fabric_post(pplx_provider_endpoint *handle, const pplx_work_request 
         if (ret) {
             status = ret == -FI_EAGAIN ? PPLX_AGAIN : fabric_status((int)-ret);
             *provider_error = ret == -FI_EAGAIN ? 0 : (int32_t)-ret;
-            if (status == PPLX_TRANSPORT) fabric_unsettle(endpoint);
+            if (status == PPLX_TRANSPORT || status == PPLX_CONNECTION) fabric_unsettle(endpoint);
             break;
         }
         if (domain->quirks->more && request->opcode != PPLX_RECV) note_bell(endpoint, request, more);

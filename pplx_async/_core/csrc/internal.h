@@ -52,6 +52,7 @@ typedef struct pplx_slot {
     pplx_request *request; /* SEND */
     uint64_t nbytes;
     uint64_t posted_ns;
+    uint32_t order;   /* among all of the peer's, from 1 */
     uint32_t eighths; /* what its immediate counts at the peer */
     uint8_t opcode;
     uint8_t role;
@@ -119,11 +120,12 @@ struct pplx_peer {
     /* Transfers: targets that still have something to cut, in turn. */
     pplx_target *queue_head, *queue_tail;
     bool no_room; /* ... and the first of them found no link with room: new ones queue up behind it */
-    /* Failed with TRANSPORT or FLUSHED: the peer may be dead or not; they settle when that is known. */
+    /* Failed so that the peer may be dead or not (pplx_suspicious): they settle when that is known. */
     bool suspected;
     uint64_t suspect_ns; /* since when */
     pplx_target *suspects;
     pplx_request *suspect_sends; /* linked by node.next */
+    uint32_t staged;             /* work requests so far: gives each its order */
     /* Messages. */
     pplx_request *sends_head, *sends_tail; /* linked by node.next */
     uint32_t credits;                      /* receives the peer has posted for us */
@@ -213,6 +215,12 @@ static inline void pplx_peer_busy(pplx_peer *peer) {
     peer->busy = true;
     peer->next_busy = peer->engine->busy;
     peer->engine->busy = peer;
+}
+
+/* After this the peer's fate is not known yet. FLUSHED: a connection that breaks fails one work
+ * request and flushes the rest, on verbs for example. */
+static inline bool pplx_suspicious(int32_t status) {
+    return status == PPLX_TRANSPORT || status == PPLX_CONNECTION || status == PPLX_FLUSHED;
 }
 
 static inline uint64_t pplx_ms(uint32_t ms) { return (uint64_t)ms * 1000000u; }

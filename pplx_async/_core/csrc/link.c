@@ -52,6 +52,7 @@ pplx_slot *pplx_link_stage(pplx_link *link, uint8_t role, const pplx_work_reques
     slot->request = NULL;
     slot->next = slot; /* not in the free list: in flight */
     slot->nbytes = request->nbytes;
+    slot->order = ++link->peer->staged;
     slot->eighths = 0;
     slot->opcode = (uint8_t)request->opcode;
     slot->role = role;

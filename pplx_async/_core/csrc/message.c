@@ -164,7 +164,7 @@ void pplx_message_sent(pplx_slot *slot, pplx_status status, int32_t provider_err
     if (status != PPLX_OK) pplx_message_credited(peer, 1);
     request->error.status = status;
     request->error.provider_error = provider_error;
-    if ((status == PPLX_TRANSPORT || status == PPLX_FLUSHED) && peer->state == PPLX_PEER_UP) {
+    if (pplx_suspicious(status) && peer->state == PPLX_PEER_UP) {
         pplx_peer_suspect(peer);
         request->node.next = peer->suspect_sends ? &peer->suspect_sends->node : NULL;
         peer->suspect_sends = request;

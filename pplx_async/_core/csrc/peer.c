@@ -7,13 +7,18 @@
  *   -> CONNECTING      the peer's addresses are known; heartbeats go out on every link
  *   -> UP              every link has carried one in both directions
  *   -> CLOSED          goodbye, or lost; endpoints close, at once or when the provider lets go
+ *   -> GONE            they are closed, and what had arrived by then is counted; PEER_CLOSE settles
  *
  * Liveness is ours, not the event loop's. A heartbeat is an immediate alone into a counter that the
  * peer keeps for us, its weight says on which link (1 + index). A peer is lost when nothing has been
- * heard on one of its links for heartbeat_timeout_ms, when its NIC says so, when it takes nothing for again_timeout_ms,
- * or when the control channel says so (PPLX_CALL_PEER_LOST). A transport error alone is only a
- * suspicion, since one bad request breaks a software provider's connection: the next heartbeat
- * decides. Losing a peer never happens inside a poll: it is noted, and done by pplx_peer_tick(). */
+ * heard on one of its links for heartbeat_timeout_ms, when its NIC says so, when it takes nothing
+ * for again_timeout_ms, or when the control channel says so (PPLX_CALL_PEER_LOST). A transport error
+ * alone is only a suspicion, since one bad request breaks a software provider's connection: the next
+ * heartbeat decides. Losing a peer never happens inside a poll: it is noted, and done by
+ * pplx_peer_tick().
+ *
+ * A turn costs nothing for a peer that has nothing to do: those with something to post are in the
+ * engine's busy list, and ticks come at tick_ns, when the first of all peers' deadlines is due. */
 #include <stdlib.h>
 #include <sys/random.h>
 

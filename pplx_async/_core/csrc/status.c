@@ -8,7 +8,7 @@
 
 const char *pplx_status_name(int status) {
     switch (status) {
-#define X(name, number, message)                                                                   \
+#define X(name, number, message) \
     case number: return #name;
         PPLX_STATUS_MAP(X)
 #undef X
@@ -18,7 +18,7 @@ const char *pplx_status_name(int status) {
 
 const char *pplx_status_text(int status) {
     switch (status) {
-#define X(name, number, message)                                                                   \
+#define X(name, number, message) \
     case number: return message;
         PPLX_STATUS_MAP(X)
 #undef X

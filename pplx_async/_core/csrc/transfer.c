@@ -137,14 +137,11 @@ static void finish(pplx_target *target) {
     if (--request->open_targets == 0) pplx_settle(target->peer->engine, request);
 }
 
-/* A connection that breaks fails one work request and flushes the rest, on verbs for example. */
-static bool suspicious(int32_t status) { return status == PPLX_TRANSPORT || status == PPLX_FLUSHED; }
-
 /* Nothing queued, nothing in flight: finished, unless only the peer's fate can say how. */
 static void finish_if_ended(pplx_target *target) {
     pplx_peer *peer = target->peer;
     if (target->queued || target->inflight) return;
-    if (suspicious(target->status) && peer->state == PPLX_PEER_UP) {
+    if (pplx_suspicious(target->status) && peer->state == PPLX_PEER_UP) {
         pplx_peer_suspect(peer);
         target->next = peer->suspects;
         peer->suspects = target;
@@ -174,10 +171,22 @@ void pplx_transfer_completed(pplx_slot *slot, pplx_status status, int32_t provid
         target->delivered += slot->eighths;
     else
         fail(target, status, provider_error, slot->link->domain->index);
+    if (status == PPLX_CONNECTION && (target->failed == 0 || slot->order < target->failed))
+        target->failed = slot->order;
     finish_if_ended(target);
 }
 
+/* The peer lives: then it broke the connection over one of them, and those behind that one on the
+ * connection fell with it. So it is the oldest, whatever the order of their completions. */
+static void find_refused(pplx_peer *peer) {
+    pplx_target *first = NULL;
+    for (pplx_target *target = peer->suspects; target; target = target->next)
+        if (target->status == PPLX_CONNECTION && (!first || target->failed < first->failed)) first = target;
+    if (first) first->status = PPLX_REMOTE_ACCESS;
+}
+
 void pplx_transfer_judge(pplx_peer *peer, pplx_status verdict) {
+    if (verdict == PPLX_OK) find_refused(peer);
     pplx_target *target = peer->suspects;
     peer->suspects = NULL;
     while (target) {

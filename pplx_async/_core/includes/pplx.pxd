@@ -256,5 +256,6 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         void (*peer_reason)(const pplx_peer *, pplx_error *) noexcept nogil
         void (*link_read_stats)(const pplx_peer *, size_t, pplx_link_stats *) noexcept nogil
         void (*message_release)(pplx_engine *, pplx_message *) noexcept nogil
+        pplx_peer *(*node_peer)(pplx_node *) noexcept nogil
 
     const pplx_api *pplx_core_api()
