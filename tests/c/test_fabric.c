@@ -496,7 +496,7 @@ static void test_close_target(void) {
         if (ops[i].status != PPLX_OK) {
             failed++;
             native = ops[i].provider_error;
-            REQUIRE(ops[i].status == PPLX_TRANSPORT, "%d", ops[i].status);
+            REQUIRE(ops[i].status == PPLX_CONNECTION, "%d, native %d", ops[i].status, native);
         }
     }
     REQUIRE(failed, "the source heard nothing");

@@ -29,7 +29,11 @@ pplx_status fabric_status(int native) {
     case FI_EACCES:
     case FI_EPERM:
     case FI_EKEYREJECTED: return PPLX_REMOTE_ACCESS;
-    case FI_ENOTCONN: return PPLX_CONNECTION;
+    case FI_ECANCELED:
+    case FI_ENOTCONN:
+    case FI_ECONNRESET:
+    case FI_ECONNABORTED:
+    case FI_ESHUTDOWN: return PPLX_CONNECTION;
     default: return PPLX_TRANSPORT;
     }
 }
@@ -40,14 +44,16 @@ pplx_status fabric_status(int native) {
  * So all that can be said is CONNECTION. EFA says what it knows in prov_errno. */
 static pplx_status completion_status(const fabric_domain *domain, const fabric_op *op,
                                      const struct fi_cq_err_entry *entry) {
-    if (entry->err == FI_ECANCELED) return op->opcode == PPLX_RECV ? PPLX_FLUSHED : PPLX_CONNECTION;
+    if (entry->err == FI_ECANCELED && op->opcode == PPLX_RECV) return PPLX_FLUSHED;
     if (domain->quirks->efa_options) {
         if (entry->prov_errno == EFA_BAD_REMOTE_ADDRESS || entry->prov_errno == EFA_EMULATED_RMA_ADDRESS)
             return PPLX_REMOTE_ACCESS;
         if (entry->prov_errno == EFA_INVALID_LKEY) return PPLX_LOCAL_ACCESS;
     }
     pplx_status status = fabric_status(entry->err);
-    return status == PPLX_OK || status == PPLX_AGAIN ? PPLX_TRANSPORT : status;
+    /* Without connections (EFA) none can break: what ends like this failed by itself. */
+    const bool no_connection = status == PPLX_CONNECTION && !domain->quirks->endpoint_per_peer;
+    return no_connection || status == PPLX_OK || status == PPLX_AGAIN ? PPLX_TRANSPORT : status;
 }
 
 /* The library is done with the op. */
