@@ -189,7 +189,7 @@ class TransferEngine(Operations):
     @property
     def is_open(self) -> bool:
         """Whether operations may be submitted."""
-        return self._open and not self._closing
+        return self._open and not self._closing and self._core.running
 
     @property
     def address(self) -> str:
@@ -209,7 +209,11 @@ class TransferEngine(Operations):
 
     def _check_open(self) -> None:
         if not self.is_open:
-            raise ClosedResourceError("the engine is closed" if self._closing else "the engine is not open yet")
+            if not self._open:
+                raise ClosedResourceError("the engine is closed" if self._closing else "the engine is not open yet")
+            raise ClosedResourceError(
+                "the engine is closed" if self._closing else "this is the child of a fork: the engine is its parent's"
+            )
 
     def _spawn(self, coroutine: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         """Run something of ours in the background; what it fails with is logged."""
@@ -237,8 +241,8 @@ class TransferEngine(Operations):
         ----------
         The close goes on in the background.
         """
-        if not self._open:
-            self._closing = True
+        if not self._open or (self._closed is None and not self._core.running):
+            self._closing = True  # never opened, or the child of a fork: nothing here is ours to close
             return
         if self._closed is None:
             self._closing = True
@@ -255,6 +259,8 @@ class TransferEngine(Operations):
         closing = [peer._closing for peer in self._peers if peer._closing is not None]
         if closing:
             await asyncio.wait(closing, timeout=2 * timeout)
+        if self._tasks:  # with the peers gone, fences and revokes have an end
+            await asyncio.wait(self._tasks, timeout=timeout)
         for task in [*self._servers.values(), *self._tasks]:
             task.cancel()
         for counter in self._counters.values():
@@ -264,6 +270,8 @@ class TransferEngine(Operations):
         while self._messages:
             self._next_message()
         for registration in self._core.open_registrations():
+            if registration.uses:
+                continue  # the peers are gone, and still a NIC holds it: it stays registered
             self._core.deregister(registration).add_done_callback(_let_go(registration))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
@@ -281,11 +289,12 @@ class TransferEngine(Operations):
 
     def _quarantine(self, transfers: Iterable[Transfer]) -> None:
         """Memory that was not let go in time. The core holds it; say so."""
-        for transfer in transfers:
-            _log.error("%r: its memory is quarantined, since the provider has not let go", transfer)
+        held = list(transfers)
+        if held:
+            _log.error("%r, one of %d: its memory is quarantined, since the provider has not let go", held[0], len(held))
 
     def __del__(self) -> None:
-        if not getattr(self, "_open", False) or self._closed is not None:
+        if not getattr(self, "_open", False) or self._closed is not None or not self._core.running:
             return
         warnings.warn(f"{self!r} was never closed", LeakWarning, stacklevel=2, source=self)
         self._core.stop()
@@ -349,14 +358,18 @@ class TransferEngine(Operations):
         try:
             await opening
         except asyncio.CancelledError:
-            if registration.is_open:
-                self._core.deregister(registration).add_done_callback(_let_go(registration))
+            opening.add_release_callback(lambda _: self._undo_register(registration))
             raise
         except RegistrationError as error:
             error.nbytes = registration.nbytes
             raise
         self._next_region += 1
         return MemoryRegion(self, registration, access, self._next_region - 1)
+
+    def _undo_register(self, registration: Registration) -> None:
+        """Take back what was registered for nobody."""
+        if registration.is_open and self._core.running:
+            self._core.deregister(registration).add_done_callback(_let_go(registration))
 
     async def _close_region(self, region: MemoryRegion) -> None:
         registration = region.registration
@@ -570,7 +583,6 @@ class TransferEngine(Operations):
                 await peer._establish()
         except BaseException as error:
             peer._closing = self._spawn(peer._free())
-            self._peers.discard(peer)
             if isinstance(error, TimeoutError):
                 raise TimeoutError(
                     f"peer {peer.label} answers on the control channel, but the NICs did not connect in time: "
@@ -606,9 +618,9 @@ class TransferEngine(Operations):
         await self._news.wait()
 
     def _peer_gone(self, peer: Peer) -> None:
-        """Forget a peer that is lost or closed; what it left to read stays."""
+        """Forget a peer whose endpoints are closed; what it left to read stays."""
         self._peers.discard(peer)
-        self._news.set()
+        self._servers.pop(peer, None)
 
     def _check_peer(self, peer: Peer) -> None:
         if peer._engine is not self:

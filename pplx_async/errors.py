@@ -417,7 +417,7 @@ def _sentence(
     where = " on " + domain if domain else ""
     code = f" [provider error {provider_error}{where}]" if provider_error else f" [{where.strip()}]" if where else ""
     if operation is None:
-        return reason + code
+        return (f"peer {peer}: " if peer else "") + reason + code
     size = "" if nbytes is None else f" of {nbytes} B"
     to = "from" if operation in _FROM_PEER else "to"
     whom = "" if peer is None else f" {to} peer {peer}"

@@ -135,7 +135,10 @@ class Peer:
         parsed = wire.decode_region(descriptor)
         self._check_owner(parsed.engine, "region")
         if parsed.region in self._revoked:
-            raise BrokenResourceError(f"the region was revoked by peer {self.label}")
+            raise BrokenResourceError(
+                f"the region was revoked by peer {self.label}",
+                hint="Ask the peer for the descriptor of another region.",
+            )
         if len(parsed.keys) != self._domains:
             raise ValueError(f"a region of peer {self.label} has {self._domains} keys, not {len(parsed.keys)}")
         record = self._regions.get(parsed.region)
@@ -393,7 +396,6 @@ class Peer:
             if not future.done():
                 future.set_exception(reason)
                 future.exception()  # nobody may be waiting for it
-        self._engine._peer_gone(self)
 
     async def close(self) -> None:
         """Say goodbye: finish what is under way on both sides, then close. Idempotent.
@@ -427,8 +429,9 @@ class Peer:
                     said.cancel()
         except TimeoutError:
             pass  # what is left is flushed
-        self._end_waits(self._record.reason)
+        # First the endpoints: that counts what has arrived, and who waits for it hears that.
         await self._free()
+        self._end_waits(self._record.reason)
 
     async def _channel_ended(self) -> None:
         task = self._engine._servers.get(self)
@@ -445,3 +448,4 @@ class Peer:
         await core.peer_close(self._record)
         core.peer_free(self._record)
         self._gone.set()
+        self._engine._peer_gone(self)

@@ -17,6 +17,7 @@ cdef class Engine:
     cdef readonly double drain_timeout
     cdef readonly list domain_names
     cdef readonly bint running
+    cdef bint fences
     cdef unsigned long thread
     cdef dict peers
     cdef dict counters

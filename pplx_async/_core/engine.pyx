@@ -74,6 +74,8 @@ from pplx_async.errors import BrokenResourceError, ClosedResourceError, PeerLost
 
 __all__ = ["Engine", "forget_after_fork", "running_engines"]
 
+_ASK_AGAIN = "Ask the peer for the descriptor of another region."
+
 _running = weakref.WeakSet()
 
 
@@ -181,6 +183,7 @@ cdef class Engine:
         check(&error, "start the engine")
         self.thread = PyThread_get_thread_ident()
         self.running = True
+        self.fences = all(caps["fence"] for caps in self.caps())
         _running.add(self)
         api.arm(self.ptr)
 
@@ -322,6 +325,14 @@ cdef class Engine:
         transfer.request.kind = PPLX_REQUEST_CALL
         transfer.request.opcode = opcode
         transfer.request.subject = subject
+        # An end cannot be called back: a task that is cancelled need not wait for it, which is for
+        # ever where a provider doesn't let go.
+        transfer.detached = opcode in (
+            PPLX_CALL_COUNTER_CLOSE,
+            PPLX_CALL_MR_CLOSE,
+            PPLX_CALL_PEER_CLOSE,
+            PPLX_CALL_PEER_LOST,
+        )
         self.inflight += 1
         return transfer
 
@@ -355,7 +366,7 @@ cdef class Engine:
         if not local.registration.writable:
             raise ValueError("the local region is read-only: nothing can be read into it")
         if remote.record.revoked:
-            raise BrokenResourceError(f"the region was revoked by peer {peer.label}")
+            raise BrokenResourceError(f"the region was revoked by peer {peer.label}", hint=_ASK_AGAIN)
         if not remote.record.access & PPLX_ACCESS_REMOTE_READ:
             raise ValueError(f"peer {peer.label} did not allow reads from this region")
         if local.nbytes != remote.nbytes:
@@ -578,7 +589,7 @@ cdef class Engine:
         cdef pplx_peer *ptr = <pplx_peer *>peer.ptr
         if ptr != NULL and self.ptr != NULL:
             self.peers.pop(<size_t>ptr, None)
-            if all(caps["fence"] for caps in self.caps()):
+            if self.fences:
                 # Without a fence a late heartbeat could still come, and be counted by who has the id next.
                 api.counter_recycle(self.ptr, api.peer_heartbeat_counter(ptr))
                 api.counter_recycle(self.ptr, api.peer_credit_counter(ptr))
@@ -606,6 +617,7 @@ cdef class Engine:
         """What each domain can do, and its limits."""
         cdef pplx_caps caps
         cdef size_t i
+        self.check_usable()
         result = []
         for i in range(api.engine_domains(self.ptr)):
             api.engine_caps(self.ptr, i, &caps)
@@ -631,6 +643,7 @@ cdef class Engine:
     def stats(self) -> dict[str, int]:
         """Counts of the whole engine."""
         cdef pplx_engine_stats stats
+        self.check_usable()
         api.engine_read_stats(self.ptr, &stats)
         return {
             "turns": stats.turns,
@@ -648,7 +661,7 @@ cdef class Engine:
         cdef size_t i
         cdef int op, bucket
         result = []
-        if peer.ptr == NULL:
+        if peer.ptr == NULL or self.ptr == NULL:
             return result
         for i in range(api.peer_links(<pplx_peer *>peer.ptr)):
             api.link_read_stats(<pplx_peer *>peer.ptr, i, &stats)

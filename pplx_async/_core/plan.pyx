@@ -33,6 +33,8 @@ from pplx_async.errors import BrokenResourceError, ClosedResourceError
 
 __all__ = ["Plan"]
 
+_ASK_AGAIN = "Ask the peer for the descriptor of another region."
+
 
 # ---- checks ----
 
@@ -57,7 +59,7 @@ cdef int check_write(object engine, LocalSlice local, RemoteSlice remote) except
     check_local(engine, local)
     check_peer(engine, remote.record.peer)
     if remote.record.revoked:
-        raise BrokenResourceError(f"the region was revoked by peer {remote.record.peer.label}")
+        raise BrokenResourceError(f"the region was revoked by peer {remote.record.peer.label}", hint=_ASK_AGAIN)
     if not remote.record.access & PPLX_ACCESS_REMOTE_WRITE:
         raise ValueError(f"peer {remote.record.peer.label} did not allow writes into this region")
     return 0

@@ -15,6 +15,7 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_NO_COUNTER,
     PPLX_OK,
     PPLX_PEER_LOST,
+    PPLX_REMOTE_ACCESS,
     PPLX_REQUEST_CALL,
     PPLX_REQUEST_TRANSFER,
     pplx_error,
@@ -149,6 +150,8 @@ cdef class Transfer(Promise):
             peer = (<PeerRecord>self.used0).label
         status = api.status_name(error.status)
         text = error.text.decode(errors="replace") or api.status_text(error.status).decode()
+        if error.status == PPLX_REMOTE_ACCESS and target != NULL and target.failed:
+            text = "refused, as it seems: the connection broke under it, and the peer lives (rkey revoked?)"
         if error.status == PPLX_PEER_LOST:
             why = self.engine.lost_reason(<size_t>target.peer) if target != NULL else None
             text = why or text
@@ -187,6 +190,10 @@ cdef class Transfer(Promise):
         if self.detached:
             self.become_cancelled()
         elif not self.cancel_requested:
+            if self.request.kind == PPLX_REQUEST_CALL and self.operation != "connect":
+                # It ends by itself, and uses no memory of a user's: whoever waits may go.
+                self.become_cancelled()
+                return True
             self.cancel_requested = True
             api.cancel(self.c_engine, &self.request)
             if self.request.kind != PPLX_REQUEST_CALL:

@@ -88,14 +88,15 @@ static void test_hostile_address(void) {
 static void test_writes(side *a, side *b) {
     static const uint64_t sizes[] = {8, 1, 63, 64, 128, 4096, 65536, 65537, 1 << 20, 32 << 20};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-        fill(a->arena, sizes[i], (unsigned)i + 1);
-        memset(b->arena, 0, sizes[i] + 1);
-        must(a, b, PPLX_WRITE, 0, sizes[i], 0);
-        REQUIRE(memcmp(a->arena, b->arena, sizes[i]) == 0, "%llu B", (unsigned long long)sizes[i]);
-        REQUIRE(b->arena[sizes[i]] == 0, "wrote too far");
-        fill(b->arena, sizes[i], (unsigned)i + 77);
-        must(a, b, PPLX_READ, 0, sizes[i], 0);
-        REQUIRE(memcmp(a->arena, b->arena, sizes[i]) == 0, "read of %llu B", (unsigned long long)sizes[i]);
+        const uint64_t nbytes = sizes[i] < a->caps.max_message ? sizes[i] : a->caps.max_message;
+        fill(a->arena, nbytes, (unsigned)i + 1);
+        memset(b->arena, 0, nbytes + 1);
+        must(a, b, PPLX_WRITE, 0, nbytes, 0);
+        REQUIRE(memcmp(a->arena, b->arena, nbytes) == 0, "%llu B", (unsigned long long)nbytes);
+        REQUIRE(b->arena[nbytes] == 0, "wrote too far");
+        fill(b->arena, nbytes, (unsigned)i + 77);
+        must(a, b, PPLX_READ, 0, nbytes, 0);
+        REQUIRE(memcmp(a->arena, b->arena, nbytes) == 0, "read of %llu B", (unsigned long long)nbytes);
     }
     REQUIRE(a->nimms == 0 && b->nimms == 0, "nobody sent an immediate");
     ok("write and read");
@@ -104,16 +105,17 @@ static void test_writes(side *a, side *b) {
 static void test_immediates(side *a, side *b) {
     static const uint64_t sizes[] = {0, 8, 4096, 1 << 20, 32 << 20};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        const uint64_t nbytes = sizes[i] < a->caps.max_message ? sizes[i] : a->caps.max_message;
         watched w;
         uint32_t imm = 0xfedcba98u + (uint32_t)i;
-        fill(a->arena, sizes[i], (unsigned)i + 3);
-        memset(b->arena, 0, sizes[i]);
+        fill(a->arena, nbytes, (unsigned)i + 3);
+        memset(b->arena, 0, nbytes);
         b->nimms = 0;
-        pplx_work_request request = request_of(a, b, &w, PPLX_WRITE_IMM, 0, sizes[i], imm);
+        pplx_work_request request = request_of(a, b, &w, PPLX_WRITE_IMM, 0, nbytes, imm);
         REQUIRE(post(a, b, &request) == PPLX_OK, "post");
         wait_imms(b, a, 1);
         REQUIRE(b->imms[0] == imm, "%x", b->imms[0]);
-        REQUIRE(memcmp(a->arena, b->arena, sizes[i]) == 0, "the immediate came before its bytes");
+        REQUIRE(memcmp(a->arena, b->arena, nbytes) == 0, "the immediate came before its bytes");
         wait_for(a, b, &w);
         REQUIRE(w.status == PPLX_OK, "%d", w.status);
     }

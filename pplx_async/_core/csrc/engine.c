@@ -25,7 +25,7 @@
 
 #include "internal.h"
 
-enum { LANDING_BYTES = 4096 };
+enum { LANDING_BYTES = 4096, LEAST_TIMELY = 64 << 10 };
 
 pplx_status pplx_fail(pplx_error *error, pplx_status status, int32_t provider_error, const char *format, ...) {
     error->status = status;
@@ -76,6 +76,10 @@ fail:
     return error->status;
 }
 
+static void limit_message(pplx_engine *engine, uint64_t nbytes) {
+    if (nbytes < engine->max_message) engine->max_message = nbytes;
+}
+
 pplx_status pplx_engine_add_domain(pplx_engine *engine, const pplx_provider *provider, const char *device,
                                    const pplx_option *options, size_t noptions, pplx_error *error) {
     if (engine->started || engine->ndomains == PPLX_MAX_DOMAINS)
@@ -97,9 +101,13 @@ pplx_status pplx_engine_add_domain(pplx_engine *engine, const pplx_provider *pro
         return pplx_fail(error, PPLX_NATIVE, code, "epoll of the wait fd of %s: %s", device, strerror(code));
     }
     engine->ndomains++;
-    if (domain->caps.max_message < engine->max_message) engine->max_message = domain->caps.max_message;
+    limit_message(engine, domain->caps.max_message);
     /* A piece that has to wait until nothing else is in flight might wait for ever. */
-    if (domain->caps.max_inflight_bytes < engine->max_message) engine->max_message = domain->caps.max_inflight_bytes;
+    limit_message(engine, domain->caps.max_inflight_bytes);
+    /* Heartbeats wait behind a piece that is on its way: on a slow link no piece may be large. */
+    const uint64_t bytes_per_ms = domain->caps.bits_per_second / 8000;
+    const uint64_t timely = bytes_per_ms * engine->config.heartbeat_timeout_ms / 8;
+    if (bytes_per_ms) limit_message(engine, timely > LEAST_TIMELY ? timely : LEAST_TIMELY);
     return PPLX_OK;
 }
 

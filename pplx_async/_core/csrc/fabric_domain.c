@@ -148,7 +148,8 @@ static void fill_caps(fabric_domain *domain, const char *file) {
     if (info->caps & FI_HMEM) caps->flags |= PPLX_CAP_CUDA;
     caps->max_inflight = smaller(quirks->max_inflight, info->tx_attr->size);
     caps->max_inflight_bytes = quirks->max_inflight_bytes;
-    caps->max_message = info->ep_attr->max_msg_size < MAX_MESSAGE ? info->ep_attr->max_msg_size : MAX_MESSAGE;
+    const uint64_t most = quirks->max_message ? quirks->max_message : MAX_MESSAGE;
+    caps->max_message = info->ep_attr->max_msg_size < most ? info->ep_attr->max_msg_size : most;
     caps->eager_posts = quirks->eager_posts;
     caps->posts_per_turn = quirks->posts_per_turn;
     if (info->nic && info->nic->link_attr) caps->bits_per_second = info->nic->link_attr->speed;

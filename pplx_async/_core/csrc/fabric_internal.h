@@ -33,6 +33,7 @@ typedef struct fabric_quirks {
     uint64_t extra_caps;      /* beyond those of every fabric */
     uint32_t max_inflight;    /* our caps, see pplx_caps */
     uint64_t max_inflight_bytes;
+    uint64_t max_message; /* where less than the provider's own limit is better; 0: that limit */
     uint32_t eager_posts;
     uint32_t posts_per_turn;
 } fabric_quirks;

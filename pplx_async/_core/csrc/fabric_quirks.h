@@ -32,7 +32,8 @@ static const fabric_quirks fabric_quirk_table[] = {
     {
         /* Native RDM since 1.18; in 1.17 asking for it gives tcp;ofi_rxm, which the comparison of
          * names sorts out. Takes any number of posts while nobody reads the CQ (2.5.1): cap them.
-         * A closed fid_ep closes its sockets, hence one per peer makes closing a fence. */
+         * A closed fid_ep closes its sockets, hence one per peer makes closing a fence. A stream:
+         * nothing overtakes a message, so none may be long; 1 MiB ones are as fast as any. */
         .name = "tcp",
         .endpoint_per_peer = true,
         .wait_fd = true,
@@ -40,6 +41,7 @@ static const fabric_quirks fabric_quirk_table[] = {
         .takes_node = true,
         .max_inflight = 256,
         .max_inflight_bytes = 128u << 20,
+        .max_message = 4u << 20,
         .eager_posts = 16,
         .posts_per_turn = 64,
     },
@@ -58,6 +60,7 @@ static const fabric_quirks fabric_quirk_table[] = {
         .settle_ms = 20,
         .max_inflight = 256,
         .max_inflight_bytes = 128u << 20,
+        .max_message = 4u << 20,
         .eager_posts = 16,
         .posts_per_turn = 64,
     },

@@ -73,6 +73,8 @@ struct pplx_link {
     uint32_t remote_domain;
     uint32_t nstaged;
     pplx_work_request staged[PPLX_BATCH]; /* cut, not taken by the provider yet */
+    uint64_t window;    /* bytes that may be in flight, see adapt_window() */
+    uint64_t window_ns; /* since when it is that */
     uint64_t again_ns;                    /* since when it says PPLX_AGAIN; 0: it doesn't */
     uint64_t heartbeat_ns;                /* when the next one is due */
     uint64_t heard_ns;                    /* when the peer's last one arrived */

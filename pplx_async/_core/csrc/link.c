@@ -13,7 +13,7 @@
 
 #include "internal.h"
 
-enum { RESERVED_SLOTS = 4, MOST_SLOTS = 4096 };
+enum { RESERVED_SLOTS = 4, MOST_SLOTS = 4096, FIRST_WINDOW = 16 << 20, LEAST_WINDOW = 4 << 20 };
 
 pplx_status pplx_link_open(pplx_link *link, pplx_error *error) {
     pplx_domain *domain = link->domain;
@@ -31,6 +31,8 @@ pplx_status pplx_link_open(pplx_link *link, pplx_error *error) {
                                                          &nbytes, error);
     if (status != PPLX_OK) link->endpoint = NULL;
     link->local_address.nbytes = (uint32_t)nbytes;
+    const uint64_t most = domain->caps.max_inflight_bytes;
+    link->window = link->peer->engine->config.heartbeat_interval_ms && most > FIRST_WINDOW ? FIRST_WINDOW : most;
     return status;
 }
 
@@ -38,7 +40,7 @@ pplx_status pplx_link_open(pplx_link *link, pplx_error *error) {
 bool pplx_link_has_room(const pplx_link *link, uint64_t nbytes) {
     const pplx_link_stats *stats = &link->stats;
     return link->endpoint && link->nstaged < PPLX_BATCH && stats->inflight + RESERVED_SLOTS < link->nslots &&
-           (stats->inflight == 0 || stats->inflight_nbytes + nbytes <= link->domain->caps.max_inflight_bytes);
+           (stats->inflight == 0 || stats->inflight_nbytes + nbytes <= link->window);
 }
 
 /* The caller fills in target or request. NULL: no slot, or the batch is full. */
@@ -153,6 +155,26 @@ static uint32_t latency_bucket(uint64_t ns) {
     return bucket < PPLX_LATENCY_BUCKETS ? bucket : PPLX_LATENCY_BUCKETS - 1;
 }
 
+/* Heartbeats stand in line behind data, so what is in flight may not take long, however slow the
+ * link is: when a work request took too much of the time after which the peer would call us lost,
+ * half as much may be in flight; when they are quick and the window is what limits, twice as much.
+ * Each size is judged by what was posted under it. */
+static void adapt_window(pplx_link *link, const pplx_slot *slot) {
+    const pplx_engine *engine = link->peer->engine;
+    const uint64_t limit = pplx_ms(engine->config.heartbeat_timeout_ms), most = link->domain->caps.max_inflight_bytes;
+    if (slot->nbytes == 0 || !slot->posted || slot->posted_ns < link->window_ns) return;
+    const uint64_t took = engine->now_ns - slot->posted_ns;
+    uint64_t window = link->window;
+    if (took > limit / 8)
+        window = window / 2 > LEAST_WINDOW ? window / 2 : LEAST_WINDOW;
+    else if (took < limit / 32 && link->stats.inflight_nbytes > window / 2)
+        window = window * 2;
+    if (window > most) window = most;
+    if (window == link->window) return;
+    link->window = window;
+    link->window_ns = engine->now_ns;
+}
+
 static void count_completed(pplx_slot *slot, pplx_status status, uint64_t nbytes) {
     pplx_link_stats *stats = &slot->link->stats;
     if (!slot->posted) return; /* staged only: nothing has happened */
@@ -178,6 +200,7 @@ void pplx_link_completed(pplx_slot *slot, pplx_status status, int32_t provider_e
         return;
     }
     count_completed(slot, status, slot->nbytes);
+    if (status == PPLX_OK) adapt_window(slot->link, slot);
     free_slot(slot);
     /* The slot is free, but nothing is staged before the callee has read it. */
     switch (slot->role) {

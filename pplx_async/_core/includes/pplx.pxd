@@ -15,6 +15,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         PPLX_NO_MEMORY
         PPLX_CLOSED
         PPLX_PEER_LOST
+        PPLX_REMOTE_ACCESS
         PPLX_CANCELLED
         PPLX_UNAVAILABLE
         PPLX_INVALID
@@ -168,6 +169,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         int32_t status
         int32_t provider_error
         uint32_t domain
+        uint32_t failed
 
     ctypedef struct pplx_request:
         pplx_node node
