@@ -103,7 +103,7 @@ class TransferEngine(Operations):
         self._meeting = asyncio.Semaphore(_MOST_MEETINGS)
         self._news = asyncio.Event()  # an accepted peer or a message came, or the end
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._publications: dict[str, tuple[Registration, bytes]] = {}
+        self._publications: dict[str, tuple[MemoryRegion | ImmCounter, bytes]] = {}
         self._counters: dict[int, ImmCounter] = {}
         self._registered_nbytes = 0
         self._next_region = 1
@@ -291,7 +291,9 @@ class TransferEngine(Operations):
         """Memory that was not let go in time. The core holds it; say so."""
         held = list(transfers)
         if held:
-            _log.error("%r, one of %d: its memory is quarantined, since the provider has not let go", held[0], len(held))
+            _log.error(
+                "%r, one of %d: its memory is quarantined, since the provider has not let go", held[0], len(held)
+            )
 
     def __del__(self) -> None:
         if not getattr(self, "_open", False) or self._closed is not None or not self._core.running:
@@ -441,25 +443,32 @@ class TransferEngine(Operations):
                 f"{self.options.drain_timeout} s: it may still write"
             ) from None
 
-    def publish(self, name: str, region: MemoryRegion) -> None:
-        """Let peers find a region by name (`Peer.lookup`), for as long as it is open.
+    def publish(self, name: str, what: MemoryRegion | ImmCounter) -> None:
+        """Let peers find a region or a counter by name, for as long as it is open.
+
+        They ask with `Peer.lookup` and `Peer.lookup_counter`. It is held until then, or until it
+        is unpublished.
 
         Raises
         ------
         ValueError
-            The region is closed to peers, or belongs to another engine.
+            It belongs to another engine, or is a region that peers may not reach.
+        ClosedResourceError
+            It is closed.
         """
-        if region._engine is not self:
-            raise ValueError("the region belongs to another engine")
-        self._publications[name] = (region.registration, region.to_bytes())
+        if what._engine is not self:
+            raise ValueError("it belongs to another engine")
+        if not what.is_open:
+            raise ClosedResourceError("it is closed")
+        self._publications[name] = (what, what.to_bytes())
 
     def unpublish(self, name: str) -> None:
         """Let nobody find it any more. Who has the descriptor keeps it: see `MemoryRegion.revoke`."""
         self._publications.pop(name, None)
 
     def _published(self, name: str) -> bytes | None:
-        registration, descriptor = self._publications.get(name, (None, None))
-        if registration is not None and not registration.is_open:
+        what, descriptor = self._publications.get(name, (None, None))
+        if what is not None and not what.is_open:
             del self._publications[name]
             return None
         return descriptor

@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
-from pplx_async._core.memory import LocalSlice, Registration, RemoteRecord, RemoteSlice
+from pplx_async._core.memory import ElementView, LocalSlice, Registration, RemoteRecord, RemoteSlice
 from pplx_async.errors import ClosedResourceError, LeakWarning
 from pplx_async.wire import RegionDescriptor, RemoteKey, encode_region
 
@@ -23,62 +22,13 @@ __all__ = ["ACCESS", "ElementView", "MemoryRegion", "RemoteRegion"]
 # What peers may do, as bits: 1 read, 2 write.
 ACCESS: dict[AccessName, int] = {"none": 0, "read": 1, "write": 2, "both": 3}
 
-_Slice = TypeVar("_Slice", LocalSlice, RemoteSlice)
-
-
-def _itemsize(dtype: Any) -> int:
-    if isinstance(dtype, int):
-        return dtype
-    itemsize = getattr(dtype, "itemsize", None)
-    if isinstance(itemsize, int):
-        return itemsize
-    if isinstance(dtype, str) and len(dtype) == 1:
-        return struct.calcsize("=" + dtype)
-    # NumPy's scalar types and its strings, such as numpy.float32 and "f4", are NumPy's to read.
-    import numpy as np
-
-    return int(np.dtype(dtype).itemsize)
-
-
-class ElementView(Generic[_Slice]):
-    """A region sliced in elements instead of bytes: ``region.view("f4")[10:20]``.
-
-    Indexing gives slices of the region itself, so everything that takes one takes them.
-    """
-
-    def __init__(self, memory: _Slice, itemsize: int) -> None:
-        if itemsize < 1:
-            raise ValueError(f"an element has at least 1 B, not {itemsize}")
-        if memory.nbytes % itemsize:
-            raise ValueError(f"{memory.nbytes} B are no whole number of elements of {itemsize} B")
-        self._memory: _Slice = memory
-        self.itemsize = itemsize
-
-    def __len__(self) -> int:
-        nbytes: int = self._memory.nbytes
-        return nbytes // self.itemsize
-
-    def __getitem__(self, index: slice) -> _Slice:
-        if not isinstance(index, slice):
-            raise TypeError(f"slice a view, as in view[0:10], not with {type(index).__name__}")
-        if index.step not in (None, 1):
-            raise ValueError(f"a slice of a view is contiguous: no step ({index.step})")
-        count = len(self)
-        start = 0 if index.start is None else index.start
-        stop = count if index.stop is None else index.stop
-        start = start + count if start < 0 else start
-        stop = stop + count if stop < 0 else stop
-        if not 0 <= start <= stop <= count:
-            raise IndexError(f"[{index.start}:{index.stop}] is not inside a view of {count} elements")
-        part: _Slice = self._memory[start * self.itemsize : stop * self.itemsize]
-        return part
-
 
 class MemoryRegion(LocalSlice):
     """Local memory that the engine's NICs can reach; made by `TransferEngine.register`.
 
-    Slicing is by bytes, free and bounds-checked: ``region[0:4096]``. A region is its own largest
-    slice. It holds the buffer it was made from, until it is closed and no transfer uses it.
+    Slicing is by bytes, free and bounds-checked: ``region[0:4096]``; in elements it is
+    ``region.view("f4")[10:20]``. A region is its own largest slice. It holds the buffer it was made
+    from, until it is closed and no transfer uses it.
 
     Attributes
     ----------
@@ -103,16 +53,6 @@ class MemoryRegion(LocalSlice):
     def register_seconds(self) -> float:
         """What registering it cost, on all NICs."""
         return self.registration.register_ns / 1e9
-
-    def view(self, dtype: Any) -> ElementView[LocalSlice]:
-        """Slice in elements: ``region.view("f4")[i:j]``.
-
-        Parameters
-        ----------
-        dtype : int, str, or anything with ``itemsize``
-            Bytes of an element, or its type as `struct` or NumPy name it.
-        """
-        return ElementView(self, _itemsize(dtype))
 
     def to_bytes(self) -> bytes:
         """Publish it: the descriptor that a peer needs to reach it.
@@ -206,7 +146,3 @@ class RemoteRegion(RemoteSlice):
     def __init__(self, peer: Peer, record: RemoteRecord) -> None:
         super().__init__(record, 0, record.nbytes)
         self.peer = peer
-
-    def view(self, dtype: Any) -> ElementView[RemoteSlice]:
-        """Slice in elements; see `MemoryRegion.view`."""
-        return ElementView(self, _itemsize(dtype))

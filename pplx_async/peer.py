@@ -187,6 +187,13 @@ class Peer:
         ----------
         The answer is dropped.
         """
+        return self.region(await self._lookup(name))
+
+    async def lookup_counter(self, name: str) -> RemoteCounter:
+        """Ask for a counter that the peer published by name; as `lookup`."""
+        return self.counter(await self._lookup(name))
+
+    async def _lookup(self, name: str) -> bytes:
         self._check_open()
         self._serial += 1
         serial = self._serial
@@ -199,7 +206,7 @@ class Peer:
             self._lookups.pop(serial, None)
         if descriptor is None:
             raise KeyError(f"peer {self.label} has published nothing called {name!r}")
-        return self.region(descriptor)
+        return descriptor
 
     # ---- messages ----
 

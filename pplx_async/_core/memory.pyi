@@ -3,13 +3,16 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from typing_extensions import disjoint_base
 
 from pplx_async._core.engine import Engine
 
+_Slice = TypeVar("_Slice", LocalSlice, RemoteSlice)
+
 __all__ = [
+    "ElementView",
     "LocalSlice",
     "PeerRecord",
     "Registration",
@@ -46,6 +49,12 @@ class Registration(Used):
     def register_ns(self) -> int: ...
     def let_go(self) -> None: ...
 
+class ElementView(Generic[_Slice]):
+    itemsize: int
+    def __init__(self, memory: _Slice, itemsize: int) -> None: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: slice) -> _Slice: ...
+
 @disjoint_base
 class LocalSlice:
     @property
@@ -57,6 +66,7 @@ class LocalSlice:
     def __init__(self, registration: Registration, offset: int, nbytes: int, owner: object) -> None: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: slice, /) -> LocalSlice: ...
+    def view(self, dtype: Any) -> ElementView[LocalSlice]: ...
 
 @disjoint_base
 class PeerRecord(Used):
@@ -97,6 +107,7 @@ class RemoteSlice:
     def __init__(self, record: RemoteRecord, offset: int, nbytes: int) -> None: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: slice, /) -> RemoteSlice: ...
+    def view(self, dtype: Any) -> ElementView[RemoteSlice]: ...
 
 @disjoint_base
 class RemoteCounterRecord(Used):

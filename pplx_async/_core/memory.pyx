@@ -7,6 +7,8 @@ what a descriptor said of a peer's memory. Slices only point into them. Everythi
 uses counts its users (`Used`), so that closing can wait until nobody is left.
 """
 
+import struct
+
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -17,6 +19,7 @@ from pplx_async._core.includes.pplx cimport (
 )
 
 __all__ = [
+    "ElementView",
     "LocalSlice",
     "PeerRecord",
     "Registration",
@@ -139,6 +142,40 @@ cdef tuple bounds(object index, uint64_t nbytes, str what):
     return start, stop - start
 
 
+cdef int itemsize_of(object dtype) except? -1:
+    """Bytes of an element: of a number, a type code of `struct`, or what NumPy takes for a type."""
+    if isinstance(dtype, int):
+        return dtype
+    itemsize = getattr(dtype, "itemsize", None)
+    if isinstance(itemsize, int):
+        return itemsize
+    if isinstance(dtype, str) and len(dtype) == 1:
+        return struct.calcsize("=" + dtype)
+    # NumPy's scalar types and its strings, such as numpy.float32 and "f4", are NumPy's to read.
+    import numpy
+
+    return int(numpy.dtype(dtype).itemsize)
+
+
+class ElementView:
+    """A slice that is sliced in elements instead of bytes; made by its ``view``."""
+
+    def __init__(self, memory, itemsize: int) -> None:
+        if itemsize < 1:
+            raise ValueError(f"an element has at least 1 B, not {itemsize}")
+        if memory.nbytes % itemsize:
+            raise ValueError(f"{memory.nbytes} B are no whole number of elements of {itemsize} B")
+        self._memory = memory
+        self.itemsize = itemsize
+
+    def __len__(self) -> int:
+        return self._memory.nbytes // self.itemsize
+
+    def __getitem__(self, index: slice):
+        start, count = bounds(index, len(self), f"a view of elements of {self.itemsize} B")
+        return self._memory[start * self.itemsize : (start + count) * self.itemsize]
+
+
 cdef class LocalSlice:
     """A range of registered local memory. Free to make; keeps the region that it is of alive."""
 
@@ -156,6 +193,16 @@ cdef class LocalSlice:
         offset, nbytes = bounds(index, self.nbytes, "a region")
         owner = self if self.owner is None else self.owner
         return LocalSlice(self.registration, self.offset + <uint64_t>offset, nbytes, owner)
+
+    def view(self, dtype) -> ElementView:
+        """Slice in elements: ``region.view("f4")[i:j]``.
+
+        Parameters
+        ----------
+        dtype : int, str, or anything with ``itemsize``
+            Bytes of an element, or its type as `struct` or NumPy name it.
+        """
+        return ElementView(self, itemsize_of(dtype))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.nbytes} B at offset {self.offset}>"
@@ -203,6 +250,10 @@ cdef class RemoteSlice:
     def __getitem__(self, index) -> "RemoteSlice":
         offset, nbytes = bounds(index, self.nbytes, "a remote region")
         return RemoteSlice(self.record, self.offset + <uint64_t>offset, nbytes)
+
+    def view(self, dtype) -> ElementView:
+        """Slice in elements; see `LocalSlice.view`."""
+        return ElementView(self, itemsize_of(dtype))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.nbytes} B at offset {self.offset} of peer {self.record.peer.label}>"

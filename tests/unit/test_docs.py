@@ -25,6 +25,7 @@ import types
 from pathlib import Path
 
 import pytest
+import uvloop
 
 import pplx_async
 from helpers.require import find_fabric
@@ -211,9 +212,11 @@ def check_output(page, block, printed):
 
 
 @pytest.mark.parametrize(("page", "blocks"), list(sections()))
-def test_code_of_a_section_runs(page, blocks, monkeypatch, tmp_path):
+def test_code_of_a_section_runs(page, blocks, monkeypatch, tmp_path, pytestconfig):
     monkeypatch.chdir(tmp_path)
-    asyncio.run(run_blocks(page, blocks))
+    factory = uvloop.new_event_loop if pytestconfig.getoption("--loop") == "uvloop" else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(run_blocks(page, blocks))
 
 
 @pytest.mark.parametrize(("page", "block"), list(programs()))
