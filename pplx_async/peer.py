@@ -91,6 +91,7 @@ class Peer:
         self._said_goodbye = False
         self._message_nbytes = 0
         self._freeing = False
+        self._ended = asyncio.Event()  # nobody can wait for it any more
         self._gone = asyncio.Event()  # every endpoint is closed: nothing comes from there any more
 
     def _make_label(self) -> str:
@@ -119,6 +120,21 @@ class Peer:
     def lost(self) -> PeerLost | None:
         """Why it is lost, or None."""
         return self._record.reason if isinstance(self._record.reason, PeerLost) else None
+
+    async def wait_closed(self) -> PeerLost | None:
+        """Wait until it is gone, by whatever means; beside `TransferEngine.messages`, for example.
+
+        Returns
+        -------
+        PeerLost or None
+            Why it is lost; None after an orderly goodbye.
+
+        Cancelling
+        ----------
+        Changes nothing.
+        """
+        await self._ended.wait()
+        return self.lost
 
     # ---- what it lets us reach ----
 
@@ -393,6 +409,7 @@ class Peer:
             self._closing = self._engine._spawn(self._free())
 
     def _end_waits(self, reason: Exception) -> None:
+        self._ended.set()
         for counter in list(self._bound):
             counter.lose(reason)
         for fence in self._fences.values():

@@ -23,6 +23,7 @@ __all__ = ["Choice", "Explanation", "choose", "survey"]
 
 # Best first. The native tcp provider beats the layered one of older libraries in latency and width.
 _PREFERENCE = ("efa", "tcp", "tcp;ofi_rxm")
+_SURVEY_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -180,13 +181,18 @@ def survey(options: EngineOptions) -> list[dict[str, Any]]:
     node = split_address(options.listen)[0]
     rows: list[dict[str, Any]] = []
     for file in libfabric_files(options.library):
-        command = [sys.executable, "-m", "pplx_async.topology", file.path, node]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        # -P: the user's folder is not ours to import from.
+        command = [sys.executable, "-P", "-m", "pplx_async.topology", file.path, node]
         row: dict[str, Any] = {"library": file.path, "origin": file.origin, "devices": [], "reason": None}
-        if done.returncode == 0:
-            row |= json.loads(done.stdout)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SURVEY_SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            row["reason"] = f"it did not answer within {_SURVEY_SECONDS} s"
         else:
-            row["reason"] = f"looking at it ended with status {done.returncode}: {done.stderr.strip()[-500:]}"
+            if done.returncode == 0:
+                row |= json.loads(done.stdout)
+            else:
+                row["reason"] = f"looking at it ended with status {done.returncode}: {done.stderr.strip()[-500:]}"
         rows.append(row)
     return rows
 

@@ -1,0 +1,45 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""Each example runs, by itself, and says that it checked itself."""
+
+import subprocess
+import sys
+
+import pytest
+
+from helpers.process import ROOT, environment
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def run(path, *arguments, library=None):
+    extra = {} if library is None else {"PPLX_ASYNC_LIBRARY": library}
+    command = [sys.executable, "-W", "error", str(path), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=50, env=environment(extra))
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 6
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_is_short(path):
+    assert len(path.read_text().splitlines()) < 80
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs_with_no_library(path):
+    result = run(path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "over loopback" in result.stdout
+    assert len(result.stdout.splitlines()) == 1
+
+
+@pytest.mark.fabrics("tcp")
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs_over_a_fabric(path, fabric):
+    result = run(path, fabric.name, library=fabric.options["library"])
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert f"over {fabric.name}" in result.stdout
