@@ -1,0 +1,59 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""The public API over the other libfabrics. A process loads one, so each gets a process of its own.
+
+``tcp;ofi_rxm`` is the system library's, ``efa`` the tests' own, which speaks EFA's rules: unordered
+delivery, address handles on both sides, EAGAIN, no wait fd, no immediate without a target.
+"""
+
+import subprocess
+import sys
+
+import pytest
+
+from helpers.process import ROOT, environment
+from helpers.require import find_fabric
+
+# What one library's run may take, all of it.
+LIMIT = 240
+
+
+@pytest.fixture(scope="module")
+def loop(request):
+    return request.config.getoption("--loop")
+
+
+@pytest.mark.fabric
+@pytest.mark.deadline(LIMIT)
+@pytest.mark.parametrize("name", ["rxm", "efa"])
+def test_public_api(name, loop, request):
+    if request.config.getoption("--fabric"):
+        pytest.skip("the fabrics were chosen by --fabric")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/api", "--fabric", name, "--loop", loop, "-q", "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    print(run.stdout[-20_000:], run.stderr[-5000:])
+    assert run.returncode == 0, f"pytest --fabric {name} failed: its output is below"
+    # Skipped because the library is missing: say so here as well, in its own words.
+    reason = [line.partition("libfabric ")[2] for line in run.stdout.splitlines() if " not available: " in line]
+    if reason:
+        pytest.skip("libfabric " + reason[0])
+    assert " passed" in run.stdout
+
+
+def test_fabrics_are_found_or_say_why():
+    for name in ("rxm", "efa"):
+        program = f"from helpers.require import find_fabric; print(find_fabric({name!r}).missing)"
+        run = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120
+        )
+        assert run.returncode == 0, run.stderr
+        told = run.stdout.strip()
+        assert told == "None" or told.startswith("libfabric "), told
+    assert find_fabric("loopback").missing is None

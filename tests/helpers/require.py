@@ -1,0 +1,138 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a test needs of the machine, and the one place that may skip for it.
+
+A reason is looked for before the test, and only where the product itself says "not available":
+nothing that a test does can turn into a skip.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pplx_async._core import rt
+from pplx_async.errors import ProviderUnavailable
+from pplx_async.libraries import libfabric_files
+
+ROOT = Path(__file__).parents[2]
+FAKE_SOURCES = ROOT / "tests" / "fake_libfabric"
+FAKE_LIBRARY = ROOT / "build" / "c" / "libfabric_fake.so.1"
+
+
+@dataclass(frozen=True)
+class Fabric:
+    """One of the fabrics that the public API is tested on.
+
+    Attributes
+    ----------
+    id : str
+        How pytest shows it.
+    name : str
+        ``EngineOptions.fabric``.
+    options : dict
+        Other options that an engine on it needs.
+    missing : str or None
+        Why it cannot be had here.
+    """
+
+    id: str
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    missing: str | None = None
+
+    def __repr__(self) -> str:
+        return self.id
+
+
+def fabric_ids() -> tuple[str, ...]:
+    """List every fabric that there is a test for."""
+    return tuple(_FIND)
+
+
+@functools.cache
+def find_fabric(fabric_id: str) -> Fabric:
+    """Find a fabric, or the reason why it isn't here."""
+    return _FIND[fabric_id]()
+
+
+def _loopback() -> Fabric:
+    return Fabric("loopback", "loopback")
+
+
+def _tcp() -> Fabric:
+    wheels = [file.path for file in libfabric_files() if file.origin.startswith("wheel")]
+    if not wheels:
+        return _missing("tcp", "tcp", "no wheel that carries a libfabric is installed (extra [fabric])")
+    return _from_library("tcp", "tcp", wheels[0])
+
+
+def _rxm() -> Fabric:
+    path = _system_libfabric()
+    if path is None:
+        return _missing("rxm", "tcp;ofi_rxm", "this system has no libfabric.so.1 (package libfabric1)")
+    return _from_library("rxm", "tcp;ofi_rxm", path)
+
+
+def _efa() -> Fabric:
+    reason = _build_fake()
+    if reason is not None:
+        return _missing("efa", "efa", reason)
+    return _from_library("efa", "efa", str(FAKE_LIBRARY))
+
+
+_FIND = {"loopback": _loopback, "tcp": _tcp, "rxm": _rxm, "efa": _efa}
+
+
+def _missing(fabric_id: str, name: str, reason: str) -> Fabric:
+    return Fabric(fabric_id, name, missing=f"libfabric {name} not available: {reason}")
+
+
+def _from_library(fabric_id: str, name: str, path: str) -> Fabric:
+    try:
+        devices = rt.discover("fabric", {"library": path, "provider": name})
+    except ProviderUnavailable as error:
+        return _missing(fabric_id, name, str(error))
+    assert all(device["provider"] == name for device in devices)
+    return Fabric(fabric_id, name, {"library": path})
+
+
+def _system_libfabric() -> str | None:
+    # By its path: the bare soname would give whichever library of that name is loaded already.
+    ldconfig = shutil.which("ldconfig", path="/sbin:/usr/sbin:/bin:/usr/bin")
+    if ldconfig is None:
+        return None
+    listed = subprocess.run([ldconfig, "-p"], capture_output=True, text=True, check=True, timeout=30).stdout
+    for line in listed.splitlines():
+        name, _, path = line.partition("=>")
+        if name.split()[:1] == ["libfabric.so.1"] and path:
+            return path.strip()
+    return None
+
+
+def _build_fake() -> str | None:
+    """Compile the tests' own libfabric, if need be; return why that can't be done."""
+    if not list(FAKE_SOURCES.glob("*.c")):
+        return "tests/fake_libfabric has no sources"
+    for tool in ("make", "gcc"):
+        if shutil.which(tool) is None:
+            return f"{tool} is not installed, which builds the tests' own libfabric"
+    headers = subprocess.run(
+        ["gcc", "-E", "-x", "c", "-o", "/dev/null", "-"],
+        input="#include <rdma/fabric.h>\n",
+        capture_output=True,
+        text=True,
+    )
+    if headers.returncode != 0:
+        return "its headers are not installed (package libfabric-dev)"
+    target = str(FAKE_LIBRARY.relative_to(ROOT))
+    # A failure of this is no reason to skip: the sources are ours.
+    built = subprocess.run(
+        ["make", "-f", "tests/c/Makefile", "CC=gcc", target], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert built.returncode == 0, f"tests/fake_libfabric does not compile:\n{built.stdout}\n{built.stderr}"
+    return None

@@ -1,0 +1,331 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""However a program ends, it ends: exit status and standard error are what they must be."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from helpers.process import ROOT, environment, run_program
+from helpers.require import find_fabric
+
+HEAD = """
+import asyncio, os, sys, gc, signal
+from pplx_async import *
+from pplx_async import TransferEngine
+options = eval(sys.argv[1])
+
+async def pair(**more):
+    a = TransferEngine(**options, **more)
+    b = TransferEngine(**options, **more)
+    await a.open()
+    await b.open()
+    ab = await a.connect(b.address)
+    ba = await b.accept()
+    source = await a.register(bytearray(1 << 20))
+    target = await b.register(bytearray(1 << 20))
+    return a, b, ab, ba, source, target, ab.region(target.to_bytes())
+
+def run(main):
+    if sys.argv[2] == "uvloop":
+        import uvloop
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main)
+    return asyncio.run(main)
+"""
+
+
+@pytest.fixture(params=["loopback", "tcp"])
+def options(request):
+    fabric = find_fabric(request.param)
+    if fabric.missing:
+        pytest.skip(fabric.missing)
+    return {"fabric": fabric.name, **fabric.options}
+
+
+@pytest.fixture
+def loops(request):
+    chosen = request.config.getoption("--loop")
+    return ["asyncio", "uvloop"] if chosen == "all" else [chosen]
+
+
+def run(program, options, loop):
+    return run_program(HEAD + program, repr(options), loop)
+
+
+CLEAN = {
+    "closed": """
+async def main():
+    a, b, ab, ba, source, target, remote = await pair()
+    await a.write(source, remote)
+    await source.close()
+    await target.close()
+    await a.close()
+    await b.close()
+run(main())
+""",
+    "async with, regions left to the engine": """
+async def main():
+    async with TransferEngine(**options) as a, TransferEngine(**options) as b:
+        ab = await a.connect(b.address)
+        source, target = await a.register(bytearray(1000)), await b.register(bytearray(1000))
+        await a.write(source, ab.region(target.to_bytes()))
+run(main())
+""",
+    "awaits pending when the engines close": """
+async def main():
+    a, b, ab, ba, source, target, remote = await pair()
+    counter = b.counter()
+    tasks = [asyncio.ensure_future(x) for x in (counter.wait(5), counter.take(1), b.accept())]
+    async def read():
+        async for _ in b.messages():
+            pass
+    tasks.append(asyncio.ensure_future(read()))
+    await asyncio.sleep(0.01)
+    await a.close()
+    await b.close()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        assert result is None or isinstance(result, ClosedResourceError), repr(result)
+run(main())
+""",
+    "awaits pending when the program ends in async with": """
+async def main():
+    async with TransferEngine(**options) as a:
+        async def wait():
+            await a.counter().wait(1)
+        task = asyncio.ensure_future(wait())
+        await asyncio.sleep(0.01)
+        task.cancel()
+run(main())
+""",
+    "exception inside async with": """
+async def main():
+    async with TransferEngine(**options) as a, TransferEngine(**options) as b:
+        ab = await a.connect(b.address)
+        source, target = await a.register(bytearray(1 << 20)), await b.register(bytearray(1 << 20))
+        for _ in range(50):
+            a.write(source, ab.region(target.to_bytes()))
+        raise LookupError
+try:
+    run(main())
+except LookupError:
+    pass
+""",
+    "two runs one after the other": """
+async def main():
+    async with TransferEngine(**options) as a, TransferEngine(**options) as b:
+        ab = await a.connect(b.address)
+        await ab.send(b"x")
+run(main())
+run(main())
+""",
+    "engine that was never opened": """
+engine = TransferEngine(**options)
+del engine
+gc.collect()
+""",
+    "import only": "",
+}
+
+
+@pytest.mark.parametrize("program", CLEAN.values(), ids=CLEAN)
+def test_clean_end(program, options, loops):
+    for loop in loops:
+        ended = run(program, options, loop)
+        assert ended.stderr == ""
+        assert ended.returncode == 0
+
+
+LEAKY = {
+    "engine left open": """
+async def main():
+    a, b, ab, ba, source, target, remote = await pair()
+    await a.write(source, remote)
+    globals().update(locals())
+run(main())
+""",
+    "engine left open with traffic": """
+async def main():
+    a, b, ab, ba, source, target, remote = await pair()
+    transfers = [a.write(source, remote) for _ in range(200)]
+    globals().update(locals())
+run(main())
+""",
+    "awaits pending": """
+async def main():
+    a, b, ab, ba, source, target, remote = await pair()
+    counter = b.counter()
+    async def wait():
+        await counter.wait(1)
+    task = asyncio.ensure_future(wait())
+    await asyncio.sleep(0.01)
+    globals().update(locals())
+run(main())
+""",
+    "loop closed first": """
+loop = asyncio.new_event_loop()
+async def main():
+    a, b, ab, ba, source, target, remote = await pair()
+    transfers = [a.write(source, remote) for _ in range(20)]
+    globals().update(locals())
+loop.run_until_complete(main())
+loop.close()
+del transfers, source, target, remote
+gc.collect()
+""",
+    "sys.exit in the middle": """
+async def main():
+    a, b, ab, ba, source, target, remote = await pair()
+    transfers = [a.write(source, remote) for _ in range(20)]
+    globals().update(locals())
+    sys.exit(0)
+run(main())
+""",
+    "collected while open": """
+async def main():
+    a, b, ab, ba, source, target, remote = await pair()
+    await a.write(source, remote)
+run(main())
+gc.collect()
+""",
+}
+
+# Only what the interpreter says of things that were left open: one line each, with its source line.
+WARNING = re.compile(r"(LeakWarning|ResourceWarning|Task was destroyed|was never closed|unclosed)")
+
+
+@pytest.mark.parametrize("program", LEAKY.values(), ids=LEAKY)
+def test_end_with_things_left_open(program, options, loops):
+    for loop in loops:
+        started = time.monotonic()
+        ended = run(program, options, loop)
+        assert ended.returncode == 0, ended.stderr
+        assert time.monotonic() - started < 15
+        assert "Traceback" not in ended.stderr
+        assert "Fatal" not in ended.stderr
+        assert "Exception ignored" not in ended.stderr
+        for line in ended.stderr.splitlines():
+            # A second line of a warning shows its source, indented, or the task.
+            assert WARNING.search(line) or line.startswith(("  ", "task: <Task pending")), ended.stderr
+
+
+def test_engine_that_is_collected_open_warns(options):
+    program = """
+import warnings
+async def main():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        engine = TransferEngine(**options)
+        await engine.open()
+        fd = engine._core.fd
+        asyncio.get_running_loop().remove_reader(fd)
+        engine._server._loop.remove_reader(engine._server._listener)
+        del engine
+        gc.collect()
+        print([w.category.__name__ for w in caught if "TransferEngine" in str(w.message)])
+run(main())
+"""
+    ended = run(program, options, "asyncio")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() in ("['LeakWarning']", "[]")
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("where", ["idle", "traffic", "scope", "connect"])
+def test_keyboard_interrupt_ends_async_with(options, loops, where):
+    inside = {
+        "idle": "await asyncio.sleep(30)",
+        "traffic": "while True: await a.write(source, remote)",
+        "scope": """async with a.scope() as scope:
+            while True:
+                scope.write(source, remote)
+                await a.drain()
+                await asyncio.sleep(0)""",
+        "connect": "await a.accept()",
+    }[where]
+    program = f"""
+async def main():
+    async with TransferEngine(**options) as a, TransferEngine(**options) as b:
+        ab = await a.connect(b.address)
+        source, target = await a.register(bytearray(1 << 16)), await b.register(bytearray(1 << 16))
+        remote = ab.region(target.to_bytes())
+        print("ready", flush=True)
+        {inside}
+try:
+    run(main())
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    for loop in loops:
+        process = subprocess.Popen(
+            [sys.executable, "-c", HEAD + program, repr(options), loop],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment(),
+        )
+        try:
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+            process.wait()
+        assert err == ""
+        assert out == "interrupted\n"
+        assert process.returncode == 0
+
+
+def test_exit_in_a_forked_child_is_clean(options):
+    program = """
+async def main():
+    async with TransferEngine(**options) as a, TransferEngine(**options) as b:
+        ab = await a.connect(b.address)
+        source, target = await a.register(bytearray(1000)), await b.register(bytearray(1000))
+        pid = os.fork()
+        if pid == 0:
+            try:
+                a.counter()
+            except ClosedResourceError as error:
+                assert "fork" in str(error)
+                os._exit(7)
+            os._exit(8)
+        _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 7
+        assert await a.write(source, ab.region(target.to_bytes())) == 1000
+run(main())
+"""
+    ended = run(program, options, "asyncio")
+    assert ended.stderr == ""
+    assert ended.returncode == 0
+
+
+def test_exit_handlers_in_a_forked_child_hurt_nobody(options):
+    # Not further than that: the loop's own end would take the parent's descriptors out of the epoll that both share.
+    program = """
+import atexit
+async def main():
+    a, b, ab, ba, source, target, remote = await pair()
+    await a.write(source, remote)
+    pid = os.fork()
+    if pid == 0:
+        atexit._run_exitfuncs()
+        await a.close()
+        os._exit(0 if not a.is_open else 9)
+    _, status = await asyncio.to_thread(os.waitpid, pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert await a.write(source, remote) == 1 << 20
+    await a.close()
+    await b.close()
+run(main())
+"""
+    ended = run(program, options, "asyncio")
+    assert ended.stderr == ""
+    assert ended.returncode == 0
