@@ -398,7 +398,8 @@ class Peer:
             raise self._record.reason or ClosedResourceError(f"peer {self.label} is closed")
 
     def _on_channel_end(self) -> None:
-        if self.is_open:
+        # Not where the task is only taken apart: after the loop's end, or in the child of a fork.
+        if self.is_open and self._engine._core.running and not self._engine._loop.is_closed():
             why = f"its control channel ended: {self._channel.reason}"
             self._engine._core.peer_lost(self._record, why)  # comes back as _on_lost
 

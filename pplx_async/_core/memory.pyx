@@ -9,6 +9,7 @@ uses counts its users (`Used`), so that closing can wait until nobody is left.
 
 import struct
 
+cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -64,6 +65,8 @@ cdef class Used:
             self._idle.append(future)
 
 
+# no_gc_clear: the collector would drop the view's owner, and free memory that a NIC still knows.
+@cython.no_gc_clear
 cdef class Registration(Used):
     """The buffer of one region, registered with every domain of an engine.
 
