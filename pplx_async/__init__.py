@@ -10,7 +10,7 @@
 Importing this package loads no native library of a fabric; opening an engine does.
 """
 
-from pathlib import Path
+import os
 
 from pplx_async._core.transfer import Transfer
 from pplx_async.batch import Batch
@@ -93,6 +93,6 @@ def get_include() -> str:
     str
         Pass it as an include directory; ``#include <pplx_async/pplx_async.h>`` then works.
     """
-    package = Path(__file__).parent
-    installed = package / "include"
-    return str(installed if installed.is_dir() else package.parent / "include")
+    package = os.path.dirname(os.path.abspath(__file__))
+    installed = os.path.join(package, "include")
+    return installed if os.path.isdir(installed) else os.path.join(os.path.dirname(package), "include")

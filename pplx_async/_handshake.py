@@ -14,7 +14,6 @@ import hashlib
 import hmac
 import secrets
 import socket
-from pathlib import Path
 from typing import TypeVar
 
 from pplx_async import wire
@@ -33,8 +32,8 @@ def host_identity() -> str:
     """
     parts = [b"pplx_async host"]
     for file in ("/proc/sys/kernel/random/boot_id", "/etc/machine-id"):
-        with contextlib.suppress(OSError):
-            parts.append(Path(file).read_bytes().strip())
+        with contextlib.suppress(OSError), open(file, "rb") as opened:
+            parts.append(opened.read().strip())
     if len(parts) == 1:
         parts.append(socket.gethostname().encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]

@@ -40,11 +40,17 @@ class ImmCounter(CounterCore):
     def __init__(self, engine: TransferEngine, peer: Peer | None) -> None:
         super().__init__(engine._core)
         self._engine = engine
+        self._serial = engine._next_serial()
         self.peer = peer
+
+    @property
+    def _key(self) -> int:
+        """Its id, and above the id's 20 bits a serial number: an id is used again, a key never."""
+        return self._serial << 20 | self.id
 
     def to_bytes(self) -> bytes:
         """Return the descriptor with which peers count here (`Peer.counter`)."""
-        return encode_counter(CounterDescriptor(engine=self._engine.id, counter=self.id))
+        return encode_counter(CounterDescriptor(engine=self._engine.id, counter=self._key))
 
     async def close(self) -> None:
         """Stop counting. Idempotent.

@@ -24,6 +24,7 @@ from pplx_async import _loop, control, listen, topology
 from pplx_async._core.engine import Engine as CoreEngine
 from pplx_async._core.memory import Registration, Used
 from pplx_async._core.transfer import Transfer
+from pplx_async._frames import say
 from pplx_async.counters import ImmCounter
 from pplx_async.errors import (
     BrokenResourceError,
@@ -105,8 +106,8 @@ class TransferEngine(Operations):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._publications: dict[str, tuple[MemoryRegion | ImmCounter, bytes]] = {}
         self._counters: dict[int, ImmCounter] = {}
-        self._registered_nbytes = 0
         self._next_region = 1
+        self._serial = 0  # of counters
         self._closing = False
         self._closed: asyncio.Task[None] | None = None
         self._open = False
@@ -249,16 +250,30 @@ class TransferEngine(Operations):
             self._closed = self._loop.create_task(self._close())
         await asyncio.shield(self._closed)
 
+    async def _wait(self, task: asyncio.Task[_T]) -> _T:
+        """Wait for something of ours in the background; being cancelled ends the wait only."""
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if task.cancelled() and current is not None and not current.cancelling():
+                raise ClosedResourceError("the engine was closed meanwhile") from None
+            raise
+
     async def _close(self) -> None:
         timeout = self.options.drain_timeout
         if self._server is not None:
             await self._server.aclose()
-        for peer in list(self._peers):
-            if peer._closing is None:
-                peer._closing = self._loop.create_task(peer._close("the engine closes"))
-        closing = [peer._closing for peer in self._peers if peer._closing is not None]
-        if closing:
-            await asyncio.wait(closing, timeout=2 * timeout)
+        deadline = self._loop.time() + 2 * timeout
+        # Who is in the middle of connecting ends too, and then is closed like the others.
+        while self._peers and self._loop.time() < deadline:
+            for peer in self._peers:
+                if peer._closing is None:
+                    peer._closing = self._spawn(peer._close("the engine closes"))
+            closing = [peer._closing for peer in self._peers if peer._closing is not None and not peer._closing.done()]
+            if not closing:
+                break  # one of them failed
+            await asyncio.wait(closing, timeout=deadline - self._loop.time())
         if self._tasks:  # with the peers gone, fences and revokes have an end
             await asyncio.wait(self._tasks, timeout=timeout)
         for task in [*self._servers.values(), *self._tasks]:
@@ -276,11 +291,13 @@ class TransferEngine(Operations):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await _loop.room(self._core, 0)
-        if self._core.inflight or not all(task.done() for task in closing):
+        if self._core.inflight or self._peers:
             # Freeing anything now could free what a NIC still writes to.
             self._core.stop()
             _loop.detach(self._loop, self._core)
             _quarantined.append(self._core)
+            for peer in list(self._peers):
+                peer._end_waits(ClosedResourceError("the engine was closed"))
             raise UnreleasedMemory(f"the provider did not let go within {timeout} s; its memory stays allocated")
         _loop.detach(self._loop, self._core)
         self._core.close()
@@ -374,17 +391,74 @@ class TransferEngine(Operations):
             self._core.deregister(registration).add_done_callback(_let_go(registration))
 
     async def _close_region(self, region: MemoryRegion) -> None:
-        registration = region.registration
-        if not registration.is_open:
-            return
-        registration.is_open = False
-        await asyncio.shield(self._spawn(self._deregister(registration)))
+        if region._ending is None:
+            region.registration.is_open = False
+            region._ending = self._spawn(self._end_region(region.registration, region._fence_id))
+        await self._wait(region._ending)
 
-    async def _deregister(self, registration: Registration) -> None:
-        """After its last use."""
+    async def _revoke(self, region: MemoryRegion) -> None:
+        if not region._revoking:
+            region._revoking = True
+            region.registration.is_open = False
+            region._ending = self._spawn(self._end_revoked(region.registration, region._id, region._ending))
+        assert region._ending is not None
+        await self._wait(region._ending)
+
+    async def _end_region(self, registration: Registration, region: int | None) -> None:
+        """Take it from the NICs after its last use of ours, then give the buffer back."""
         await self._idle(registration)
         await self._core.deregister(registration)
+        if region is None:
+            registration.let_go()
+        else:
+            # A peer that has the descriptor may be in the middle of a write: the buffer is held until
+            # that has ended, which we don't wait for without limit.
+            await asyncio.wait(
+                {self._spawn(self._let_go_later(registration, region))}, timeout=self.options.revoke_timeout
+            )
+
+    async def _let_go_later(self, registration: Registration, region: int) -> None:
+        await asyncio.gather(*(self._fence(peer, (region,), ()) for peer in self._peers))
         registration.let_go()
+
+    async def _end_revoked(self, registration: Registration, region: int, closing: asyncio.Task[None] | None) -> None:
+        asked: set[Peer] = set()
+        if closing is not None:
+            await closing
+        # Twice: who connects while the key is still valid may have used it.
+        for withdrawn in (closing is not None, True):
+            while late := self._peers - asked:
+                asked |= late
+                await asyncio.gather(*(self._fence_or_cut_off(peer, (region,)) for peer in late))
+            if not withdrawn:
+                await self._idle(registration)
+                await self._core.deregister(registration)
+        registration.let_go()
+
+    async def _fence(self, peer: Peer, regions: tuple[int, ...], counters: tuple[int, ...]) -> None:
+        """Return when a peer has nothing under way there any more, or is gone; however long it takes."""
+        await peer._met.wait()
+        if peer.is_open:
+            await peer._fence(regions, counters)
+        if not peer.is_open:
+            await peer._gone.wait()
+
+    async def _fence_or_cut_off(self, peer: Peer, regions: tuple[int, ...]) -> None:
+        timeout = self.options.revoke_timeout
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._fence(peer, regions, ())
+        except TimeoutError:
+            _log.warning("peer %s did not confirm a revoke in %s s and is cut off", peer.label, timeout)
+        peer._lose(f"cut off: it did not confirm a revoke in {timeout} s")
+        try:
+            async with asyncio.timeout(self.options.drain_timeout):
+                await peer._gone.wait()
+        except TimeoutError:
+            raise UnreleasedMemory(
+                f"peer {peer.label} did not confirm the revoke and its endpoint did not close in "
+                f"{self.options.drain_timeout} s: it may still write"
+            ) from None
 
     async def _idle(self, used: Used) -> None:
         """Wait until no transfer uses it; but not for what a provider may never let go."""
@@ -399,49 +473,14 @@ class TransferEngine(Operations):
                         f"{self.options.drain_timeout} s; it stays registered and alive"
                     ) from None
 
-    def _abandon_region(self, registration: Registration) -> bool:
+    def _abandon_region(self, registration: Registration, region: int | None) -> bool:
         """Deregister a region that was garbage-collected open; return whether that is worth a warning."""
         if self._closing or self._loop.is_closed():
             return False
         registration.is_open = False
         # The collector may run on any thread; the loop's is ours.
-        self._loop.call_soon_threadsafe(lambda: self._spawn(self._deregister(registration)))
+        self._loop.call_soon_threadsafe(lambda: self._spawn(self._end_region(registration, region)))
         return True
-
-    async def _revoke(self, region: MemoryRegion) -> None:
-        if region.registration.is_open:
-            region.registration.is_open = False
-            await asyncio.shield(self._spawn(self._do_revoke(region)))
-
-    async def _do_revoke(self, region: MemoryRegion) -> None:
-        asked: set[Peer] = set()
-        # Twice: who connects while the key is still valid may have used it.
-        for withdrawn in (False, True):
-            while late := [peer for peer in self.peers if peer not in asked]:
-                asked.update(late)
-                await asyncio.gather(*(self._fence_or_cut_off(peer, (region._id,), ()) for peer in late))
-            if not withdrawn:
-                await self._idle(region.registration)
-                await self._core.deregister(region.registration)
-        region.registration.let_go()
-
-    async def _fence_or_cut_off(self, peer: Peer, regions: tuple[int, ...], counters: tuple[int, ...]) -> None:
-        timeout = self.options.revoke_timeout
-        try:
-            async with asyncio.timeout(timeout):
-                await peer._fence(regions, counters)
-            return
-        except TimeoutError:
-            _log.warning("peer %s did not confirm a revoke in %s s and is cut off", peer.label, timeout)
-        self._core.peer_lost(peer._record, f"cut off: it did not confirm a revoke in {timeout} s")
-        try:
-            async with asyncio.timeout(self.options.drain_timeout):
-                await peer._gone.wait()
-        except TimeoutError:
-            raise UnreleasedMemory(
-                f"peer {peer.label} did not confirm the revoke and its endpoint did not close in "
-                f"{self.options.drain_timeout} s: it may still write"
-            ) from None
 
     def publish(self, name: str, what: MemoryRegion | ImmCounter) -> None:
         """Let peers find a region or a counter by name, for as long as it is open.
@@ -498,6 +537,10 @@ class TransferEngine(Operations):
             peer._bound.add(counter)
         return counter
 
+    def _next_serial(self) -> int:
+        self._serial += 1
+        return self._serial
+
     def _open_counter(self, counter: ImmCounter) -> None:
         self._core.counter_open(counter)
         self._counters[counter.id] = counter
@@ -505,19 +548,24 @@ class TransferEngine(Operations):
     async def _close_counter(self, counter: ImmCounter) -> None:
         if not counter.is_open:
             return
-        closing = self._core.counter_close(counter)
-        self._spawn(self._recycle(counter.id))
-        await closing
+        closing = self._spawn(self._end_counter(counter))
+        self._spawn(self._recycle(counter.id, counter._key, closing))
+        await self._wait(closing)
 
-    async def _recycle(self, counter: int) -> None:
-        """Use the id again once no connected peer can count under it."""
-        await asyncio.gather(*(peer._fence((), (counter,)) for peer in self.peers))
+    async def _end_counter(self, counter: ImmCounter) -> None:
+        await self._core.counter_close(counter)
+
+    async def _recycle(self, counter: int, key: int, closing: asyncio.Task[None]) -> None:
+        """Use the id again once nobody counts under it here, and no peer can."""
+        await closing
+        await asyncio.gather(*(self._fence(peer, (), (key,)) for peer in self._peers))
         self._counters.pop(counter, None)
         self._core.counter_recycle(counter)
 
     def _break_counter(self, peer: Peer, message: CounterBroken) -> None:
         counter = self._counters.get(message.counter)
-        if counter is not None:
+        # Another peer's counter is none of its business.
+        if counter is not None and (counter.peer is None or counter.peer is peer):
             missing = message.missing_eighths / 8
             counter.break_(
                 BrokenResourceError(
@@ -575,13 +623,15 @@ class TransferEngine(Operations):
             async with asyncio.timeout_at(deadline), self._meeting:
                 peer = await self._meet(channel, deadline)
         except (BrokenResourceError, ClosedResourceError, TimeoutError, PeerLost) as error:
-            _log.warning("no connection with %s: %s", channel.peername, error)
+            channel.close()  # it may have ended while it waited for its turn
+            _log.warning("no connection with %s: %s", channel.peername, say(error))
             return
         self._accepted.append(peer)
         self._news.set()
 
     async def _meet(self, channel: control.ControlChannel, deadline: float) -> Peer:
         try:
+            self._check_open()
             peer = Peer(self, channel)
         except BaseException:
             channel.close()
@@ -590,8 +640,12 @@ class TransferEngine(Operations):
         try:
             async with asyncio.timeout_at(deadline):
                 await peer._establish()
+            self._check_open()
         except BaseException as error:
-            peer._closing = self._spawn(peer._free())
+            peer._record.is_open = False
+            peer._met.set()
+            if peer._closing is None:
+                peer._closing = self._spawn(peer._free())
             if isinstance(error, TimeoutError):
                 raise TimeoutError(
                     f"peer {peer.label} answers on the control channel, but the NICs did not connect in time: "
@@ -601,6 +655,7 @@ class TransferEngine(Operations):
                 raise BrokenResourceError(f"peer {peer.label} went away while connecting") from error
             raise
         self._servers[peer] = self._loop.create_task(peer._serve())
+        peer._met.set()
         return peer
 
     async def accept(self) -> Peer:
@@ -630,6 +685,8 @@ class TransferEngine(Operations):
         """Forget a peer whose endpoints are closed; what it left to read stays."""
         self._peers.discard(peer)
         self._servers.pop(peer, None)
+        if peer in self._accepted:
+            self._accepted.remove(peer)
 
     def _check_peer(self, peer: Peer) -> None:
         if peer._engine is not self:
@@ -645,9 +702,11 @@ class TransferEngine(Operations):
             The bytes are no descriptor, or no connected peer owns them.
         """
         owner = decode_region(descriptor).engine
-        for peer in self.peers:
-            if peer.id == owner:
-                return peer.region(descriptor)
+        owners = [peer for peer in self.peers if peer.id == owner]
+        if len(owners) > 1:
+            raise ValueError(f"{len(owners)} peers are engine {owner[:3].hex()}…: call region() of the one you mean")
+        for peer in owners:
+            return peer.region(descriptor)
         raise ValueError(f"the region belongs to engine {owner[:3].hex()}…, which is not connected: connect first")
 
     # ---- messages ----

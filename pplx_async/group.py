@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -53,12 +54,41 @@ class PeerGroup:
         """Tell every peer our counters, and wait for theirs."""
         for peer in self.peers:
             peer._check_open()
-            await peer._channel.send(wire.GroupJoin(self.name, self.counter.id, self._barrier_counter.id))
+            other = peer._joins.get(self.name)
+            if other is not None and not other.cancelled():
+                # Both would take the same answer.
+                raise ValueError(f"a group {self.name!r} with peer {peer.label} is being formed already")
+        news = self._await_news()
+        try:
+            for peer in self.peers:
+                await peer._channel.send(wire.GroupJoin(self.name, self.counter._key, self._barrier_counter._key))
+            while True:
+                for peer in self.peers:
+                    peer._check_open()  # whose answer is here, too: it would never come to a barrier
+                if all(peer._unread_join(self.name) for peer in self.peers):
+                    break
+                self._end_news(news)
+                news = self._await_news()
+                await news
+        finally:
+            self._end_news(news)
+        # All at once and only now: until all have come, one may give its attempt up and try again.
         for peer in self.peers:
-            join = await peer._join(self.name)
-            peer._joins.pop(self.name, None)  # the name may be used for another group afterwards
-            self._notify_remotes.append(peer._remote_counter(join.notify_counter))
-            self._barrier_remotes.append(peer._remote_counter(join.barrier_counter))
+            notify, barrier = peer._joined.pop(self.name)  # the name may be used for another group afterwards
+            self._notify_remotes.append(notify)
+            self._barrier_remotes.append(barrier)
+
+    def _await_news(self) -> asyncio.Future[None]:
+        """Return a future that ends when any of the peers joins, or is gone."""
+        news: asyncio.Future[None] = self._engine._loop.create_future()
+        for peer in self.peers:
+            peer._joins[self.name] = news
+        return news
+
+    def _end_news(self, news: asyncio.Future[None]) -> None:
+        for peer in self.peers:
+            if peer._joins.get(self.name) is news:
+                del peer._joins[self.name]
 
     def _notify(self) -> Transfer:
         batch = self._engine.batch()
@@ -69,12 +99,13 @@ class PeerGroup:
     async def _barrier(self) -> None:
         # A member that is already in the next barrier may be counted in this one. That is no
         # mistake: it left this barrier, so it had heard from everyone that they had come.
-        self._generation += 1
-        goal = self._generation * len(self.peers)
         batch = self._engine.batch()
         for remote in self._barrier_remotes:
-            batch.notify(remote)
-        await batch._submit("barrier", False)
+            batch.notify(remote)  # raises if the member is gone, or has closed the group
+        coming = batch._submit("barrier", False)
+        self._generation += 1  # not before the others can hear of it
+        goal = self._generation * len(self.peers)
+        await coming
         await self._barrier_counter.wait(goal)
 
     async def close(self) -> None:

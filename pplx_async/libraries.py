@@ -5,9 +5,7 @@
 from __future__ import annotations
 
 import os
-import sysconfig
 from dataclasses import dataclass
-from pathlib import Path
 
 __all__ = ["LibraryFile", "libfabric_files"]
 
@@ -49,33 +47,35 @@ def libfabric_files(named: str | None = None) -> list[LibraryFile]:
     """
     if named is not None:
         return [LibraryFile(named, "EngineOptions.library")]
-    found = [LibraryFile(path, "AWS EFA installation") for path in _AWS if Path(path).exists()]
+    found = [LibraryFile(path, "AWS EFA installation") for path in _AWS if os.path.exists(path)]
     for name in _WHEELS:
         path = _in_wheel(name)
         if path is not None:
-            found.append(LibraryFile(str(path), f"wheel {name}"))
-    found += [LibraryFile(str(path), "system library") for path in _on_loader_path()]
+            found.append(LibraryFile(path, f"wheel {name}"))
+    found += [LibraryFile(path, "system library") for path in _on_loader_path()]
     # Nothing where we look: the loader may know better. (With another libfabric loaded, the bare
     # name would mean that one again.)
     return found or [LibraryFile(_SONAME, "the loader's search path")]
 
 
-def _on_loader_path() -> list[Path]:
+def _on_loader_path() -> list[str]:
     """Find the system's own, where the loader would: without the processes that ctypes.util starts."""
+    import sysconfig  # needed here only, and importing the package is to be quick
+
     multiarch = sysconfig.get_config_var("MULTIARCH")
-    folders = [Path(folder) for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
-    folders += [Path("/usr/local/lib"), Path("/usr/local/lib64"), Path("/usr/lib64"), Path("/usr/lib")]
+    folders = [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
+    folders += ["/usr/local/lib", "/usr/local/lib64", "/usr/lib64", "/usr/lib"]
     if multiarch:
-        folders += [Path("/usr/lib") / multiarch, Path("/lib") / multiarch]
-    files: list[Path] = []
+        folders += [f"/usr/lib/{multiarch}", f"/lib/{multiarch}"]
+    files: list[str] = []
     for folder in folders:
-        path = folder / _SONAME
-        if path.exists() and not any(path.samefile(other) for other in files):
+        path = os.path.join(folder, _SONAME)
+        if os.path.exists(path) and not any(os.path.samefile(path, other) for other in files):
             files.append(path)
     return files
 
 
-def _in_wheel(name: str) -> Path | None:
+def _in_wheel(name: str) -> str | None:
     from importlib import metadata  # slow to import, and needed here only
 
     try:
@@ -84,6 +84,6 @@ def _in_wheel(name: str) -> Path | None:
         return None
     for file in files:
         if file.name == _SONAME:
-            path = Path(str(file.locate())).resolve()
-            return path if path.exists() else None
+            path = os.path.realpath(str(file.locate()))
+            return path if os.path.exists(path) else None
     return None

@@ -13,6 +13,8 @@ from pplx_async.errors import ClosedResourceError, LeakWarning
 from pplx_async.wire import RegionDescriptor, RemoteKey, encode_region
 
 if TYPE_CHECKING:
+    import asyncio
+
     from pplx_async._typing import AccessName
     from pplx_async.engine import TransferEngine
     from pplx_async.peer import Peer
@@ -42,7 +44,15 @@ class MemoryRegion(LocalSlice):
         super().__init__(registration, 0, registration.nbytes, self)
         self._engine = engine
         self._id = region_id
+        self._exported = False  # somebody may have the descriptor
+        self._revoking = False
+        self._ending: asyncio.Task[None] | None = None
         self.access: AccessName = access
+
+    @property
+    def _fence_id(self) -> int | None:
+        """What peers would have to fence: None if none of them can know it."""
+        return self._id if self._exported else None
 
     @property
     def is_open(self) -> bool:
@@ -74,6 +84,7 @@ class MemoryRegion(LocalSlice):
             raise ClosedResourceError("the region is closed")
         if self.access == "none":
             raise ValueError('the region was registered with access="none": peers may not reach it')
+        self._exported = True
         keys = tuple(RemoteKey(key, base) for key, base in self.registration.keys)
         return encode_region(
             RegionDescriptor(
@@ -128,7 +139,7 @@ class MemoryRegion(LocalSlice):
     def __del__(self) -> None:
         # No slice of it is left either: each holds the region.
         engine = getattr(self, "_engine", None)  # __init__ may have failed
-        if engine is not None and self.is_open and engine._abandon_region(self.registration):
+        if engine is not None and self.is_open and engine._abandon_region(self.registration, self._fence_id):
             warnings.warn(f"{self!r} was never closed", LeakWarning, stacklevel=2, source=self)
 
 

@@ -251,7 +251,7 @@ class Operations:
         Raises
         ------
         ValueError
-            No peers, or one twice.
+            No peers, or one twice; or a group of this name is being formed with one of them.
         PeerLost, ClosedResourceError
             A member is gone.
 
@@ -279,6 +279,8 @@ class Operations:
         ------
         PeerLost, ClosedResourceError
             A member is gone: it will never come.
+        BrokenResourceError
+            A member has closed the group.
 
         Cancelling
         ----------

@@ -15,6 +15,7 @@ The channel then carries fences, broken counters, groups and look-ups. When it e
 from __future__ import annotations
 
 import asyncio
+import copy
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,15 @@ if TYPE_CHECKING:
     from pplx_async.engine import TransferEngine
 
 __all__ = ["Message", "Peer"]
+
+# Groups that a peer may have told us of and that nobody here has formed yet.
+MAX_UNREAD_JOINS = 1024
+
+_ID_MASK = (1 << 20) - 1  # of a counter's key: its id
+# What a peer may make us remember or do at a time; beyond it the peer is cut off.
+_MOST_REVOKED = 1 << 20
+_MOST_FENCES = 1 << 12
+_MESSAGES_A_TURN = 32
 
 
 @dataclass(frozen=True)
@@ -80,17 +90,20 @@ class Peer:
         self._regions: weakref.WeakValueDictionary[int, RemoteRecord] = weakref.WeakValueDictionary()
         self._counters: weakref.WeakValueDictionary[int, RemoteCounter] = weakref.WeakValueDictionary()
         self._revoked: set[int] = set()
-        self._closed_counters: set[int] = set()
+        self._closed_counters: dict[int, int] = {}  # id: serial of the last one that was closed
         self._serial = 0
         self._fences: dict[int, asyncio.Future[None]] = {}
         self._lookups: dict[int, asyncio.Future[bytes | None]] = {}
-        self._joins: dict[str, asyncio.Future[wire.GroupJoin]] = {}
+        # Groups: what the peer told us of each, the latest and not read yet, and who waits for more of it.
+        self._joined: dict[str, tuple[RemoteCounter, RemoteCounter]] = {}
+        self._joins: dict[str, asyncio.Future[None]] = {}
         self._bound: weakref.WeakSet[ImmCounter] = weakref.WeakSet()
         self._goodbye = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
-        self._said_goodbye = False
         self._message_nbytes = 0
         self._freeing = False
+        self._fencing = 0  # fences that we have not confirmed yet
+        self._met = asyncio.Event()  # connected, or never to be
         self._ended = asyncio.Event()  # nobody can wait for it any more
         self._gone = asyncio.Event()  # every endpoint is closed: nothing comes from there any more
 
@@ -152,7 +165,7 @@ class Peer:
         self._check_owner(parsed.engine, "region")
         if parsed.region in self._revoked:
             raise BrokenResourceError(
-                f"the region was revoked by peer {self.label}",
+                f"the region was closed or revoked by peer {self.label}",
                 hint="Ask the peer for the descriptor of another region.",
             )
         if len(parsed.keys) != self._domains:
@@ -170,17 +183,23 @@ class Peer:
         ------
         ValueError
             The bytes are no descriptor, or of another engine.
+        BrokenResourceError
+            The peer has closed the counter.
         """
         parsed = wire.decode_counter(descriptor)
         self._check_owner(parsed.engine, "counter")
         return self._remote_counter(parsed.counter)
 
-    def _remote_counter(self, counter: int) -> RemoteCounter:
-        remote = self._counters.get(counter)
-        # The peer may use an id again once we have confirmed that the old counter is gone for us.
-        if remote is None or remote.closed:
-            remote = RemoteCounter(self, self._record, counter)
-            self._counters[counter] = remote
+    def _remote_counter(self, key: int) -> RemoteCounter:
+        """By key (`ImmCounter._key`): the id may belong to another counter by now."""
+        if self._closed_counters.get(key & _ID_MASK, -1) >= key >> 20:
+            raise BrokenResourceError(
+                f"the counter was closed by peer {self.label}", hint="Ask the peer for a new one."
+            )
+        remote = self._counters.get(key)
+        if remote is None:
+            remote = RemoteCounter(self, self._record, key & _ID_MASK)
+            self._counters[key] = remote
         return remote
 
     def _check_owner(self, engine: bytes, what: str) -> None:
@@ -295,18 +314,23 @@ class Peer:
             raise BrokenResourceError(str(error)) from error
         # The other side may fail while we connect: then its channel ends, and so does our attempt.
         ready = asyncio.ensure_future(self._expect(wire.Ready))
-        ready.add_done_callback(lambda task: connecting.cancel() if task.cancelled() or task.exception() else None)
+        connected = asyncio.ensure_future(self._say_ready(connecting))
         try:
-            try:
-                await connecting
-            except asyncio.CancelledError:
-                if not ready.done() or ready.cancelled():
-                    raise  # it is we who were cancelled
-            else:
-                self._channel.post(wire.Ready())
-            await ready
+            await asyncio.wait({ready, connected}, return_when=asyncio.FIRST_EXCEPTION)
+            for task in (ready, connected):
+                if task.done():
+                    task.result()
         finally:
-            ready.cancel()
+            for task in (ready, connected):
+                task.cancel()
+            await asyncio.gather(ready, connected, return_exceptions=True)
+        if self._record.reason is not None:
+            raise copy.copy(self._record.reason)
+        self._record.is_open = True
+
+    async def _say_ready(self, connecting: Transfer) -> None:
+        await connecting
+        self._channel.post(wire.Ready())
 
     async def _expect(self, kind: type[Any]) -> Any:
         message = await self._channel.receive()
@@ -318,23 +342,28 @@ class Peer:
 
     async def _serve(self) -> None:
         """Answer the control channel until it ends."""
+        taken = 0
         try:
             async for message in self._channel:
                 self._on_control(message)
+                taken += 1
+                if taken % _MESSAGES_A_TURN == 0:
+                    await asyncio.sleep(0)  # others of this loop go on, however much it asks
         finally:
-            if self._closing is None and not self._engine._closing:
-                self._on_channel_end()
+            if not self._goodbye.is_set() and not self._freeing:
+                self._lose(f"its control channel ended: {self._channel.reason}")
 
     def _on_control(self, message: wire.Message) -> None:
         match message:
-            case wire.Fence():
+            case wire.Fence() if self._fencing < _MOST_FENCES and len(self._revoked) < _MOST_REVOKED:
+                self._fencing += 1
                 self._engine._spawn(self._answer_fence(message))
             case wire.Fenced():
                 self._resolve(self._fences.pop(message.serial, None), None)
             case wire.CounterBroken():
                 self._engine._break_counter(self, message)
             case wire.GroupJoin():
-                self._resolve(self._join(message.name), message)
+                self._on_join(message)
             case wire.Lookup():
                 self._post(wire.Found(message.serial, self._engine._published(message.name)))
             case wire.Found():
@@ -344,7 +373,8 @@ class Peer:
                 if self._closing is None:
                     self._closing = self._engine._spawn(self._close("the peer said goodbye"))
             case _:
-                self._channel.close()  # not due here: the end of the channel is the end of the peer
+                # Not due here, or too much: the end of the channel is the end of the peer.
+                self._channel.close()
 
     @staticmethod
     def _resolve(future: asyncio.Future[Any] | None, result: Any) -> None:
@@ -358,10 +388,26 @@ class Peer:
         except PplxAsyncError:
             return
 
-    def _join(self, name: str) -> asyncio.Future[wire.GroupJoin]:
-        if name not in self._joins:
-            self._joins[name] = self._engine._loop.create_future()
-        return self._joins[name]
+    def _on_join(self, join: wire.GroupJoin) -> None:
+        try:
+            # Kept as remote counters: the fence of an attempt that the peer gives up finds them.
+            counters = (self._remote_counter(join.notify_counter), self._remote_counter(join.barrier_counter))
+        except BrokenResourceError:
+            return  # it has given that attempt up
+        if join.name not in self._joined and len(self._joined) >= MAX_UNREAD_JOINS:
+            for name in list(self._joined):
+                if self._unread_join(name) is None:
+                    del self._joined[name]
+            if len(self._joined) >= MAX_UNREAD_JOINS:
+                self._channel.close()  # it would fill our memory
+                return
+        self._joined[join.name] = counters  # in place of an earlier attempt
+        self._resolve(self._joins.get(join.name), None)
+
+    def _unread_join(self, name: str) -> tuple[RemoteCounter, RemoteCounter] | None:
+        """Return the peer's counters for a group; None if it hasn't joined, or has given up since."""
+        counters = self._joined.get(name)
+        return None if counters is None or any(counter.closed for counter in counters) else counters
 
     async def _answer_fence(self, fence: wire.Fence) -> None:
         """Start nothing new into these regions and counters, wait for what is under way, confirm."""
@@ -372,18 +418,21 @@ class Peer:
             if record is not None:
                 record.revoked = True
                 users.append(record)
-        for counter in fence.counters:
-            remote = self._counters.get(counter)
+        for key in fence.counters:
+            closed = self._closed_counters.get(key & _ID_MASK, -1)
+            self._closed_counters[key & _ID_MASK] = max(closed, key >> 20)
+            remote = self._counters.get(key)
             if remote is not None:
                 remote.closed = True
                 users.append(remote)
         for used in users:
             await _loop.idle(self._engine._loop, used)
+        self._fencing -= 1
         self._post(wire.Fenced(fence.serial))
 
     async def _fence(self, regions: tuple[int, ...], counters: tuple[int, ...]) -> None:
         """Ask the peer to fence; return when it has confirmed, or is gone."""
-        if not self.is_open:
+        if self._ended.is_set():
             return
         self._serial += 1
         future: asyncio.Future[None] = self._engine._loop.create_future()
@@ -395,13 +444,15 @@ class Peer:
 
     def _check_open(self) -> None:
         if not self.is_open:
-            raise self._record.reason or ClosedResourceError(f"peer {self.label} is closed")
+            reason = self._record.reason or ClosedResourceError(f"peer {self.label} is closed")
+            raise copy.copy(reason)  # its traceback is the raiser's: one instance would collect them all
 
-    def _on_channel_end(self) -> None:
-        # Not where the task is only taken apart: after the loop's end, or in the child of a fork.
-        if self.is_open and self._engine._core.running and not self._engine._loop.is_closed():
-            why = f"its control channel ended: {self._channel.reason}"
-            self._engine._core.peer_lost(self._record, why)  # comes back as _on_lost
+    def _lose(self, why: str) -> None:
+        """Tell the core that it is lost; that comes back as `_on_lost`."""
+        # Not where we are only taken apart: after the loop's end, or in the child of a fork.
+        core = self._engine._core
+        if not self._gone.is_set() and core.running and not self._engine._loop.is_closed():
+            core.peer_lost(self._record, why)
 
     def _on_lost(self, reason: PeerLost) -> None:
         """Tell everyone who waits for it that the core has lost it."""
@@ -419,7 +470,7 @@ class Peer:
         futures: list[asyncio.Future[Any]] = [*self._lookups.values(), *self._joins.values()]
         for future in futures:
             if not future.done():
-                future.set_exception(reason)
+                future.set_exception(copy.copy(reason))
                 future.exception()  # nobody may be waiting for it
 
     async def close(self) -> None:
@@ -433,7 +484,7 @@ class Peer:
         """
         if self._closing is None:
             self._closing = self._engine._spawn(self._close("closed here"))
-        await asyncio.shield(self._closing)
+        await self._engine._wait(self._closing)
 
     async def _close(self, why: str) -> None:
         loop, timeout = self._engine._loop, self._engine.options.drain_timeout
@@ -454,9 +505,7 @@ class Peer:
                     said.cancel()
         except TimeoutError:
             pass  # what is left is flushed
-        # First the endpoints: that counts what has arrived, and who waits for it hears that.
         await self._free()
-        self._end_waits(self._record.reason)
 
     async def _channel_ended(self) -> None:
         task = self._engine._servers.get(self)
@@ -464,13 +513,19 @@ class Peer:
             await asyncio.wait({task})
 
     async def _free(self) -> None:
-        """Close the endpoints and give the core's part back."""
+        """Close the endpoints, end what waits for the peer, and give the core's part back."""
+        self._freeing = True
         self._channel.close()
         core = self._engine._core
-        if self._freeing:
-            return
-        self._freeing = True
-        await core.peer_close(self._record)
+        # First the endpoints: that counts what has arrived, and who waits for it hears that.
+        closing = asyncio.ensure_future(self._close_endpoints())
+        await asyncio.wait({closing}, timeout=self._engine.options.drain_timeout)
+        self._end_waits(self._record.reason or ClosedResourceError(f"peer {self.label} is closed"))
+        await closing
+        await _loop.idle(self._engine._loop, self._record)
         core.peer_free(self._record)
         self._gone.set()
         self._engine._peer_gone(self)
+
+    async def _close_endpoints(self) -> None:
+        await self._engine._core.peer_close(self._record)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -27,7 +28,8 @@ class TransferScope:
     The block is left when every transfer that was submitted through the scope is released: its
     local memory may be reused then, whatever happened. Leaving normally waits for them. An
     exception in the block, a cancellation, or the failure of one of them cancels the others: what
-    is not posted is dropped, the rest drains.
+    is not posted is dropped, the rest drains. A transfer that was cancelled by itself is no failure,
+    unless the provider doesn't let go of it in time.
 
     Raises
     ------
@@ -37,6 +39,8 @@ class TransferScope:
     UnreleasedMemory
         In that group: the provider hasn't let go within ``EngineOptions.drain_timeout``. The
         memory stays registered and alive, but must not be reused.
+    RuntimeError
+        Something is submitted before the block is entered, or after it was left. Nothing is sent.
     """
 
     def __init__(self, engine: TransferEngine) -> None:
@@ -59,9 +63,10 @@ class TransferScope:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
+        parent = self._parent
         cancelled = exc if isinstance(exc, asyncio.CancelledError) else None
         # Our own doing (a transfer failed and we ended the block), and nobody else's?
-        if self._parent_cancelled and self._parent is not None and self._parent.uncancel() == 0:
+        if self._parent_cancelled and parent is not None and parent.uncancel() == 0:
             cancelled = None
         if exc is not None:
             self._abort()
@@ -74,6 +79,12 @@ class TransferScope:
         if exc is not None and not isinstance(exc, asyncio.CancelledError):
             self._failures.append(exc)
         if self._failures:
+            # Someone else cancels us as well, and hears of the failures instead. As in TaskGroup the
+            # cancellation comes again at the next await. Before 3.13 it could not be taken back by
+            # the `asyncio.timeout` that it is of: there it only stays in the count, as with TaskGroup.
+            if sys.version_info >= (3, 13) and parent is not None and parent.cancelling():
+                parent.uncancel()
+                parent.cancel()
             try:
                 raise BaseExceptionGroup("failures in a transfer scope", self._failures) from None
             finally:
@@ -93,8 +104,8 @@ class TransferScope:
             try:
                 await self._changed
             except asyncio.CancelledError as error:
-                if not self._parent_cancelled or (self._parent is not None and self._parent.uncancel() > 0):
-                    cancelled = error
+                # Never ours: what we did to the task, __aexit__ has undone, and here it isn't done.
+                cancelled = error
                 self._abort()
             finally:
                 self._changed = None
@@ -103,6 +114,8 @@ class TransferScope:
             if deadline is not None and loop.time() >= deadline and self._open:
                 stuck = ", ".join(f"{transfer.operation} of {transfer.nbytes} B" for transfer in self._open)
                 self._engine._quarantine(self._open)
+                # One error for all of them.
+                self._failures = [failure for failure in self._failures if not isinstance(failure, UnreleasedMemory)]
                 self._failures.append(
                     UnreleasedMemory(f"not released within {self._engine.options.drain_timeout} s: {stuck}")
                 )
@@ -118,11 +131,11 @@ class TransferScope:
             self._aborting = True
             for transfer in list(self._open):
                 transfer.cancel()
+            self._notice()  # _drain has a deadline from now on
 
     def add(self, transfer: Transfer) -> Transfer:
         """Put a transfer under the scope; the methods below do it for what they submit."""
-        if self._parent is None:
-            raise RuntimeError("the scope is not entered, or has been left")
+        self._check_entered()
         self._open.add(transfer)
         transfer.add_done_callback(self._on_done)
         transfer.add_release_callback(self._on_released)
@@ -130,11 +143,18 @@ class TransferScope:
             transfer.cancel()
         return transfer
 
+    def _check_entered(self) -> None:
+        # Before anything is submitted: nobody would wait for it.
+        if self._parent is None:
+            raise RuntimeError("the scope is not entered, or has been left")
+
     def _on_done(self, transfer: Transfer) -> None:
         if transfer.cancelled():
             return
         failure = transfer.exception()
-        if failure is None or isinstance(failure, UnreleasedMemory):
+        if failure is None:
+            return
+        if self._aborting and isinstance(failure, UnreleasedMemory):
             return  # _drain has the same deadline, and one error for all
         self._failures.append(failure)
         if not self._aborting:
@@ -152,20 +172,25 @@ class TransferScope:
 
     def write(self, local: LocalSlice, remote: RemoteSlice, *, counter: RemoteCounter | None = None) -> Transfer:
         """As `TransferEngine.write`."""
+        self._check_entered()
         return self.add(self._engine.write(local, remote, counter=counter))
 
     def write_pages(self, local: LocalSlice, remote: RemoteSlice, **pages: Any) -> Transfer:
         """As `TransferEngine.write_pages`."""
+        self._check_entered()
         return self.add(self._engine.write_pages(local, remote, **pages))
 
     def scatter(self, targets: Sequence[Any]) -> Transfer:
         """As `TransferEngine.scatter`."""
+        self._check_entered()
         return self.add(self._engine.scatter(targets))
 
     def read(self, remote: RemoteSlice, local: LocalSlice) -> Transfer:
         """As `TransferEngine.read`."""
+        self._check_entered()
         return self.add(self._engine.read(remote, local))
 
     def notify(self, targets: RemoteCounter | PeerGroup | Sequence[RemoteCounter]) -> Transfer:
         """As `TransferEngine.notify`."""
+        self._check_entered()
         return self.add(self._engine.notify(targets))

@@ -8,9 +8,6 @@ Nothing falls back silently: what was asked for is opened or the error says why 
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,6 +113,8 @@ def choose(options: EngineOptions) -> Choice:
 def _choose_fabric(options: EngineOptions, node: str) -> Choice:
     # One libfabric a process: its plug-ins are shared by name, and two libraries that took the same
     # one corrupt memory at exit. So the file is chosen before any is loaded.
+    if node in ("0.0.0.0", "::", ""):
+        raise ValueError(f"listen={options.listen!r}: NICs bind to one address; say which, as in 'listen=10.0.0.5:0'")
     file, *others = libfabric_files(options.library)
     wanted = _PREFERENCE if options.fabric == "auto" else (options.fabric,)
     beside = ""
@@ -178,6 +177,10 @@ def survey(options: EngineOptions) -> list[dict[str, Any]]:
     list of dict
         ``library``, ``origin``, ``devices`` (as `lowlevel.discover` gives them) and ``reason``.
     """
+    import json  # these three are needed here only, and importing the package is to be quick
+    import subprocess
+    import sys
+
     node = split_address(options.listen)[0]
     rows: list[dict[str, Any]] = []
     for file in libfabric_files(options.library):
@@ -205,4 +208,7 @@ def _survey_one(path: str, node: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    import json
+    import sys
+
     print(json.dumps(_survey_one(*sys.argv[1:])))

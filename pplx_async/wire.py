@@ -141,7 +141,7 @@ class CounterDescriptor(_Wire, frozen=True, tag="counter"):
     """A counter that a peer may raise: id of its engine (16 bytes) and id in that engine."""
 
     engine: _EngineId
-    counter: _Counter
+    counter: _U64
 
 
 _descriptors: msgspec.msgpack.Decoder[RegionDescriptor | CounterDescriptor]
@@ -296,7 +296,7 @@ class Fence(_Wire, frozen=True):
 
     serial: _U64
     regions: Annotated[tuple[_U64, ...], Meta(max_length=MAX_FENCED)]
-    counters: Annotated[tuple[_Counter, ...], Meta(max_length=MAX_FENCED)]
+    counters: Annotated[tuple[_U64, ...], Meta(max_length=MAX_FENCED)]
 
 
 class Fenced(_Wire, frozen=True):
@@ -317,8 +317,8 @@ class GroupJoin(_Wire, frozen=True):
     """Counters of the sender for one member of a peer group."""
 
     name: _Word
-    notify_counter: _Counter
-    barrier_counter: _Counter
+    notify_counter: _U64
+    barrier_counter: _U64
 
 
 class Lookup(_Wire, frozen=True):

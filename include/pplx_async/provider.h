@@ -44,10 +44,15 @@ enum pplx_capability {
     PPLX_CAP_DMABUF = 16  /* mr_open() takes PPLX_MEMORY_DMABUF */
 };
 
+/* Heartbeats and returned credits may not wait until data has left: for so many immediates alone
+ * there is room on an endpoint that is full of data. */
+enum { PPLX_RESERVED_IMMS = 4 };
+
 /* Limits and preferences of a domain; the engine plans by them. */
 typedef struct pplx_caps {
     uint32_t flags;             /* enum pplx_capability */
-    uint32_t max_inflight;      /* work requests in flight on one endpoint: our own cap */
+    uint32_t max_inflight;      /* work requests in flight on one endpoint: our own cap. Up to
+                                 * PPLX_RESERVED_IMMS immediates alone should be taken beyond it */
     uint64_t max_inflight_bytes; /* bytes in flight on one endpoint: keeps heartbeats timely */
     uint64_t max_message;       /* bytes of one work request */
     uint32_t eager_posts;       /* work requests to post at once for a new request */

@@ -120,7 +120,11 @@ typedef struct pplx_completion {
  * The weight says how much of a logical write this immediate stands for, and the counter adds in
  * eighths, so that 1, 2, 4 or 8 shards add up to exactly one:
  *   code 1..4093  that many whole writes (a run of coalesced pages)
- *   code 4094     one half       code 4095  one quarter       code 0  one eighth */
+ *   code 4094     one half       code 4095  one quarter       code 0  one eighth
+ *
+ * A limit of it: a sender that dies in the middle of a sharded write leaves a fraction on the counter.
+ * Where several senders share one, such fractions of different writes can add up to a whole that no
+ * write has filled. With a counter for each sender they can't: it sends no more once it is dead. */
 enum {
     PPLX_COUNTER_BITS = 20,
     PPLX_MAX_COUNTERS = 1 << PPLX_COUNTER_BITS,

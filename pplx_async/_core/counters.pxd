@@ -13,6 +13,7 @@ cdef class CounterWait(Promise):
     cdef readonly uint64_t count
     cdef readonly uint64_t order
     cdef CounterCore counter
+    cdef bint granted  # a take that was served, and whose result nobody has seen
 
 
 cdef class CounterCore:
@@ -30,3 +31,4 @@ cdef class CounterCore:
     cdef int _rearm(self) except -1
     cdef int _serve(self) except -1
     cdef int _drop(self, CounterWait promise) except -1
+    cdef int _give_back(self, CounterWait promise) except -1

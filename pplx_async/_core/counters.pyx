@@ -8,7 +8,7 @@ from heapq import heapify, heappop, heappush
 from libc.stdint cimport uint64_t
 
 from pplx_async._core.includes.pplx cimport PPLX_EIGHTHS
-from pplx_async._core.promise cimport CANCELLED, PENDING, Promise
+from pplx_async._core.promise cimport CANCELLED, PENDING, Promise, fresh
 from pplx_async._core.rt cimport api
 
 from pplx_async.errors import ClosedResourceError
@@ -16,6 +16,7 @@ from pplx_async.errors import ClosedResourceError
 __all__ = ["CounterCore", "CounterWait"]
 
 cdef uint64_t NEVER = <uint64_t>-1
+cdef uint64_t MOST = <uint64_t>1 << 60  # so that neither eighths nor a sum of two wraps
 
 
 cdef class CounterWait(Promise):
@@ -27,6 +28,27 @@ cdef class CounterWait(Promise):
     def __hash__(self) -> int:
         # An order takes the inherited hash away, and asyncio keeps awaitables in sets.
         return id(self)
+
+    def result(self):
+        """Return the result, or raise what it failed with."""
+        result = Promise.result(self)
+        self.granted = False
+        return result
+
+    def cancel(self, msg=None) -> bool:
+        """Ask to cancel; return False if it is done already.
+
+        A take that was served while nobody has seen its result yet can still be cancelled: its
+        writes go back.
+        """
+        if not self.granted:
+            return Promise.cancel(self, msg)
+        # Whoever awaits it is about to ask for the result, and finds this.
+        self._cancel_message = msg
+        self._result = None
+        self.state = CANCELLED
+        self.counter._give_back(self)
+        return True
 
     cdef bint become_cancelled(self) except -1:
         if not Promise.become_cancelled(self):
@@ -72,11 +94,13 @@ cdef class CounterCore:
         """Wait until ``count`` writes in all have landed."""
         if count < 0:
             raise ValueError(f"count must not be negative, not {count}")
+        if count > MOST:
+            raise ValueError(f"count must be at most 2**60, not {count}")
         cdef CounterWait promise = self._promise(count)
         if promise.state == PENDING and self.value >= promise.count:
             promise.fulfil(self.value)
         if promise.state == PENDING and self._lost is not None:
-            promise.fail(self._lost)
+            promise.fail(fresh(self._lost))
         if promise.state == PENDING:
             heappush(self._waits, promise)
             self._rearm()
@@ -86,12 +110,14 @@ cdef class CounterCore:
         """Wait until ``count`` writes have landed that nobody took, and take them."""
         if count < 1:
             raise ValueError(f"count must be at least 1, not {count}")
+        if count > MOST:
+            raise ValueError(f"count must be at most 2**60, not {count}")
         cdef CounterWait promise = self._promise(count)
         if promise.state == PENDING:
             self._takes.append(promise)
             self._rearm()
         if promise.state == PENDING and self._lost is not None:
-            promise.fail(self._lost)
+            promise.fail(fresh(self._lost))
         return promise
 
     def _promise(self, count):
@@ -101,9 +127,11 @@ cdef class CounterCore:
         promise.order = self._order
         self._order += 1
         if self._broken is not None:
-            promise.fail(self._broken)
+            promise.fail(fresh(self._broken))
         elif not self.is_open:
             promise.fail(ClosedResourceError("the counter is closed"))
+        elif not self.engine.running:
+            promise.fail(ClosedResourceError("the engine is closed, or this is the child of a fork"))
         return promise
 
     def break_(self, exception) -> None:
@@ -125,7 +153,8 @@ cdef class CounterCore:
         takes, self._takes = self._takes, deque()
         self._cancelled = 0
         for promise in [*waits, *takes]:
-            (<CounterWait>promise).fail(exception)
+            if not promise.done():
+                (<CounterWait>promise).fail(fresh(exception))
 
     cdef int reaped(self) except -1:
         api.counter_reaped(&self.counter)
@@ -142,7 +171,8 @@ cdef class CounterCore:
                 next_count = (<CounterWait>self._waits[0]).count
             if self._takes:
                 next_count = min(next_count, self._taken + (<CounterWait>self._takes[0]).count)
-            if next_count == NEVER:
+            if next_count > 2 * MOST - 1:
+                # Or one that cannot come: all that can be counted ends before it.
                 api.counter_notify(&self.counter, NEVER)
                 return 0
             if not api.counter_notify(&self.counter, next_count * PPLX_EIGHTHS):
@@ -164,6 +194,7 @@ cdef class CounterCore:
                 if self._taken + promise.count > value:
                     break
                 self._taken += promise.count
+                promise.granted = True
             self._takes.popleft()
             self._cancelled -= promise.state == CANCELLED
             promise.fulfil(value)
@@ -178,4 +209,12 @@ cdef class CounterCore:
             self._takes = deque(take for take in self._takes if not take.done())
             self._cancelled = 0
         self._rearm()
+        return 0
+
+    cdef int _give_back(self, CounterWait promise) except -1:
+        """A take that was served was cancelled all the same: the next one in line may have it."""
+        promise.granted = False
+        self._taken -= promise.count
+        if self.is_open and self.engine.running:
+            self._rearm()
         return 0

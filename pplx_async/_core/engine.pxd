@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from libc.stdint cimport uint32_t
 
-from pplx_async._core.includes.pplx cimport pplx_engine
+from pplx_async._core.includes.pplx cimport pplx_engine, pplx_provider
 from pplx_async._core.memory cimport LocalSlice, PeerRecord, RemoteSlice
 from pplx_async._core.plan cimport Plan
+from pplx_async._core.rt cimport Options
 from pplx_async._core.transfer cimport Transfer
 
 
@@ -25,6 +26,7 @@ cdef class Engine:
     cdef list room_waiters
     cdef public object on_message, on_peer_lost, on_missing
 
+    cdef int _start(self, const pplx_provider *c_provider, object devices, Options c_options) except -1
     cdef int check_usable(self) except -1
     cdef Transfer new_transfer(self, str operation, unsigned int opcode)
     cdef Transfer call(self, unsigned int opcode, void *subject, str operation, object used, object finisher)

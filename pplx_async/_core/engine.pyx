@@ -77,6 +77,8 @@ __all__ = ["Engine", "forget_after_fork", "running_engines"]
 _ASK_AGAIN = "Ask the peer for the descriptor of another region."
 
 _running = weakref.WeakSet()
+# What could not be deregistered: a NIC may still know the memory, which is kept until the process ends.
+_quarantined = []
 
 
 def running_engines() -> list["Engine"]:
@@ -105,6 +107,12 @@ cdef int check_open(object engine, object used) except -1:
             raise BrokenResourceError(f"a region was revoked by peer {(<RemoteRecord>used).peer.label}")
     elif (<RemoteCounterRecord?>used).closed:
         raise BrokenResourceError(f"a counter was closed by peer {(<RemoteCounterRecord>used).peer.label}")
+    return 0
+
+
+cdef int check_not_freed(PeerRecord peer) except -1:
+    if peer.ptr == NULL:
+        raise ClosedResourceError(f"peer {peer.label} is closed")
     return 0
 
 
@@ -148,7 +156,6 @@ cdef class Engine:
         cdef pplx_error error
         cdef const pplx_provider *c_provider = find_provider(provider)
         cdef Options c_options = Options(options)
-        cdef bytes device
         c_config.ring_entries = config["ring_entries"]
         c_config.spin_us = config["spin_us"]
         c_config.poll_interval_us = config["poll_interval_us"]
@@ -169,8 +176,18 @@ cdef class Engine:
         self.domain_names = []
         error.status = api.engine_open(&c_config, &self.ptr, &error)
         check(&error, "open an engine")
-        cdef const char *name
+        try:
+            self._start(c_provider, devices, c_options)
+        except BaseException:
+            self.close()
+            raise
+
+    cdef int _start(self, const pplx_provider *c_provider, object devices, Options c_options) except -1:
+        """Open the domains and start the proxy thread."""
+        cdef pplx_error error
         cdef pplx_engine *ptr = self.ptr
+        cdef bytes device
+        cdef const char *name
         for text in devices:
             device = text.encode()
             name = device
@@ -186,6 +203,7 @@ cdef class Engine:
         self.fences = all(caps["fence"] for caps in self.caps())
         _running.add(self)
         api.arm(self.ptr)
+        return 0
 
     # ---- the loop's side ----
 
@@ -205,21 +223,32 @@ cdef class Engine:
         """As `on_readable`, when nobody rang."""
         if self.ptr == NULL:
             return
-        self.reap()
-        if self.ptr != NULL and not api.arm(self.ptr):
-            # More came meanwhile. The loop's other work goes first, so that it stays responsive.
-            self.loop.call_soon(self.drain_done_list)
+        try:
+            self.reap()
+        finally:
+            if self.ptr != NULL and not api.arm(self.ptr):
+                # More came meanwhile. The loop's other work goes first, so that it stays responsive.
+                self.loop.call_soon(self.drain_done_list)
 
     cdef int reap(self) except -1:
         cdef pplx_node *node = api.reap(self.ptr)
         cdef pplx_node *next_node
+        last_words = None  # raised when everyone else got theirs: an interrupt, for example
         while node != NULL:
             next_node = node.next  # what handles it may free it
             try:
                 self.handle(node)
+            except (KeyboardInterrupt, SystemExit) as exception:
+                last_words = exception
             except BaseException as exception:
                 # An error here is the engine's own or a callback's; the others still get theirs.
-                self.loop.call_exception_handler({"message": "handling a completion failed", "exception": exception})
+                try:
+                    self.loop.call_exception_handler(
+                        {"message": "handling a completion failed", "exception": exception}
+                    )
+                except BaseException as another:
+                    if last_words is None:
+                        last_words = another
             node = next_node
         if self.room_waiters:
             waiters, self.room_waiters = self.room_waiters, []
@@ -228,6 +257,8 @@ cdef class Engine:
                     self.room_waiters.append((limit, waiter))
                 elif not waiter.done():
                     waiter.set_result(None)
+        if last_words is not None:
+            raise last_words
         return 0
 
     cdef int handle(self, void *address) except -1:
@@ -260,7 +291,8 @@ cdef class Engine:
 
     cdef int _lost(self, PeerRecord peer) except -1:
         peer.is_open = False
-        peer.reason = PeerLost(self.lost_reason(<size_t>peer.ptr), peer=peer.label)
+        peer.why = self.lost_reason(peer)
+        peer.reason = PeerLost(peer.why, peer=peer.label)
         if self.on_peer_lost is not None:
             self.on_peer_lost(peer.owner, peer.reason)
         return 0
@@ -366,7 +398,7 @@ cdef class Engine:
         if not local.registration.writable:
             raise ValueError("the local region is read-only: nothing can be read into it")
         if remote.record.revoked:
-            raise BrokenResourceError(f"the region was revoked by peer {peer.label}", hint=_ASK_AGAIN)
+            raise BrokenResourceError(f"the region was closed or revoked by peer {peer.label}", hint=_ASK_AGAIN)
         if not remote.record.access & PPLX_ACCESS_REMOTE_READ:
             raise ValueError(f"peer {peer.label} did not allow reads from this region")
         if local.nbytes != remote.nbytes:
@@ -410,6 +442,7 @@ cdef class Engine:
     def send(self, PeerRecord peer not None, data) -> Transfer:
         """Submit a two-sided message; ``data`` is copied now."""
         check_peer(self, peer)
+        check_not_freed(peer)
         cdef Transfer transfer = self.new_transfer("send", 0)
         cdef bytes payload = bytes(data)
         transfer.payload = payload
@@ -456,11 +489,17 @@ cdef class Engine:
         return list(self.registrations)
 
     def deregister(self, Registration registration not None) -> Transfer:
-        """Submit its end; no transfer uses it any more. Then the caller lets go of the buffer."""
+        """Submit its end; no transfer uses it any more. Then the caller lets go of the buffer.
+
+        One that failed stays registered, as far as anyone knows: it is kept for good, and so is its
+        buffer.
+        """
         registration.is_open = False
 
         def finish(bint ok):
             self.registrations.discard(registration)
+            if not ok:
+                _quarantined.append(registration)
 
         return self.call(PPLX_CALL_MR_CLOSE, &registration.mr, "deregister", registration, finish)
 
@@ -499,15 +538,18 @@ cdef class Engine:
         peer.ptr = api.peer_new(self.ptr, <void *>peer, remote_domains)
         if peer.ptr == NULL:
             raise MemoryError("no memory or no counter for another peer")
-        self.peers[<size_t>peer.ptr] = peer
+        peer.key = <size_t>peer.ptr
+        self.peers[peer.key] = peer
         return peer
 
     def peer_open(self, PeerRecord peer not None) -> Transfer:
         """Submit the opening of its endpoints."""
+        check_not_freed(peer)
         return self.call(PPLX_CALL_PEER_OPEN, peer.ptr, "open endpoints", peer, None)
 
     def peer_endpoints(self, PeerRecord peer not None) -> dict[str, object]:
         """What the other side must know, once the endpoints are open."""
+        check_not_freed(peer)
         cdef pplx_link_address address
         cdef pplx_remote_key key
         cdef pplx_peer *ptr = <pplx_peer *>peer.ptr
@@ -539,7 +581,11 @@ cdef class Engine:
         uint64_t token,
         uint64_t message_nbytes,
     ) -> Transfer:
-        """Submit the connecting: it settles when every link has carried a heartbeat both ways."""
+        """Submit the connecting: it settles when every link has carried a heartbeat both ways.
+
+        Whether it is open then is for the caller to say: ``is_open``.
+        """
+        check_not_freed(peer)
         cdef pplx_peer_config config
         memset(&config, 0, sizeof(config))
         cdef bytes address
@@ -564,19 +610,17 @@ cdef class Engine:
             config.links[i].nbytes = <uint32_t>len(address)
             memcpy(config.links[i].bytes, <const char *>address, len(address))
         api.peer_configure(<pplx_peer *>peer.ptr, &config)
-
-        def finish(bint ok):
-            peer.is_open = ok and peer.reason is None
-
-        return self.call(PPLX_CALL_PEER_CONNECT, peer.ptr, "connect", peer, finish)
+        return self.call(PPLX_CALL_PEER_CONNECT, peer.ptr, "connect", peer, None)
 
     def peer_close(self, PeerRecord peer not None) -> Transfer:
         """Submit its end; it settles when every endpoint is closed. Then `peer_free`."""
+        check_not_freed(peer)
         peer.is_open = False
         return self.call(PPLX_CALL_PEER_CLOSE, peer.ptr, "close a peer", None, None)
 
     def peer_lost(self, PeerRecord peer not None, str why) -> Transfer:
         """Submit that it is lost, which the core could not know; ``why`` goes into every PeerLost."""
+        check_not_freed(peer)
         cdef bytes text = why.encode()
         cdef Transfer transfer = self.call_later(PPLX_CALL_PEER_LOST, peer.ptr, "drop a peer")
         transfer.payload = text
@@ -588,7 +632,8 @@ cdef class Engine:
         """Free the core's part, after `peer_close` has settled."""
         cdef pplx_peer *ptr = <pplx_peer *>peer.ptr
         if ptr != NULL and self.ptr != NULL:
-            self.peers.pop(<size_t>ptr, None)
+            peer.why = self.lost_reason(peer)
+            self.peers.pop(peer.key, None)
             if self.fences:
                 # Without a fence a late heartbeat could still come, and be counted by who has the id next.
                 api.counter_recycle(self.ptr, api.peer_heartbeat_counter(ptr))
@@ -596,20 +641,18 @@ cdef class Engine:
             api.peer_free(ptr)
         peer.ptr = NULL
 
-    def peer_record(self, size_t ptr):
-        """The record of a core peer, or None."""
-        return self.peers.get(ptr)
-
-    def lost_reason(self, size_t ptr) -> str:
-        """Why a peer is lost, as the core says it."""
+    def lost_reason(self, PeerRecord peer not None):
+        """Why a peer is lost, as the core says it, or said it before the peer was freed."""
         cdef pplx_error error
-        api.peer_reason(<pplx_peer *>ptr, &error)
+        if peer.why is not None or peer.ptr == NULL or self.ptr == NULL:
+            return peer.why
+        api.peer_reason(<pplx_peer *>peer.ptr, &error)
         return error.text.decode(errors="replace")
 
-    def missing(self, size_t ptr, uint32_t counter, uint64_t eighths, str reason) -> None:
-        """A counted transfer failed in part: tell the receiver, by whoever can."""
-        if self.on_missing is not None:
-            self.on_missing(self.peers[ptr].owner, counter, eighths, reason)
+    def missing(self, PeerRecord peer, uint32_t counter, uint64_t eighths, str reason) -> None:
+        """A counted transfer failed in part: tell the receiver, by whoever can, if it is still there."""
+        if peer is not None and peer.ptr != NULL and self.on_missing is not None:
+            self.on_missing(peer.owner, counter, eighths, reason)
 
     # ---- telling ----
 

@@ -38,6 +38,8 @@ cdef class PeerRecord(Used):
     cdef readonly str label
     cdef readonly uint32_t domains
     cdef void *ptr
+    cdef size_t key  # ptr as it was: what targets say it is after the core has freed it, too
+    cdef str why  # it is lost, as the core said while it could
     cdef public object owner
     cdef public bint is_open
     cdef public object reason

@@ -10,8 +10,8 @@ still counts pages.
 from array import array
 
 from cpython.buffer cimport (
-    PyBUF_C_CONTIGUOUS,
     PyBUF_FORMAT,
+    PyBUF_STRIDES,
     Py_buffer,
     PyBuffer_Release,
     PyObject_GetBuffer,
@@ -28,6 +28,7 @@ from pplx_async._core.includes.pplx cimport (
     pplx_target,
 )
 from pplx_async._core.memory cimport LocalSlice, PeerRecord, RemoteCounterRecord, RemoteSlice
+from pplx_async._core.promise cimport fresh
 
 from pplx_async.errors import BrokenResourceError, ClosedResourceError
 
@@ -43,7 +44,9 @@ cdef int check_peer(object engine, PeerRecord peer) except -1:
         raise ValueError(f"peer {peer.label} belongs to another engine")
     if not peer.is_open:
         # A lost peer is the more useful thing to say than a closed one.
-        raise peer.reason if peer.reason is not None else ClosedResourceError(f"peer {peer.label} is closed")
+        if peer.reason is not None:
+            raise fresh(peer.reason)
+        raise ClosedResourceError(f"peer {peer.label} is closed")
     return 0
 
 
@@ -59,7 +62,9 @@ cdef int check_write(object engine, LocalSlice local, RemoteSlice remote) except
     check_local(engine, local)
     check_peer(engine, remote.record.peer)
     if remote.record.revoked:
-        raise BrokenResourceError(f"the region was revoked by peer {remote.record.peer.label}", hint=_ASK_AGAIN)
+        raise BrokenResourceError(
+            f"the region was closed or revoked by peer {remote.record.peer.label}", hint=_ASK_AGAIN
+        )
     if not remote.record.access & PPLX_ACCESS_REMOTE_WRITE:
         raise ValueError(f"peer {remote.record.peer.label} did not allow writes into this region")
     return 0
@@ -86,31 +91,38 @@ cdef uint32_t counter_for(PeerRecord peer, RemoteCounterRecord counter) except? 
 # ---- page indices ----
 
 cdef class Indices:
-    """Page indices: any one-dimensional buffer of integers, or a sequence of them."""
+    """Page indices: any one-dimensional buffer of integers, strided or not, or a sequence of them."""
 
     cdef Py_buffer view
     cdef bint held
     cdef size_t count
+    cdef Py_ssize_t stride
     cdef bint signed
     cdef str what
 
     def __init__(self, pages, str what) -> None:
         self.what = what
         try:
-            PyObject_GetBuffer(pages, &self.view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
-        except TypeError:
-            pages = array("q", pages)
-            PyObject_GetBuffer(pages, &self.view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+            try:
+                PyObject_GetBuffer(pages, &self.view, PyBUF_STRIDES | PyBUF_FORMAT)
+            except TypeError:
+                pages = array("q", pages)
+                PyObject_GetBuffer(pages, &self.view, PyBUF_STRIDES | PyBUF_FORMAT)
+        except TypeError as error:
+            raise TypeError(f"{what} are no integers: {error}") from error
+        except (BufferError, OverflowError, ValueError) as error:
+            raise ValueError(f"{what} cannot be read: {error}") from error
         self.held = True
         kind = self.view.format.decode().lstrip("@=<") if self.view.format != NULL else "B"
         if self.view.ndim != 1 or kind not in tuple("bhilqnBHILQN"):
             raise TypeError(f"{what} are a one-dimensional buffer of integers, not {self.view.ndim}-d {kind!r}")
         self.signed = kind.islower()
         self.count = <size_t>(self.view.len // self.view.itemsize)
+        self.stride = self.view.strides[0]
 
     cdef int64_t get(self, size_t i) noexcept nogil:
         """Index i; what does not fit 63 bits comes out negative and is refused like it."""
-        cdef char *at = <char *>self.view.buf + i * <size_t>self.view.itemsize
+        cdef char *at = <char *>self.view.buf + <Py_ssize_t>i * self.stride
         if self.view.itemsize == 8:
             return (<int64_t *>at)[0]
         if self.view.itemsize == 4:

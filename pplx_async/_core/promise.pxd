@@ -7,11 +7,15 @@ cdef enum PromiseState:
     CANCELLED
 
 
+cdef object fresh(object exception)
+
+
 cdef class Promise:
     cdef object __weakref__
     cdef object loop
     cdef object _result
     cdef object _exception
+    cdef object _traceback  # that it came with; each raise adds to it anew
     cdef public object _cancel_message  # asyncio.gather reads it
     cdef list _callbacks
     cdef PromiseState state

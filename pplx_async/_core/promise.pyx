@@ -11,8 +11,17 @@ and ``cancel()`` only asks; the promise is cancelled when the native operation h
 import asyncio
 from asyncio import CancelledError, InvalidStateError
 from contextvars import copy_context
+from copy import copy
 
 __all__ = ["Promise"]
+
+
+cdef object fresh(object exception):
+    """A copy to be raised, for one that is kept: else each raise would add to its traceback."""
+    again = copy(exception)
+    # What it says of the cause stays; where there is none, the original is one.
+    again.__cause__ = exception.__cause__ if exception.__cause__ is not None else exception
+    return again
 
 
 cdef class Promise:
@@ -70,7 +79,7 @@ cdef class Promise:
         if self.state == DONE:
             self._retrieved = True
             if self._exception is not None:
-                raise self._exception
+                raise self._exception.with_traceback(self._traceback)
             return self._result
         if self.state == CANCELLED:
             raise self._make_cancelled_error()
@@ -130,6 +139,7 @@ cdef class Promise:
         if self.state != PENDING:
             return False
         self._exception = exception
+        self._traceback = exception.__traceback__
         self.state = DONE
         self._schedule()
         return True

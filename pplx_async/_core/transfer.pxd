@@ -3,7 +3,7 @@
 from libc.stdint cimport uint64_t
 
 from pplx_async._core.includes.pplx cimport pplx_engine, pplx_request, pplx_segment, pplx_target
-from pplx_async._core.memory cimport Used
+from pplx_async._core.memory cimport PeerRecord, Used
 from pplx_async._core.promise cimport Promise
 
 
@@ -20,6 +20,7 @@ cdef class Transfer(Promise):
     cdef object payload
     cdef object finisher
     cdef list release_callbacks
+    cdef object give_up_timer
     cdef readonly str operation
     cdef readonly uint64_t nbytes
     cdef readonly bint detached
@@ -29,6 +30,7 @@ cdef class Transfer(Promise):
 
     cdef int use(self, Used used) except -1
     cdef list all_used(self)
+    cdef PeerRecord peer_of(self, pplx_target *target)
     cdef int submit(self) except -1
     cdef bint reaped(self) except -1
     cdef int _settle(self) except -1

@@ -65,6 +65,13 @@ cdef class Transfer(Promise):
     cdef list all_used(self):
         return [used for used in (self.used0, self.used1, self.used2, *(self.used_more or ())) if used is not None]
 
+    cdef PeerRecord peer_of(self, pplx_target *target):
+        """Whose target it is. Where it points to may be freed, once another target has held the rest up."""
+        for used in self.all_used():
+            if isinstance(used, PeerRecord) and (<PeerRecord>used).key == <size_t>target.peer:
+                return used
+        return None
+
     cdef int submit(self) except -1:
         self.request.cookie = <void *>self
         Py_INCREF(self)  # the core's; given back by Engine.reap when the request is released
@@ -78,7 +85,14 @@ cdef class Transfer(Promise):
         try:
             if not self.settled:
                 self.settled = True
-                self._settle()
+                try:
+                    self._settle()
+                except BaseException as exception:
+                    # Nobody may wait for ever, whatever went wrong.
+                    if self.cancel_requested and not self.detached:
+                        raise  # it is cancelled when the memory is released: _release
+                    if not self.fail(exception) or not isinstance(exception, Exception):
+                        raise
         finally:
             if not released or was_stuck:
                 # The rare case that settling and release are two events.
@@ -91,6 +105,7 @@ cdef class Transfer(Promise):
 
     cdef int _settle(self) except -1:
         cdef int status = self.request.error.status
+        failure = None
         if self.finisher is not None:
             # A call: what it gives back, or an exception of its own.
             finisher, self.finisher = self.finisher, None
@@ -99,16 +114,16 @@ cdef class Transfer(Promise):
             result = self.nbytes
         if status != PPLX_OK:
             failure = self._failure()
-            if self.request.kind == PPLX_REQUEST_TRANSFER and status != PPLX_PEER_LOST:
-                self._report_missing(str(failure) or "the transfer was cancelled")
         if self.cancel_requested and not self.detached:
-            return 0  # when the memory is released: _release
-        if status == PPLX_OK:
+            pass  # when the memory is released: _release
+        elif status == PPLX_OK:
             self.fulfil(result)
         elif status == PPLX_CANCELLED:
             self.become_cancelled()
         else:
             self.fail(failure)
+        if status != PPLX_OK and self.request.kind == PPLX_REQUEST_TRANSFER:
+            self._report_missing(str(failure) or "the transfer was cancelled")
         return 0
 
     cdef int _release(self) except -1:
@@ -128,6 +143,9 @@ cdef class Transfer(Promise):
         free(self.owned_segments)
         self.owned_targets = NULL
         self.owned_segments = NULL
+        if self.give_up_timer is not None:
+            self.give_up_timer.cancel()
+            self.give_up_timer = None
         if self.cancel_requested:
             self.become_cancelled()
         callbacks, self.release_callbacks = self.release_callbacks, None
@@ -140,10 +158,11 @@ cdef class Transfer(Promise):
         """The exception for a request that failed."""
         cdef const pplx_error *error = &self.request.error
         cdef pplx_target *target = NULL
+        cdef PeerRecord record = None
         peer = domain = None
         if self.request.kind == PPLX_REQUEST_TRANSFER and self.request.ntargets:
             target = &self.request.targets[self.request.failed_target]
-            record = self.engine.peer_record(<size_t>target.peer)
+            record = self.peer_of(target)
             peer = record.label if record is not None else None
             domain = self.engine.domain_names[target.domain]
         elif self.used0 is not None and isinstance(self.used0, PeerRecord):
@@ -153,7 +172,7 @@ cdef class Transfer(Promise):
         if error.status == PPLX_REMOTE_ACCESS and target != NULL and target.failed:
             text = "refused, as it seems: the connection broke under it, and the peer lives (rkey revoked?)"
         if error.status == PPLX_PEER_LOST:
-            why = self.engine.lost_reason(<size_t>target.peer) if target != NULL else None
+            why = self.engine.lost_reason(record) if record is not None else None
             text = why or text
         return errors.completion_error(
             status.decode() if status != NULL else "INTERNAL",
@@ -169,13 +188,14 @@ cdef class Transfer(Promise):
         """Tell each receiver whose counter got a part of what did not succeed as a whole."""
         cdef pplx_target *target
         cdef size_t i
+        cdef dict peers = {(<PeerRecord>used).key: used for used in self.all_used() if isinstance(used, PeerRecord)}
         for i in range(self.request.ntargets):
             target = &self.request.targets[i]
             if target.counter == <unsigned int>PPLX_NO_COUNTER or target.status == PPLX_OK:
                 continue
-            if target.posted == 0 or target.delivered == target.total:
+            if target.status == PPLX_PEER_LOST or target.posted == 0 or target.delivered == target.total:
                 continue
-            self.engine.missing(<size_t>target.peer, target.counter, target.total - target.delivered, reason)
+            self.engine.missing(peers.get(<size_t>target.peer), target.counter, target.total - target.delivered, reason)
         return 0
 
     def cancel(self, msg=None) -> bool:
@@ -184,8 +204,8 @@ cdef class Transfer(Promise):
         Until then whoever awaits it keeps waiting: the memory is in use. A detached transfer only
         lets its awaiters go, and goes on.
         """
-        if self.done():
-            return False
+        if self.released or self.done():
+            return False  # the core has let go of the request: nothing there may be told of it
         self._cancel_message = msg
         if self.detached:
             self.become_cancelled()
@@ -197,11 +217,12 @@ cdef class Transfer(Promise):
             self.cancel_requested = True
             api.cancel(self.c_engine, &self.request)
             if self.request.kind != PPLX_REQUEST_CALL:
-                self.loop.call_later(self.engine.drain_timeout, self._give_up)
+                self.give_up_timer = self.loop.call_later(self.engine.drain_timeout, self._give_up)
         return True
 
     def _give_up(self) -> None:
         """The memory was not released in time after a cancel: whoever waits hears that instead."""
+        self.give_up_timer = None
         if not self.done():
             self.fail(
                 errors.UnreleasedMemory(

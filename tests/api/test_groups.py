@@ -9,8 +9,9 @@ import random
 import pytest
 import pytest_asyncio
 
-from helpers.engines import connect, engine_on
-from pplx_async import ClosedResourceError, PeerGroup, PeerLost
+from helpers.engines import connect, engine_on, eventually, open_pair
+from pplx_async import BrokenResourceError, ClosedResourceError, PeerGroup, PeerLost, wire
+from pplx_async.peer import MAX_UNREAD_JOINS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -139,3 +140,119 @@ async def test_member_that_leaves_ends_the_barrier_of_the_others(fabric):
                 await asyncio.wait_for(task, 5)
         with pytest.raises((PeerLost, ClosedResourceError)):
             await mesh[0][0].barrier(groups[0])
+
+
+async def test_member_that_dies_while_another_is_awaited_ends_the_forming(fabric):
+    async with open_mesh(fabric) as mesh:
+        engine, peers = mesh[0]
+        forming = asyncio.create_task(engine.group("doomed", peers))
+        await asyncio.sleep(0.05)
+        await mesh[2][0].close()  # the other one has not joined yet
+        with pytest.raises((PeerLost, ClosedResourceError)):
+            await asyncio.wait_for(forming, 5)
+        with pytest.raises((PeerLost, ClosedResourceError)):
+            await engine.group("doomed", peers)
+
+
+async def test_member_that_has_joined_and_dies_ends_the_forming(fabric):
+    async with open_mesh(fabric) as mesh:
+        joined = asyncio.create_task(mesh[2][0].group("doomed", mesh[2][1]))
+        forming = asyncio.create_task(mesh[0][0].group("doomed", mesh[0][1]))
+        await eventually(lambda: "doomed" in mesh[0][1][1]._joined, "its join is here")
+        await mesh[2][0].close()
+        for task in (joined, forming):
+            with pytest.raises((PeerLost, ClosedResourceError)):
+                await asyncio.wait_for(task, 5)
+
+
+async def give_up(pair, name):
+    """Try to form a group at b while a doesn't, and give up."""
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await pair.b.group(name, [pair.ba])
+
+
+async def meet(pair, first, second):
+    """Check that two groups are one and the same."""
+    async with asyncio.timeout(5):
+        one, two = await asyncio.gather(first, second)
+        for _ in range(2):
+            await asyncio.gather(pair.a.barrier(one), pair.b.barrier(two))
+        await asyncio.gather(one.close(), two.close())
+
+
+async def test_forming_again_after_a_timeout(fabric):
+    async with open_pair(fabric) as pair:
+        for attempt in range(3):
+            await give_up(pair, "retried")
+            assert attempt == 0 or "retried" in pair.ab._joined
+        last = asyncio.create_task(pair.b.group("retried", [pair.ba]))
+        _, pending = await asyncio.wait({last}, timeout=0.1)
+        assert pending, "it awaits a, and was not ended with the attempts before"
+        await meet(pair, pair.a.group("retried", [pair.ab]), last)
+        assert not pair.ab._joins
+        assert not pair.ba._joins
+
+
+async def test_attempt_that_was_given_up_does_not_count(fabric):
+    async with open_pair(fabric) as pair:
+        await give_up(pair, "stale")
+        await eventually(lambda: pair.ab._unread_join("stale") is None, "a knows that b gave up")
+        forming = asyncio.create_task(pair.a.group("stale", [pair.ab]))
+        _, pending = await asyncio.wait({forming}, timeout=0.1)
+        assert pending, "it was formed with closed counters"
+        # a's join is not of the attempt that b gave up: it stays valid.
+        await meet(pair, forming, pair.b.group("stale", [pair.ba]))
+
+
+async def test_attempt_that_is_given_up_while_another_member_is_awaited(fabric):
+    async with open_mesh(fabric) as mesh:
+        forming = asyncio.create_task(mesh[0][0].group("slow", mesh[0][1]))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await mesh[1][0].group("slow", mesh[1][1])
+        for seen in (mesh[0][1][0], mesh[2][1][1]):
+            await eventually(lambda seen=seen: "slow" in seen._joined and not seen._unread_join("slow"), "it is known")
+        last = asyncio.create_task(mesh[2][0].group("slow", mesh[2][1]))
+        _, pending = await asyncio.wait({forming, last}, timeout=0.1)
+        assert len(pending) == 2, "it was formed with closed counters"
+        async with asyncio.timeout(5):
+            groups = await asyncio.gather(forming, mesh[1][0].group("slow", mesh[1][1]), last)
+            await asyncio.gather(*(engine.barrier(group) for (engine, _), group in zip(mesh, groups, strict=True)))
+
+
+async def test_name_that_is_being_formed_is_refused(fabric):
+    async with open_pair(fabric) as pair:
+        forming = asyncio.create_task(pair.a.group("twice", [pair.ab]))
+        await asyncio.sleep(0)
+        with pytest.raises(ValueError, match="being formed already"):
+            await pair.a.group("twice", [pair.ab])
+        await meet(pair, forming, pair.b.group("twice", [pair.ba]))
+
+
+async def test_barrier_and_notify_of_a_group_that_a_member_closed(fabric):
+    async with open_pair(fabric) as pair:
+        async with asyncio.timeout(5):
+            one, two = await asyncio.gather(pair.a.group("left", [pair.ab]), pair.b.group("left", [pair.ba]))
+        await two.close()
+        await eventually(lambda: all(remote.closed for remote in one._barrier_remotes), "a knows")
+        for _ in range(2):
+            with pytest.raises(BrokenResourceError, match="closed by peer"):
+                await asyncio.wait_for(pair.a.barrier(one), 5)
+        with pytest.raises(BrokenResourceError, match="closed by peer"):
+            pair.a.notify(one)
+        await one.close()
+
+
+async def test_peer_cannot_name_groups_without_end(fabric):
+    async with open_pair(fabric) as pair:
+        async with asyncio.timeout(15):
+            for round in range(2):  # the same names again take no more room
+                for i in range(MAX_UNREAD_JOINS):
+                    await pair.ba._channel.send(wire.GroupJoin(f"group {i}", (round << 20) + 2, (round << 20) + 3))
+            await eventually(lambda: len(pair.ab._joined) == MAX_UNREAD_JOINS, "all are there")
+            await asyncio.sleep(0.05)
+            assert pair.ab.is_open
+            await pair.ba._channel.send(wire.GroupJoin("one more", 2, 3))
+            await eventually(lambda: not pair.ab.is_open, "the peer is cut off")
+            assert len(pair.ab._joined) == MAX_UNREAD_JOINS

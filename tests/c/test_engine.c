@@ -385,6 +385,66 @@ static void immediates_for_nobody_are_dropped(void) {
     pair_close(&pair);
 }
 
+/* Closing a counter whose id is another's by now does not silence that one. */
+static void closing_twice_silences_nobody(void) {
+    pair pair;
+    transfer t;
+    pplx_counter old = {0}, young = {0}, never = {.id = PPLX_MAX_COUNTERS - 1};
+    pair_open(&pair, 1, 1, "", 4096);
+    CHECK_EQ(pplx_counter_open(pair.b.engine, &old), PPLX_OK);
+    CHECK_EQ(call(&pair.b, PPLX_CALL_COUNTER_CLOSE, &old, NULL), PPLX_OK);
+    pplx_counter_recycle(pair.b.engine, old.id);
+    CHECK_EQ(pplx_counter_open(pair.b.engine, &young), PPLX_OK);
+    CHECK_EQ(young.id, old.id);
+    CHECK_EQ(call(&pair.b, PPLX_CALL_COUNTER_CLOSE, &old, NULL), PPLX_OK);
+    CHECK_EQ(call(&pair.b, PPLX_CALL_COUNTER_CLOSE, &never, NULL), PPLX_OK); /* nor does one without a place */
+    memset(&t, 0, sizeof t);
+    t.segment.pages = 1;
+    t.target = (pplx_target){.peer = pair.ab, .segments = &t.segment, .nsegments = 1, .counter = young.id};
+    transfer_submit(&pair.a, &t, PPLX_WRITE);
+    WATCH(t.end.released && pplx_counter_value(&young) == PPLX_EIGHTHS);
+    CHECK_EQ(call(&pair.b, PPLX_CALL_COUNTER_CLOSE, &young, NULL), PPLX_OK);
+    pair_close(&pair);
+}
+
+/* Ids are used again in the order in which they were given back, also while the queue of them grows
+ * and wraps around. */
+static void counter_ids_come_back_oldest_first(void) {
+    enum { COUNT = 1000, HELD = 40 };
+    host host;
+    pplx_counter *counters = calloc(COUNT, sizeof *counters);
+    host_open(&host, 1, "");
+    for (int i = 0; i < COUNT; i++) CHECK_EQ(pplx_counter_open(host.engine, &counters[i]), PPLX_OK);
+    for (int i = 0; i < HELD; i++) pplx_counter_recycle(host.engine, counters[i].id);
+    for (int i = HELD; i < COUNT; i++) { /* the oldest goes, two come for it until all have */
+        pplx_counter again = {0};
+        pplx_counter_recycle(host.engine, counters[i].id);
+        if (i % 2) continue;
+        CHECK_EQ(pplx_counter_open(host.engine, &again), PPLX_OK);
+        CHECK_EQ(again.id, counters[(i - HELD) / 2].id);
+    }
+    host_close(&host);
+    free(counters);
+}
+
+/* UINT64_MAX means never, and a count that has come near it stays there. */
+static void a_full_counter_stays_full(void) {
+    pair pair;
+    transfer t;
+    pair_open(&pair, 1, 1, "", 4096);
+    __atomic_store_n(&pair.counter.value, UINT64_MAX - 20, __ATOMIC_SEQ_CST);
+    CHECK(!pplx_counter_notify(&pair.counter, UINT64_MAX));
+    for (int i = 0; i < 5; i++) {
+        start_write(&pair, &t, 0, 8, true);
+        WAIT(t.end.released);
+    }
+    WATCH(pplx_counter_value(&pair.counter) == UINT64_MAX - 1);
+    pump_ms(5);
+    CHECK(pplx_counter_value(&pair.counter) == UINT64_MAX - 1);
+    CHECK_EQ(pair.b.told, 0);
+    pair_close(&pair);
+}
+
 /* ------------------------------------------------------------------ the ring */
 
 typedef struct producer {
@@ -461,7 +521,7 @@ static void stats_add_up(void) {
     enum { WRITES = 500 };
     pair pair;
     transfer *t = calloc(WRITES, sizeof *t);
-    pair_open(&pair, 2, 1, "again=0.1 reorder=4 fail=0.01 fail_status=REMOTE_ACCESS", 1 << 20);
+    pair_open(&pair, 2, 1, "again=0.5 reorder=4 fail=0.01 fail_status=REMOTE_ACCESS", 1 << 20);
     uint64_t failed = 0, completed = 0, nbytes = 0;
     for (uint64_t i = 0; i < WRITES; i++) start_write(&pair, &t[i], i * 1000, 1000, false);
     for (int i = 0; i < WRITES; i++) {
@@ -547,6 +607,9 @@ int main(void) {
     RUN(immediates_before_anyone_looks);
     RUN(notifications_are_not_lost);
     RUN(immediates_for_nobody_are_dropped);
+    RUN(closing_twice_silences_nobody);
+    RUN(counter_ids_come_back_oldest_first);
+    RUN(a_full_counter_stays_full);
     RUN(overflow_keeps_each_producers_order);
     RUN(twenty_thousand_writes_at_once);
     RUN(stats_add_up);

@@ -156,7 +156,7 @@ static void before_posting_leaves_no_trace(void) {
     enum { WRITES = 40 };
     pair pair;
     transfer t[WRITES];
-    pair_open(&pair, 1, 1, "max_inflight=2 delay_us=3000:3000", WRITES * 1000);
+    pair_open(&pair, 1, 1, "max_inflight=2 delay_us=300000:300000", WRITES * 1000);
     for (uint64_t i = 0; i < WRITES; i++) start_write(&pair, &t[i], i * 1000, 1000, true);
     for (int i = 4; i < WRITES; i++) CHECK(pplx_cancel(pair.a.engine, &t[i].request));
     for (int i = 4; i < WRITES; i++) {
@@ -170,6 +170,40 @@ static void before_posting_leaves_no_trace(void) {
     }
     CHECK_COUNT(&pair, 4 * PPLX_EIGHTHS);
     CHECK(all_are(pair.to.bytes + 4000, (WRITES - 4) * 1000, EMPTY));
+    pair_close(&pair);
+}
+
+/* In the middle of a page of a long run: that page is posted to its end, those behind it are not. The
+ * whole run would take seconds. */
+static void within_a_run_stops_at_a_page(void) {
+    enum { PAGES = 100, PAGE = 3000 };
+    pair pair;
+    transfer t;
+    pplx_link_stats stats;
+    pair_open(&pair, 1, 1, "max_message=1000 max_inflight=2 delay_us=20000:20000", PAGES * PAGE);
+    memset(&t, 0, sizeof t);
+    t.segment = (pplx_segment){0, 0, PAGES * PAGE, PAGES};
+    t.target = (pplx_target){.local = &pair.from.mr,
+                             .remote = &pair.remote,
+                             .peer = pair.ab,
+                             .segments = &t.segment,
+                             .nsegments = 1,
+                             .counter = pair.counter.id};
+    transfer_submit(&pair.a, &t, PPLX_WRITE);
+    do {
+        pump_for(1);
+        pplx_link_read_stats(pair.ab, 0, &stats);
+    } while (stats.inflight_nbytes == 0);
+    pplx_cancel(pair.a.engine, &t.request);
+    WAIT(t.end.released);
+    CHECK_EQ(t.request.error.status, PPLX_CANCELLED);
+    CHECK(t.target.posted > 0 && t.target.posted < t.target.total);
+    CHECK_EQ(t.target.posted % PPLX_EIGHTHS, 0);
+    CHECK_EQ(t.target.delivered, t.target.posted);
+    const size_t landed = t.target.posted / PPLX_EIGHTHS * PAGE;
+    CHECK(pair_equal(&pair, 0, landed));
+    CHECK(all_are(pair.to.bytes + landed, PAGES * PAGE - landed, EMPTY));
+    CHECK_COUNT(&pair, t.target.posted);
     pair_close(&pair);
 }
 
@@ -204,6 +238,7 @@ static void racing_the_end(void) {
 int main(void) {
     RUN(at_random_moments);
     RUN(before_posting_leaves_no_trace);
+    RUN(within_a_run_stops_at_a_page);
     RUN(after_the_end_is_refused);
     RUN(racing_the_end);
     return check_done();

@@ -327,6 +327,35 @@ static void registration_failures(void) {
     host_close(&host);
 }
 
+static int closes, close_refused; /* which mr_close fails, from 1 */
+
+static pplx_status failing_mr_close(pplx_provider_mr *mr) {
+    return ++closes == close_refused ? PPLX_NATIVE : pplx_provider_loopback.mr_close(mr);
+}
+
+/* What did not close stays known, and a second call closes that and nothing else. */
+static void closing_a_region_again(void) {
+    host host;
+    uint8_t bytes[100];
+    pplx_provider provider = pplx_provider_loopback;
+    pplx_mr mr = {.memory = {.address = (uintptr_t)bytes, .nbytes = sizeof bytes, .device = -1, .fd = -1}};
+    provider.mr_close = failing_mr_close;
+    host_provider = &provider;
+    host_open(&host, 3, "");
+    host_provider = &pplx_provider_loopback;
+    CHECK_EQ(call(&host, PPLX_CALL_MR_OPEN, &mr, NULL), PPLX_OK);
+    closes = 0;
+    close_refused = 2;
+    CHECK_EQ(call(&host, PPLX_CALL_MR_CLOSE, &mr, NULL), PPLX_NATIVE);
+    CHECK_EQ(closes, 3);
+    CHECK_EQ(mr.domains, 3);
+    CHECK(!mr.handles[0] && mr.handles[1] && !mr.handles[2]);
+    CHECK_EQ(call(&host, PPLX_CALL_MR_CLOSE, &mr, NULL), PPLX_OK);
+    CHECK_EQ(closes, 4);
+    CHECK_EQ(mr.domains, 0);
+    host_close(&host);
+}
+
 /* ------------------------------------------------------------------ lost */
 
 /* After a loss: it came once, it says why, everything has ended, and nothing new begins. */
@@ -371,53 +400,143 @@ static void lost_by_silence(void) {
     pair pair;
     pplx_engine_config config = default_config;
     config.heartbeat_interval_ms = 20;
-    config.heartbeat_timeout_ms = 300;
-    pair_open_apart(&pair, "", &config, "drop_after=20",
+    config.heartbeat_timeout_ms = 1000;
+    pair_open_apart(&pair, "", &config, "drop_after=50",
                     &config); /* b: the handshake takes a few, heartbeats the rest */
     uint64_t start = check_now_ns();
     while (pair.a.lost == 0) {
         start_many(&pair);
         WATCH(settled_many() == MANY);
-        check_patience(start, 20);
+        check_patience(start, PATIENCE_S);
     }
     check_lost(&pair, "no heartbeat");
     WAIT(pair.b.lost == 1); /* it hears nothing either */
     pair_close(&pair);
 }
 
-/* It answers nothing, and the pipeline is full: the clock for PPLX_AGAIN runs out first. */
+static atomic_bool refusing;
+
+static pplx_status refusing_post(pplx_provider_endpoint *endpoint, const pplx_work_request *requests, size_t count,
+                                 size_t *posted, int32_t *provider_error) {
+    if (!atomic_load(&refusing)) return pplx_provider_loopback.post(endpoint, requests, count, posted, provider_error);
+    *posted = 0;
+    *provider_error = 0;
+    return PPLX_AGAIN;
+}
+
+/* Our NIC takes nothing any more: the clock for PPLX_AGAIN runs out long before the one for silence. */
 static void lost_by_refusal(void) {
     pair pair;
-    pplx_engine_config config_a = default_config, config_b = default_config;
-    config_a.heartbeat_interval_ms = 200; /* rare, so that writes, not heartbeats, fill the pipeline */
-    config_a.again_timeout_ms = 200;
-    config_b.heartbeat_interval_ms = 20;
-    pair_open_apart(&pair, "max_inflight=8", &config_a, "drop_after=20", &config_b);
-    uint64_t start = check_now_ns();
-    while (pair.a.lost == 0) {
-        start_many(&pair);
-        WATCH(settled_many() == MANY);
-        check_patience(start, 20);
-    }
+    pplx_provider provider = pplx_provider_loopback;
+    pplx_engine_config config = default_config;
+    config.again_timeout_ms = 200;
+    provider.post = refusing_post;
+    atomic_store(&refusing, false);
+    memset(&pair, 0, sizeof pair);
+    host_provider = &provider;
+    host_open_with(&pair.a, 1, "", &config);
+    host_provider = &pplx_provider_loopback;
+    host_open(&pair.b, 1, "");
+    pair_fill(&pair, MANY * NBYTES);
+    atomic_store(&refusing, true);
+    start_many(&pair);
     check_lost(&pair, "takes no more");
     pair_close(&pair);
 }
 
-/* Without heartbeats nobody is lost by silence, but a transport error is still asked about. */
+/* A NIC full of data takes heartbeats all the same. A heartbeat is out for 300 ms of each 400; the
+ * writes begin when one has just come back, so the next is due while they fill the pipeline. One that
+ * is refused shows in `again`. */
+static void a_full_pipeline_takes_heartbeats(void) {
+    pair pair;
+    transfer writes[8];
+    pplx_link_stats before, after;
+    pplx_engine_config config = default_config;
+    config.heartbeat_interval_ms = 400;
+    pair_open_with(&pair, 1, 1, "max_inflight=8 delay_us=300000:300000", 4096, &config);
+    for (int out = 1; out >= 0; out--) {
+        do {
+            pump_for(1);
+            pplx_link_read_stats(pair.ab, 0, &before);
+        } while (before.inflight != (uint64_t)out);
+    }
+    for (int i = 0; i < 8; i++) start_write(&pair, &writes[i], 0, 8, false);
+    for (int i = 0; i < 8; i++) WAIT(writes[i].end.released);
+    pplx_link_read_stats(pair.ab, 0, &after);
+    CHECK_EQ(after.again, before.again);
+    CHECK_EQ(pair.a.lost + pair.b.lost, 0);
+    pair_close(&pair);
+}
+
+/* Without heartbeats nobody is lost by silence... */
 static void without_heartbeats(void) {
     pair pair;
     pplx_engine_config config = default_config;
     config.heartbeat_interval_ms = 0;
     config.heartbeat_timeout_ms = 1;
+    pair_open_with(&pair, 2, 2, "", MANY * NBYTES, &config);
+    start_many(&pair);
+    wait_many();
+    CHECK_EQ(count_many(PPLX_OK), MANY);
+    pump_ms(20);
+    CHECK_EQ(pair.a.lost + pair.b.lost, 0);
+    pair_close(&pair);
+}
+
+/* ... but a transport error is still asked about. */
+static void errors_without_heartbeats(void) {
+    pair pair;
+    pplx_engine_config config = default_config;
+    config.heartbeat_interval_ms = 0;
     pair_open_with(&pair, 2, 2, "fail=0.03 seed=8", MANY * NBYTES, &config);
     start_many(&pair);
     wait_many();
     CHECK(count_many(PPLX_TRANSPORT) > 0);
     CHECK_EQ(count_many(PPLX_TRANSPORT) + count_many(PPLX_OK), MANY);
-    pump_ms(20);
     CHECK_EQ(pair.a.lost + pair.b.lost, 0);
     pair_close(&pair);
 }
+
+static atomic_bool deaf;
+
+/* Data fails, and immediates alone vanish: taken, and never heard of again. */
+static pplx_status deaf_post(pplx_provider_endpoint *endpoint, const pplx_work_request *requests, size_t count,
+                             size_t *posted, int32_t *provider_error) {
+    if (!atomic_load(&deaf)) return pplx_provider_loopback.post(endpoint, requests, count, posted, provider_error);
+    *provider_error = 0;
+    for (*posted = 0; *posted < count; ++*posted)
+        if (requests[*posted].nbytes) return PPLX_TRANSPORT;
+    return PPLX_OK;
+}
+
+/* ... and if the question is never answered, the peer is lost in time, and what waits for the answer
+ * ends. */
+static void suspects_settle(uint32_t interval_ms) {
+    pair pair;
+    pplx_error reason;
+    pplx_provider provider = pplx_provider_loopback;
+    pplx_engine_config config = default_config;
+    config.heartbeat_interval_ms = interval_ms;
+    config.heartbeat_timeout_ms = 300;
+    provider.post = deaf_post;
+    atomic_store(&deaf, false);
+    memset(&pair, 0, sizeof pair);
+    host_provider = &provider;
+    host_open_with(&pair.a, 1, "", &config);
+    host_provider = &pplx_provider_loopback;
+    host_open(&pair.b, 1, ""); /* which goes on with its heartbeats */
+    pair_fill(&pair, MANY * NBYTES);
+    atomic_store(&deaf, true);
+    start_many(&pair);
+    wait_many();
+    CHECK_EQ(count_many(PPLX_PEER_LOST), MANY);
+    WAIT(pair.a.lost == 1);
+    pplx_peer_reason(pair.ab, &reason);
+    CHECK(strstr(reason.text, "did not answer"));
+    pair_close(&pair);
+}
+
+static void suspects_settle_without_heartbeats(void) { suspects_settle(0); }
 
 /* One of two NICs falls silent: heartbeats through the other one don't hide it. */
 static void one_link_is_silent(void) {
@@ -426,7 +545,7 @@ static void one_link_is_silent(void) {
     pplx_engine_config config = default_config;
     config.heartbeat_interval_ms = 20;
     config.heartbeat_timeout_ms = 300;
-    const pplx_option silent = {"drop_after", "10"};
+    const pplx_option silent = {"drop_after", "50"};
     memset(&pair, 0, sizeof pair);
     host_open_with(&pair.a, 2, "", &config);
     pair.b = (host){.ndomains = 2, .config = config};
@@ -458,15 +577,15 @@ static void a_stopped_process_loses_nobody(void) {
     pplx_provider provider = pplx_provider_loopback;
     pplx_engine_config config = default_config;
     config.heartbeat_interval_ms = 50;
-    config.heartbeat_timeout_ms = 400;
-    config.again_timeout_ms = 400;
+    config.heartbeat_timeout_ms = 1000;
+    config.again_timeout_ms = 1000;
     provider.poll = stalling_poll;
     host_provider = &provider;
     pair_open_with(&pair, 2, 1, "", 4096, &config);
     host_provider = &pplx_provider_loopback;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 2; i++) {
         atomic_store(&stalled, true);
-        usleep(600000);
+        usleep(1400000);
         atomic_store(&stalled, false);
         write_now(&pair, 0, 4096, true);
         pump_ms(20);
@@ -487,10 +606,14 @@ int main(void) {
     RUN(closing_at_any_stage);
     RUN(peers_come_and_go);
     RUN(registration_failures);
+    RUN(closing_a_region_again);
     RUN(lost_because_the_owner_says_so);
     RUN(lost_by_silence);
     RUN(lost_by_refusal);
+    RUN(a_full_pipeline_takes_heartbeats);
     RUN(without_heartbeats);
+    RUN(errors_without_heartbeats);
+    RUN(suspects_settle_without_heartbeats);
     RUN(one_link_is_silent);
     RUN(a_stopped_process_loses_nobody);
     return check_done();

@@ -5,7 +5,7 @@
 import pytest
 
 from helpers.engines import engine_on, open_pair
-from pplx_async import ProviderUnavailable, RemoteAccessError, TransferEngine, wire
+from pplx_async import BrokenResourceError, ProviderUnavailable, RemoteAccessError, TransferEngine, wire
 
 pytestmark = [pytest.mark.fabrics("tcp", "rxm", "efa")]
 
@@ -68,11 +68,18 @@ async def test_range_outside_the_region_is_refused_by_the_nic(fabric):
 
 
 async def test_closed_region_is_refused_by_the_nic(fabric):
-    """Closing fences nobody, but the key is gone."""
+    """A peer that knows refuses at the call; one that does not is refused by the NIC: the key is gone."""
     async with open_pair(fabric) as pair:
         source, target = await pair.source(1000), await pair.target(1000)
+        stale = target.region.to_bytes()
         await target.region.close()
+        with pytest.raises(BrokenResourceError, match="closed or revoked"):
+            pair.a.write(source, target.remote)
+        parsed = wire.decode_region(stale)
+        forged = wire.RegionDescriptor(
+            engine=parsed.engine, region=parsed.region + 1000, nbytes=1000, access=3, keys=parsed.keys
+        )
         with pytest.raises(RemoteAccessError):
-            await pair.a.write(source, target.remote)
+            await pair.a.write(source, pair.ab.region(wire.encode_region(forged)))
         assert not target.array.any()
         await pair.write(1000)

@@ -16,7 +16,7 @@
 pplx_status pplx_counter_open(pplx_engine *engine, pplx_counter *counter) {
     uint32_t id;
     if (engine->nfree_counters)
-        id = engine->free_counters[--engine->nfree_counters];
+        id = engine->free_counters[engine->first_free_counter];
     else if (engine->counters_used < PPLX_MAX_COUNTERS)
         id = engine->counters_used;
     else
@@ -28,7 +28,12 @@ pplx_status pplx_counter_open(pplx_engine *engine, pplx_counter *counter) {
         /* release: pairs with the acquire in pplx_counter_hit(), which then sees zeroes */
         atomic_store_explicit(&engine->chunks[id / PPLX_CHUNK], chunk, memory_order_release);
     }
-    if (id == engine->counters_used) engine->counters_used++;
+    if (id == engine->counters_used) {
+        engine->counters_used++;
+    } else {
+        engine->first_free_counter = (engine->first_free_counter + 1) % engine->free_counters_room;
+        engine->nfree_counters--;
+    }
     counter->node.kind = PPLX_NODE_COUNTER;
     counter->id = id;
     counter->value = 0;
@@ -40,7 +45,7 @@ pplx_status pplx_counter_open(pplx_engine *engine, pplx_counter *counter) {
 }
 
 uint64_t pplx_counter_value(const pplx_counter *counter) {
-    /* acquire: pairs with the add in pplx_counter_hit(): the counted bytes are visible */
+    /* acquire: pairs with the store in pplx_counter_hit(): the counted bytes are visible */
     return __atomic_load_n(&counter->value, __ATOMIC_ACQUIRE);
 }
 
@@ -73,30 +78,45 @@ void pplx_counter_hit(pplx_engine *engine, uint32_t imm) {
         pplx_message_credited(counter->peer, eighths / PPLX_EIGHTHS);
         return;
     }
-    uint64_t value = __atomic_add_fetch(&counter->value, eighths, __ATOMIC_SEQ_CST); /* see the head */
+    /* Only this thread writes it; relaxed for that reason. It stops below UINT64_MAX, which as a
+     * threshold means never, and so never wraps around. */
+    uint64_t value = __atomic_load_n(&counter->value, __ATOMIC_RELAXED);
+    value = value < UINT64_MAX - 1 - eighths ? value + eighths : UINT64_MAX - 1;
+    __atomic_store_n(&counter->value, value, __ATOMIC_SEQ_CST); /* see the head */
     if (value >= __atomic_load_n(&counter->notify_at, __ATOMIC_SEQ_CST) &&
         __atomic_exchange_n(&counter->queued, 1, __ATOMIC_SEQ_CST) == 0)
         pplx_finish(engine, &counter->node);
 }
 
-/* Proxy: nobody is counted under this id from now on. */
+/* Proxy: this counter counts no more. Its id may be another's by now (closed twice, or never open):
+ * then that one stays. */
 void pplx_counter_forget(pplx_engine *engine, pplx_counter *counter) {
+    if (counter->id >= PPLX_MAX_COUNTERS) return;
+    /* acquire: pairs with the release in pplx_counter_open() */
     _Atomic(pplx_counter *) *chunk = atomic_load_explicit(&engine->chunks[counter->id / PPLX_CHUNK],
                                                           memory_order_acquire);
+    pplx_counter *present = counter;
     /* relaxed: only this thread reads it; the owner writes it again after the call has settled */
-    atomic_store_explicit(&chunk[counter->id % PPLX_CHUNK], NULL, memory_order_relaxed);
+    if (chunk)
+        atomic_compare_exchange_strong_explicit(&chunk[counter->id % PPLX_CHUNK], &present, NULL, memory_order_relaxed,
+                                                memory_order_relaxed);
 }
 
-/* Owner. Running out of memory for the stack costs the id, nothing else. */
+/* Owner. Ids queue up, so that each is used again as late as can be: what is still on its way to it
+ * finds nobody. Running out of memory for the queue costs the id, nothing else. */
 void pplx_counter_recycle(pplx_engine *engine, uint32_t id) {
     if (engine->nfree_counters == engine->free_counters_room) {
-        uint32_t room = engine->free_counters_room ? engine->free_counters_room * 2 : 64;
-        uint32_t *ids = realloc(engine->free_counters, room * sizeof *ids);
+        uint32_t before = engine->free_counters_room, room = before ? before * 2 : 64;
+        uint32_t *ids = malloc(room * sizeof *ids);
         if (!ids) return;
+        for (uint32_t i = 0; i < before; i++) ids[i] = engine->free_counters[(engine->first_free_counter + i) % before];
+        free(engine->free_counters);
         engine->free_counters = ids;
+        engine->first_free_counter = 0;
         engine->free_counters_room = room;
     }
-    engine->free_counters[engine->nfree_counters++] = id;
+    uint32_t at = (engine->first_free_counter + engine->nfree_counters++) % engine->free_counters_room;
+    engine->free_counters[at] = id;
 }
 
 void pplx_counters_free(pplx_engine *engine) {

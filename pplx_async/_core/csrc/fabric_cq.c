@@ -6,6 +6,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <time.h>
 
 #include "fabric_internal.h"
@@ -249,10 +250,24 @@ static bool may_sleep(fabric_domain *domain, struct fid_cq *cq) {
     return fi_trywait(domain->fabric, fids, 1) == 0;
 }
 
+/* Its ops end in take_lost(); after that poll() has nothing to do for good. The fds of its queues may
+ * stay readable, so our epoll does not listen to them any more (a shared queue's fd is the engine's). */
+static pplx_status arm_broken(const fabric_domain *domain) {
+    for (fabric_link *link = domain->endpoints.next; link != &domain->endpoints; link = link->next) {
+        const fabric_endpoint *endpoint = fabric_endpoint_of(link);
+        int fd = -1;
+        if (!fabric_list_empty(&endpoint->posted) || !fabric_list_empty(&endpoint->waiting)) return PPLX_AGAIN;
+        if (!domain->cq && fi_control(&endpoint->cq->fid, FI_GETWAIT, &fd) == 0)
+            epoll_ctl(domain->wait_fd, EPOLL_CTL_DEL, fd, NULL);
+    }
+    return PPLX_OK;
+}
+
 pplx_status fabric_arm(pplx_provider_domain *handle) {
     fabric_domain *domain = (fabric_domain *)handle;
     if (domain->wait_fd < 0) return PPLX_UNSUPPORTED;
-    if (!fabric_list_empty(&domain->kept) || domain->imms_count || domain->broken) return PPLX_AGAIN;
+    if (!fabric_list_empty(&domain->kept) || domain->imms_count) return PPLX_AGAIN;
+    if (domain->broken) return arm_broken(domain);
     if (domain->cq) return may_sleep(domain, domain->cq) ? PPLX_OK : PPLX_AGAIN;
     for (fabric_link *link = domain->endpoints.next; link != &domain->endpoints; link = link->next)
         if (fabric_endpoint_of(link)->settled_ns || !may_sleep(domain, fabric_endpoint_of(link)->cq)) return PPLX_AGAIN;

@@ -21,11 +21,14 @@ static pplx_status check(const fabric_endpoint *endpoint, const pplx_work_reques
     return PPLX_OK;
 }
 
-/* Our own caps: tcp takes any number of posts. One message may exceed the cap on bytes, alone. */
+/* Our own caps: tcp takes any number of posts. One message may exceed the cap on bytes, alone;
+ * immediates alone have room behind data. */
 static bool fits(const fabric_endpoint *endpoint, const pplx_work_request *request, uint32_t more,
                  uint64_t more_bytes) {
     const pplx_caps *caps = &endpoint->domain->caps;
     if (request->opcode == PPLX_RECV) return endpoint->receives + more < caps->max_inflight;
+    if (request->opcode == PPLX_WRITE_IMM && request->nbytes == 0)
+        return endpoint->peer && endpoint->inflight + more < caps->max_inflight + PPLX_RESERVED_IMMS;
     uint64_t bytes = endpoint->inflight_bytes + more_bytes;
     return endpoint->peer && endpoint->inflight + more < caps->max_inflight &&
            (!bytes || bytes + request->nbytes <= caps->max_inflight_bytes);

@@ -125,6 +125,7 @@ struct pplx_peer {
     /* Failed so that the peer may be dead or not (pplx_suspicious): they settle when that is known. */
     bool suspected;
     uint64_t suspect_ns; /* since when */
+    uint64_t answer_by_ns; /* lost if no probe has been answered by then */
     pplx_target *suspects;
     pplx_request *suspect_sends; /* linked by node.next */
     uint32_t staged;             /* work requests so far: gives each its order */
@@ -194,8 +195,8 @@ struct pplx_engine {
     /* Tables: owner writes on open, proxy on close and reads. */
     _Atomic(pplx_counter *) *_Atomic chunks[PPLX_MAX_COUNTERS / PPLX_CHUNK];
     uint32_t counters_used;  /* owner: ids below it were given out */
-    uint32_t *free_counters; /* owner: stack of ids that may be used again */
-    uint32_t nfree_counters, free_counters_room;
+    uint32_t *free_counters; /* owner: ring of ids that may be used again, oldest first */
+    uint32_t first_free_counter, nfree_counters, free_counters_room;
     _Atomic(pplx_peer *) by_index[PPLX_MAX_PEERS];
     uint32_t next_index; /* owner */
 };

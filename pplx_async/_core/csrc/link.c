@@ -13,7 +13,7 @@
 
 #include "internal.h"
 
-enum { RESERVED_SLOTS = 4, MOST_SLOTS = 4096, FIRST_WINDOW = 16 << 20, LEAST_WINDOW = 4 << 20 };
+enum { RESERVED_SLOTS = PPLX_RESERVED_IMMS, MOST_SLOTS = 4096, FIRST_WINDOW = 16 << 20, LEAST_WINDOW = 4 << 20 };
 
 pplx_status pplx_link_open(pplx_link *link, pplx_error *error) {
     pplx_domain *domain = link->domain;

@@ -79,10 +79,11 @@ typedef struct loopback_list {
     size_t count;
 } loopback_list;
 
-/* max_inflight records, of which `used` were ever handed out: the rest isn't touched before. */
+/* Records, of which `used` were ever handed out: the rest isn't touched before. */
 typedef struct loopback_pool {
     loopback_record *all, *free;
     uint32_t used, size;
+    uint32_t taken; /* now */
 } loopback_pool;
 
 struct loopback_endpoint {
@@ -92,8 +93,8 @@ struct loopback_endpoint {
     atomic_uint references; /* its owner, and each endpoint whose `peer` it is */
     /* The owner's thread. */
     loopback_endpoint *domain_next, *domain_prev;
-    loopback_pool records;  /* all but RECVs */
-    loopback_pool receives; /* RECVs */
+    loopback_pool records;  /* all but RECVs: max_inflight, and PPLX_RESERVED_IMMS for immediates alone */
+    loopback_pool receives; /* RECVs: max_inflight */
     uint32_t outstanding; /* taken by post(), not reported by poll() */
     bool established;     /* both sides named each other at some time, or the peer is gone */
     bool closing;         /* endpoint_close() said PPLX_UNRELEASED */
@@ -206,17 +207,18 @@ static inline void loopback_list_move(loopback_list *from, loopback_list *to, lo
     loopback_list_insert(to, record, NULL);
 }
 
-/* NULL: as many are in flight as may be. */
-static inline loopback_record *loopback_pool_take(loopback_pool *pool) {
+/* NULL: as many are in flight as may be, and `reserved` are not for the caller. */
+static inline loopback_record *loopback_pool_take(loopback_pool *pool, uint32_t reserved) {
+    if (pool->taken + reserved >= pool->size) return NULL;
+    pool->taken++;
     loopback_record *record = pool->free;
-    if (record) {
-        pool->free = record->next;
-        return record;
-    }
-    return pool->used < pool->size ? &pool->all[pool->used++] : NULL;
+    if (!record) return &pool->all[pool->used++];
+    pool->free = record->next;
+    return record;
 }
 
 static inline void loopback_pool_give(loopback_pool *pool, loopback_record *record) {
+    pool->taken--;
     record->next = pool->free;
     pool->free = record;
 }

@@ -19,8 +19,10 @@ static bool local_memory_valid(const loopback_endpoint *endpoint, const pplx_wor
 }
 
 static loopback_record *take_record(loopback_endpoint *endpoint, const pplx_work_request *request) {
-    loopback_record *record = loopback_pool_take(request->opcode == PPLX_RECV ? &endpoint->receives
-                                                                              : &endpoint->records);
+    const bool alone = request->opcode == PPLX_WRITE_IMM && request->nbytes == 0;
+    loopback_record *record = request->opcode == PPLX_RECV
+                                  ? loopback_pool_take(&endpoint->receives, 0)
+                                  : loopback_pool_take(&endpoint->records, alone ? 0 : PPLX_RESERVED_IMMS);
     if (!record) return NULL;
     record->endpoint = endpoint;
     record->request = *request;

@@ -21,13 +21,19 @@ pplx_status pplx_mr_open_all(pplx_engine *engine, pplx_mr *mr, pplx_error *error
     return PPLX_OK;
 }
 
-/* Closes what is open; the first failure is returned, the rest is closed all the same. */
+/* Closes what is open; the first failure is returned, the rest is closed all the same. What failed is
+ * still registered and stays in `handles` (what is closed is NULL there), so that a second call closes
+ * just that; `domains` becomes 0 when all is closed. */
 pplx_status pplx_mr_close_all(pplx_engine *engine, pplx_mr *mr) {
     pplx_status first = PPLX_OK;
     for (uint32_t i = 0; i < mr->domains; i++) {
+        if (!mr->handles[i]) continue;
         pplx_status status = engine->domains[i].provider->mr_close(mr->handles[i]);
-        if (first == PPLX_OK) first = status;
+        if (status == PPLX_OK)
+            mr->handles[i] = NULL;
+        else if (first == PPLX_OK)
+            first = status;
     }
-    mr->domains = 0;
+    if (first == PPLX_OK) mr->domains = 0;
     return first;
 }

@@ -14,7 +14,7 @@
  * heard on one of its links for heartbeat_timeout_ms, when its NIC says so, when it takes nothing
  * for again_timeout_ms, or when the control channel says so (PPLX_CALL_PEER_LOST). A transport error
  * alone is only a suspicion, since one bad request breaks a software provider's connection: the next
- * heartbeat decides. Losing a peer never happens inside a poll: it is noted, and done by
+ * heartbeat decides, and if none gets through for heartbeat_timeout_ms the peer is lost. Losing a peer never happens inside a poll: it is noted, and done by
  * pplx_peer_tick().
  *
  * A turn costs nothing for a peer that has nothing to do: those with something to post are in the
@@ -207,6 +207,7 @@ void pplx_peer_suspect(pplx_peer *peer) {
     if (peer->suspected) return;
     peer->suspected = true;
     peer->suspect_ns = peer->engine->now_ns;
+    peer->answer_by_ns = peer->suspect_ns + pplx_ms(peer->engine->config.heartbeat_timeout_ms);
     for (uint32_t i = 0; i < peer->nlinks; i++) {
         peer->links[i].heartbeat_ns = 0;
         peer->links[i].probe_failures = 0;
@@ -348,6 +349,9 @@ bool pplx_peer_post(pplx_peer *peer) {
 static void check_silence(pplx_peer *peer) {
     const pplx_engine *engine = peer->engine;
     uint64_t now = engine->now_ns;
+    /* Also where no heartbeats are asked for: what waits for the verdict must settle. */
+    if (peer->suspected && now > peer->answer_by_ns)
+        pplx_peer_lose(peer, PPLX_OK, 0, "after an error it did not answer in time");
     for (uint32_t i = 0; i < peer->nlinks; i++) {
         const pplx_link *link = &peer->links[i];
         if (link->again_ns && now - link->again_ns > pplx_ms(engine->config.again_timeout_ms))
@@ -387,7 +391,7 @@ uint64_t pplx_peer_deadline(const pplx_peer *peer) {
     if (peer->state == PPLX_PEER_CLOSED) return peer->closing ? soon : UINT64_MAX;
     if (peer->reason.status != PPLX_OK) return 0;
     if (peer->state == PPLX_PEER_CONNECTING || pplx_message_wants(peer)) return soon;
-    uint64_t deadline = UINT64_MAX;
+    uint64_t deadline = peer->suspected ? peer->answer_by_ns + 1 : UINT64_MAX;
     for (uint32_t i = 0; i < peer->nlinks; i++) {
         const pplx_link *link = &peer->links[i];
         if (link->nstaged) return soon;

@@ -158,7 +158,7 @@ static pplx_status loopback_endpoint_open(pplx_provider_domain *handle, pplx_pro
                              sizeof(loopback_address), *nbytes);
     uint32_t size = domain->plan.max_inflight;
     loopback_endpoint *endpoint = calloc(1, sizeof *endpoint);
-    loopback_record *records = calloc(size, sizeof *records);
+    loopback_record *records = calloc(size + PPLX_RESERVED_IMMS, sizeof *records);
     loopback_record *receives = calloc(size, sizeof *receives);
     pplx_status status = PPLX_OK;
     if (!endpoint || !records || !receives) {
@@ -166,7 +166,7 @@ static pplx_status loopback_endpoint_open(pplx_provider_domain *handle, pplx_pro
         goto fail;
     }
     endpoint->domain = domain;
-    endpoint->records = (loopback_pool){.all = records, .size = size};
+    endpoint->records = (loopback_pool){.all = records, .size = size + PPLX_RESERVED_IMMS};
     endpoint->receives = (loopback_pool){.all = receives, .size = size};
     atomic_init(&endpoint->references, 1);
 

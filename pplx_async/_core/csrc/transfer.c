@@ -254,6 +254,7 @@ static enum verdict cut_target(pplx_target *target, uint32_t quantum) {
         const pplx_segment *segment = &target->segments[target->cursor];
         const cut c = cut_segment(peer->engine, target, segment);
         for (; target->piece < c.npieces; target->piece++) {
+            if (target->status == PPLX_CANCELLED && target->piece % c.pieces_per_page == 0) return POSTED_ALL;
             if (quantum == 0) return USED_QUANTUM;
             if (c.last_counts && (target->piece + 1) % c.pieces_per_page == 0 && target->inflight > 1) return WAITS;
             uint64_t nbytes = piece_start(segment, &c, target->piece + UINT64_C(1)) -
@@ -339,18 +340,21 @@ void pplx_transfer_start(pplx_engine *engine, pplx_request *request) {
 
 /* ---- cancelling ---- */
 
-/* Leave out the segments that have not begun. One that has begun in the middle of a write is posted
- * to its end, so that each write happens whole or not at all. */
+/* Leave out what has not begun. A write or page that has begun is posted to its end, so that each
+ * happens whole or not at all: cut_target() goes on to there. */
 static void drop_rest(pplx_target *target) {
     uint32_t keep = target->cursor;
+    bool more_pages = false;
     if (target->piece) {
-        const cut c = cut_segment(target->peer->engine, target, &target->segments[target->cursor]);
-        keep += target->piece % c.pieces_per_page != 0;
+        const pplx_segment *segment = &target->segments[target->cursor];
+        const cut c = cut_segment(target->peer->engine, target, segment);
+        if (target->piece % c.pieces_per_page != 0) {
+            keep++;
+            more_pages = divide_up(target->piece, c.pieces_per_page) < divide_up(c.npieces, c.pieces_per_page);
+        }
     }
-    if (keep < target->nsegments) {
-        target->nsegments = keep;
-        if (target->status == PPLX_OK) target->status = PPLX_CANCELLED;
-    }
+    if (target->status == PPLX_OK && (keep < target->nsegments || more_pages)) target->status = PPLX_CANCELLED;
+    if (keep < target->nsegments) target->nsegments = keep;
     if (target->cursor == keep) dequeue(target->peer, target);
 }
 

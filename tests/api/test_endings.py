@@ -1,0 +1,115 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""Endings that meet: closing, revoking and connecting at the same time, and what must hold after each."""
+
+import asyncio
+
+import pytest
+
+from helpers.engines import eventually, open_pair
+from pplx_async import BrokenResourceError, ClosedResourceError, TransferEngine, wire
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_every_revoke_waits_for_the_same_fence(pair):
+    """A second call may not say "nobody writes" before the first one can."""
+    target = await pair.target(4096)
+    release = asyncio.Event()
+    answer = pair.ab._answer_fence
+
+    async def slow(fence):
+        await release.wait()
+        await answer(fence)
+
+    pair.ab._answer_fence = slow
+    revokes = [asyncio.ensure_future(target.region.revoke()) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    assert not any(revoke.done() for revoke in revokes)
+    release.set()
+    await asyncio.gather(*revokes)
+    pair.ab._answer_fence = answer
+
+
+async def test_revoke_after_close_fences_too(pair):
+    target = await pair.target(4096)
+    await target.region.close()
+    await target.region.revoke()
+    source = await pair.source(4096)
+    with pytest.raises(BrokenResourceError):
+        pair.a.write(source, target.remote)
+
+
+async def test_closed_region_gives_its_buffer_back(pair):
+    buffer = bytearray(4096)
+    region = await pair.b.register(buffer)
+    pair.ab.region(region.to_bytes())
+    with pytest.raises(BufferError):
+        buffer.extend(b"x")
+    await region.close()
+    buffer.extend(b"x")
+    assert len(buffer) == 4097
+
+
+async def test_old_descriptor_of_a_counter_counts_on_no_other(pair):
+    counter, remote = pair.counter()
+    old = counter.to_bytes()
+    await counter.close()
+    await eventually(lambda: remote.closed, "the peer has heard it")
+    with pytest.raises(BrokenResourceError, match="closed"):
+        pair.ab.counter(old)
+
+
+async def test_nobody_breaks_a_counter_of_another_peer(fabric):
+    async with open_pair(fabric) as pair, TransferEngine(pair.a.options) as third:
+        stranger = await third.connect(pair.b.address)
+        counter = pair.b.counter(peer=pair.ba)
+        shared = pair.b.counter()
+        stranger._post(wire.CounterBroken(counter.id, 8, "no business of mine"))
+        stranger._post(wire.CounterBroken(shared.id, 8, "perhaps mine"))
+        await eventually(lambda: shared.broken is not None, "the second report has arrived")
+        assert counter.broken is None
+
+
+async def test_who_connects_while_the_engine_closes_is_refused(fabric):
+    async with open_pair(fabric) as pair:
+        connecting = [asyncio.ensure_future(pair.a.connect(pair.b.address)) for _ in range(3)]
+        await asyncio.sleep(0)
+        await pair.a.close()
+        for outcome in await asyncio.gather(*connecting, return_exceptions=True):
+            assert isinstance(outcome, (ClosedResourceError, BrokenResourceError)) or not outcome.is_open
+        assert pair.a.peers == ()
+        assert not pair.a._peers
+
+
+async def test_peers_that_leave_are_not_kept(fabric):
+    async with open_pair(fabric) as pair:
+        for _ in range(5):
+            async with TransferEngine(pair.a.options) as guest:
+                await guest.connect(pair.b.address)
+        await eventually(lambda: len(pair.b._peers) == 1, "the guests are gone")
+        assert len(pair.b._accepted) == 0
+
+
+async def test_fence_flood_ends_the_peer_and_nothing_else(fabric):
+    async with open_pair(fabric) as pair:
+        pair.ab._revoked.update(range(2**20))
+        pair.ba._post(wire.Fence(1, (7,), ()))
+        await eventually(lambda: not pair.ab.is_open, "the peer is cut off")
+        assert pair.a.is_open
+        assert pair.b.is_open
+
+
+async def test_wait_closed_tells_a_loss_from_a_goodbye(fabric):
+    async with open_pair(fabric) as pair:
+        waiting = asyncio.ensure_future(pair.ab.wait_closed())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await pair.b.close()
+        assert await waiting is None
+    async with open_pair(fabric) as pair:
+        waiting = asyncio.ensure_future(pair.ab.wait_closed())
+        pair.ba._channel._frames.fail("as if the process had died")
+        lost = await waiting
+        assert lost is not None
+        assert "control channel" in str(lost)
