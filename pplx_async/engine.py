@@ -549,18 +549,20 @@ class TransferEngine(Operations):
         if not counter.is_open:
             return
         closing = self._spawn(self._end_counter(counter))
-        self._spawn(self._recycle(counter.id, counter._key, closing))
+        self._spawn(self._recycle(counter, closing))
         await self._wait(closing)
 
     async def _end_counter(self, counter: ImmCounter) -> None:
         await self._core.counter_close(counter)
 
-    async def _recycle(self, counter: int, key: int, closing: asyncio.Task[None]) -> None:
+    async def _recycle(self, counter: ImmCounter, closing: asyncio.Task[None]) -> None:
         """Use the id again once nobody counts under it here, and no peer can."""
         await closing
-        await asyncio.gather(*(self._fence(peer, (), (key,)) for peer in self._peers))
-        self._counters.pop(counter, None)
-        self._core.counter_recycle(counter)
+        await asyncio.gather(*(self._fence(peer, (), (counter._key,)) for peer in self._peers))
+        # A peer's last immediate may have been acknowledged and still be unread in our queue.
+        await self._end_counter(counter)
+        self._counters.pop(counter.id, None)
+        self._core.counter_recycle(counter.id)
 
     def _break_counter(self, peer: Peer, message: CounterBroken) -> None:
         counter = self._counters.get(message.counter)
@@ -656,6 +658,8 @@ class TransferEngine(Operations):
             raise
         self._servers[peer] = self._loop.create_task(peer._serve())
         peer._met.set()
+        self._messages.extend(peer._early)
+        self._news.set()
         return peer
 
     async def accept(self) -> Peer:
@@ -712,7 +716,9 @@ class TransferEngine(Operations):
     # ---- messages ----
 
     def _on_message(self, peer: Peer, data: bytes, token: int) -> None:
-        self._messages.append((Message(peer, data), token))
+        # The other side may be connected before we know that we are: nobody could answer it yet.
+        queue = self._messages if peer._met.is_set() else peer._early
+        queue.append((Message(peer, data), token))
         self._news.set()
 
     def _next_message(self) -> Message:

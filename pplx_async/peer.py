@@ -103,6 +103,7 @@ class Peer:
         self._message_nbytes = 0
         self._freeing = False
         self._fencing = 0  # fences that we have not confirmed yet
+        self._early: list[tuple[Message, int]] = []  # messages that came before that
         self._met = asyncio.Event()  # connected, or never to be
         self._ended = asyncio.Event()  # nobody can wait for it any more
         self._gone = asyncio.Event()  # every endpoint is closed: nothing comes from there any more
@@ -343,14 +344,18 @@ class Peer:
     async def _serve(self) -> None:
         """Answer the control channel until it ends."""
         taken = 0
+        ended = True
         try:
             async for message in self._channel:
                 self._on_control(message)
                 taken += 1
                 if taken % _MESSAGES_A_TURN == 0:
                     await asyncio.sleep(0)  # others of this loop go on, however much it asks
+        except asyncio.CancelledError:
+            ended = False  # the engine or the whole program ends: that says nothing of the peer
+            raise
         finally:
-            if not self._goodbye.is_set() and not self._freeing:
+            if ended and not self._goodbye.is_set() and not self._freeing:
                 self._lose(f"its control channel ended: {self._channel.reason}")
 
     def _on_control(self, message: wire.Message) -> None:

@@ -24,6 +24,11 @@ ROOT = TESTS.parent
 TIMEOUT = 20.0
 
 
+def take_interrupts() -> None:
+    """In a child before it starts: a test run in the background of a shell ignores Ctrl-C, and so would it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Our environment without PPLX_ASYNC_*, with the checkout and the helpers on the path."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PPLX_ASYNC_")}

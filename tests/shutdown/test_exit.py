@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from helpers.process import ROOT, environment, run_program
+from helpers.process import ROOT, environment, run_program, take_interrupts
 from helpers.require import find_fabric
 
 HEAD = """
@@ -269,6 +269,7 @@ except KeyboardInterrupt:
             text=True,
             cwd=ROOT,
             env=environment(),
+            preexec_fn=take_interrupts,
         )
         try:
             assert process.stdout.readline() == "ready\n"

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from helpers.process import ROOT, environment
+from helpers.process import ROOT, environment, take_interrupts
 from pplx_async import EngineOptions, topology
 from pplx_async.cli import demo_pages, demo_run, demo_weights, main, safetensors_file
 from pplx_async.cli.demo_link import Job, Moved, Phase, split_in_messages
@@ -38,7 +38,13 @@ tcp_only = pytest.mark.parametrize("way", ["tcp"], indirect=True)  # two process
 def start(*arguments, cwd=ROOT):
     command = [sys.executable, "-m", "pplx_async.cli.main", "demo", *arguments]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, env=environment()
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=environment(),
+        preexec_fn=take_interrupts,
     )
 
 

@@ -50,7 +50,7 @@ static ssize_t post_send(fabric_endpoint *endpoint, fabric_op *op, const pplx_wo
                              .iov_count = 1,
                              .addr = endpoint->peer->address,
                              .context = op};
-    return fi_sendmsg(endpoint->ep, &message, flags);
+    return fi_sendmsg(endpoint->ep, &message, flags | FI_DELIVERY_COMPLETE);
 }
 
 /* A write of no bytes keeps its one iov, of length 0, with a valid descriptor and key: iov_count 0

@@ -275,6 +275,7 @@ static void end_requests(pplx_peer *peer, pplx_status status) {
 }
 
 static void lose(pplx_peer *peer) {
+    pplx_drain(peer->engine); /* what it has finished or sent before counts as such */
     end_requests(peer, PPLX_PEER_LOST);
     close_links(peer, PPLX_PEER_LOST);
     pplx_drain(peer->engine); /* what it has written counts, before its waits end */
@@ -308,6 +309,7 @@ void pplx_peer_run_close(pplx_peer *peer, pplx_request *request) {
     }
     peer->closing = request;
     if (peer->state == PPLX_PEER_NEW) join_engine(peer); /* never opened: the same way out */
+    pplx_drain(peer->engine); /* messages that are here are not dropped with their endpoint */
     if (peer->state != PPLX_PEER_CLOSED) end_requests(peer, PPLX_FLUSHED);
     if (!finish_closing(peer)) pplx_tick_at(peer->engine, 0);
 }

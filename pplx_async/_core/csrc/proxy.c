@@ -31,7 +31,10 @@ static void run_call(pplx_engine *engine, pplx_request *request) {
     switch (request->opcode) {
     case PPLX_CALL_MR_OPEN: error->status = pplx_mr_open_all(engine, request->subject, error); break;
     case PPLX_CALL_MR_CLOSE: error->status = pplx_mr_close_all(engine, request->subject); break;
-    case PPLX_CALL_COUNTER_CLOSE: pplx_counter_forget(engine, request->subject); break;
+    case PPLX_CALL_COUNTER_CLOSE:
+        pplx_drain(engine); /* what is in our queues already is still for this counter, or for none */
+        pplx_counter_forget(engine, request->subject);
+        break;
     /* These settle the request themselves, some of them later. */
     case PPLX_CALL_PEER_OPEN: pplx_peer_run_open(request->subject, request); return;
     case PPLX_CALL_PEER_CONNECT: pplx_peer_run_connect(request->subject, request); return;
@@ -155,7 +158,7 @@ static bool poll_all(pplx_engine *engine) {
 void pplx_drain(pplx_engine *engine) {
     for (uint32_t d = 0; d < engine->ndomains; d++)
         for (int polls = 0; polls < MOST_DRAIN_POLLS; polls++)
-            if (poll_domain(engine, &engine->domains[d]) < PPLX_POLL_BATCH) break;
+            if (poll_domain(engine, &engine->domains[d]) == 0) break;
 }
 
 static bool tick(pplx_engine *engine) {
