@@ -176,6 +176,12 @@ class TransferEngine(Operations):
             await self.close()
             raise
 
+    def __getattr__(self, name: str) -> Any:
+        # What open() makes is missing before it: say that, and not which attribute.
+        if name in ("_core", "_loop"):
+            raise ClosedResourceError("the engine is not open yet", hint="Enter it with `async with` first.")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     @property
     def _identity(self) -> control.Identity:
         assert self._choice is not None

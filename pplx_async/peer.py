@@ -110,7 +110,8 @@ class Peer:
 
     def _make_label(self) -> str:
         short = f"{self.id[:1].hex()}:{self.id[1:3].hex()}…"
-        return f"{self.name} ({short} at {self.address})" if self.name else f"{short} at {self.address}"
+        name = wire.clip(self.name, 64)  # its own word for itself: it may hold anything
+        return f"{name} ({short} at {self.address})" if name else f"{short} at {self.address}"
 
     def __repr__(self) -> str:
         return f"<Peer {self._record.label}{'' if self.is_open else ', closed'}>"

@@ -153,7 +153,10 @@ cdef int itemsize_of(object dtype) except? -1:
     if isinstance(itemsize, int):
         return itemsize
     if isinstance(dtype, str) and len(dtype) == 1:
-        return struct.calcsize("=" + dtype)
+        try:
+            return struct.calcsize(dtype)  # sizes of this machine, as array and NumPy have them
+        except struct.error:
+            raise ValueError(f"{dtype!r} is no type code of struct") from None
     # NumPy's scalar types and its strings, such as numpy.float32 and "f4", are NumPy's to read.
     import numpy
 

@@ -8,6 +8,7 @@ import pytest
 
 from helpers.engines import eventually, open_pair
 from pplx_async import BrokenResourceError, ClosedResourceError, TransferEngine, wire
+from pplx_async.testing import connected_pair
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -113,3 +114,16 @@ async def test_wait_closed_tells_a_loss_from_a_goodbye(fabric):
         lost = await waiting
         assert lost is not None
         assert "control channel" in str(lost)
+
+
+async def test_engine_that_is_not_open_yet_says_so(fabric):
+    engine = TransferEngine(fabric="loopback")
+    for call in (lambda: engine.write(None, None), lambda: engine.notify([]), lambda: engine.counter()):
+        with pytest.raises(ClosedResourceError, match="not open yet"):
+            call()
+
+
+async def test_name_of_a_peer_is_printable():
+    async with connected_pair(name="bad\nname\x1b[31m") as (there, here):
+        assert there.label.isprintable()
+        assert here.label.isprintable()
