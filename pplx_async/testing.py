@@ -69,6 +69,7 @@ _RANGES = {
     "reorder": (0, 4096),
     "fail_after": (1, 2**64 - 2),
     "fail_registration": (1, 2**64 - 2),
+    "fail_deregistration": (1, 2**64 - 2),
     "drop_after": (0, 2**64 - 2),
     "max_message": (1, 2**40),
     "max_inflight": (1, 65536),
@@ -110,6 +111,8 @@ class FaultPlan:
         count.
     fail_registration : int, optional
         This registration is refused, counted from 1.
+    fail_deregistration : int, optional
+        This end of a registration fails, counted from 1: the memory stays known to the provider.
     drop_after : int, optional
         After so many operations the domain goes silent like a dead NIC: nothing completes any more
         and nothing arrives. 0: it is silent from the start.
@@ -150,6 +153,7 @@ class FaultPlan:
     fail_status: str = "TRANSPORT"
     fail_after: int | None = None
     fail_registration: int | None = None
+    fail_deregistration: int | None = None
     drop_after: int | None = None
     max_message: int | None = None
     max_inflight: int | None = None

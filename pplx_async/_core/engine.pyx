@@ -747,3 +747,7 @@ cdef class Engine:
         if ptr != NULL:
             with nogil:
                 api.engine_stop(ptr)
+        waiters, self.room_waiters = self.room_waiters, []
+        for _, waiter in waiters:  # nothing comes back any more that could make room
+            if not waiter.done() and not self.loop.is_closed():
+                waiter.set_exception(ClosedResourceError("the engine was closed with requests in flight"))

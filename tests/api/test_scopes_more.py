@@ -12,7 +12,7 @@ import pytest
 
 from helpers.engines import connect, engine_on, eventually
 from helpers.require import find_fabric
-from pplx_async import PeerLost, UnreleasedMemory
+from pplx_async import ClosedResourceError, PeerLost, UnreleasedMemory, _loop
 from pplx_async.testing import FaultPlan
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -42,6 +42,15 @@ async def open_silent():
             await transfer
         with pytest.raises(UnreleasedMemory):
             await a.close()
+
+
+async def test_drain_ends_when_the_engine_gives_memory_up():
+    """Nothing comes back any more that could make room: who waits for room hears that."""
+    async with open_silent() as (engine, source, remote):
+        room = asyncio.ensure_future(_loop.room(engine._core, 0))
+        await asyncio.sleep(0)
+    with pytest.raises(ClosedResourceError):
+        await asyncio.wait_for(room, 5)
 
 
 def only_unreleased(group):

@@ -32,6 +32,7 @@ static void options_are_checked(void) {
                           "fail=0",
                           "fail_after=1",
                           "fail_registration=3",
+                          "fail_deregistration=2",
                           "drop_after=0",
                           "fail_status=PEER_LOST",
                           "max_message=64",

@@ -3,6 +3,7 @@
 """Faults of every kind that FaultPlan makes: nothing hangs, nothing is lost, nothing counts twice."""
 
 import asyncio
+import contextlib
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ from pplx_async import (
     ClosedResourceError,
     CompletionError,
     PeerLost,
+    PplxAsyncError,
     RegistrationError,
     RemoteAccessError,
     TransferEngine,
@@ -266,6 +268,44 @@ async def test_refused_registration_is_typed_and_leaves_nothing(domains):
         async with await pair.a.register(buffer) as region:
             assert region.nbytes == 5008
         await pair.write(100)
+
+
+async def test_memory_that_cannot_be_deregistered_is_kept():
+    """The provider still knows it: it must not be freed, whatever its owner does, and it is said."""
+    async with TransferEngine(fabric="loopback", faults=FaultPlan(fail_deregistration=1)) as engine:
+        buffer, other = bytearray(100), bytearray(100)
+        region = await engine.register(buffer)
+        with pytest.raises(PplxAsyncError, match="deregister"):
+            await region.close()
+        with pytest.raises(BufferError):
+            buffer.extend(b"it is still the NIC's")
+        async with await engine.register(other):
+            pass
+        other.extend(b"not held")
+    with pytest.raises(BufferError):
+        buffer.extend(b"nor is it let go with the engine")
+
+
+async def test_every_target_of_a_failed_scatter_hears_what_it_misses():
+    """Two halves fail in two places, one request: each receiver's wait ends, counted or broken."""
+    plan = FaultPlan(seed=3, max_message=64, fail=0.2, fail_status="REMOTE_ACCESS")
+    both_broken = 0
+    async with open_pair(faults=plan, b={"faults": FaultPlan()}, heartbeat_interval=5.0, peer_timeout=10.0) as pair:
+        source = await pair.source(1024)
+        targets = [await pair.target(512), await pair.target(512)]  # eight pieces each
+        for _ in range(20):
+            counters = [pair.counter(), pair.counter()]
+            with contextlib.suppress(RemoteAccessError):
+                await pair.a.scatter(
+                    (source[0:512], target.remote, remote)
+                    for target, (_, remote) in zip(targets, counters, strict=True)
+                )
+            ends = await asyncio.wait_for(
+                asyncio.gather(*(counter.wait(1) for counter, _ in counters), return_exceptions=True), 5
+            )
+            assert all(end == 1 or isinstance(end, BrokenResourceError) for end in ends), ends
+            both_broken += all(isinstance(end, BrokenResourceError) for end in ends)
+    assert both_broken > 3
 
 
 @pytest.mark.parametrize("nth", [1, 2])

@@ -125,7 +125,7 @@ struct loopback_domain {
     loopback_list blocked; /* waiting for a peer */
     loopback_list done;   /* ended, to be reported */
     loopback_endpoint *endpoints;
-    uint64_t posted_ops, executed_ops, registrations; /* counts for the plan's n-ths */
+    uint64_t posted_ops, executed_ops, registrations, deregistrations; /* counts for the plan's n-ths */
     uint64_t link_free_ns; /* when the line has sent what was posted; bits_per_second */
     bool slept;            /* armed since the last clearing of fd */
     bool refused;          /* the plan made post() say PPLX_AGAIN: nothing will ring for that */

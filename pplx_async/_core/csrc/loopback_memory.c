@@ -109,6 +109,7 @@ static void refuse_records(loopback_domain *domain, const loopback_mr *mr) {
 pplx_status pplx_loopback_mr_close(pplx_provider_mr *handle) {
     loopback_mr *mr = (loopback_mr *)handle;
     loopback_domain *domain = mr->domain;
+    if (++domain->deregistrations == domain->plan.fail_deregistration) return PPLX_NATIVE; /* it stays as it is */
     refuse_records(domain, mr);
     pthread_mutex_lock(&domain->shared.lock);
     for (loopback_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->domain_next) {

@@ -23,6 +23,7 @@ typedef struct loopback_plan {
     uint32_t reorder;           /* window; 0 is off */
     uint64_t fail_after;        /* which posted operation, from 1 */
     uint64_t fail_registration; /* which mr_open, from 1 */
+    uint64_t fail_deregistration; /* which mr_close, from 1 */
     uint64_t drop_after;        /* operations executed before the silence */
     uint64_t max_message;
     uint64_t bits_per_second; /* 0: as fast as memory */
