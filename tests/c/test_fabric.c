@@ -191,6 +191,36 @@ static void test_many(side *a, side *b) {
     ok("many writes");
 }
 
+/* Heartbeats may not wait behind data: an endpoint that is full of writes takes a few immediates alone. */
+static void test_reserved_immediates(side *a, side *b) {
+    const size_t most = a->caps.max_inflight + PPLX_RESERVED_IMMS + 1;
+    watched *ops = calloc(most, sizeof *ops);
+    REQUIRE(ops, "memory");
+    size_t count = 0, posted = 1, data;
+    int32_t native;
+    b->nimms = 0;
+    while (posted && count < most) { /* nobody polls, so nothing ends meanwhile */
+        pplx_work_request request = request_of(a, b, &ops[count], PPLX_WRITE, 0, 8, 0);
+        REQUIRE(fabric->post(a->endpoint, &request, 1, &posted, &native) <= PPLX_AGAIN, "post of data");
+        count += posted;
+    }
+    data = count;
+    posted = 1;
+    while (posted && count < most) {
+        pplx_work_request request = request_of(a, b, &ops[count], PPLX_WRITE_IMM, 0, 0, 7);
+        REQUIRE(fabric->post(a->endpoint, &request, 1, &posted, &native) <= PPLX_AGAIN, "post of an immediate");
+        count += posted;
+    }
+    printf("# %zu writes in flight, and %zu immediates behind them\n", data, count - data);
+    REQUIRE(data <= a->caps.max_inflight && count < most, "more than said");
+    REQUIRE(data < a->caps.max_inflight || count - data == PPLX_RESERVED_IMMS, "no room behind data");
+    for (size_t i = 0; i < count; i++) wait_for(a, b, &ops[i]);
+    wait_imms(b, a, count - data);
+    b->nimms = 0;
+    free(ops);
+    ok("reserved immediates");
+}
+
 static void test_refused_posts(side *a, side *b) {
     watched w;
     pplx_work_request request = request_of(a, b, &w, PPLX_WRITE, ARENA - 64, 128, 0);
@@ -658,6 +688,9 @@ static void test_broken_queue(void) {
     REQUIRE(counts[PPLX_OK] >= 40 && counts[PPLX_OK] + counts[PPLX_TRANSPORT] == COUNT, "what became of them");
     pplx_work_request request = request_of(&a, &b, &late, PPLX_WRITE, 0, 8, 0);
     REQUIRE(post(&a, &b, &request) == PPLX_TRANSPORT, "a post to the broken");
+    /* All of it has been reported: nothing may keep the proxy awake for a queue that is dead. */
+    pplx_status armed = fabric->arm(a.domain);
+    REQUIRE(armed == (a.caps.flags & PPLX_CAP_WAIT_FD ? PPLX_OK : PPLX_UNSUPPORTED), "arm: %d", armed);
     pair_close(&a, &b);
     ok("broken queue");
 }
@@ -692,6 +725,7 @@ int main(int argc, char **argv) {
     test_messages(&a, &b);
     test_truncation(&a, &b);
     test_many(&a, &b);
+    test_reserved_immediates(&a, &b);
     test_refused_posts(&a, &b);
     test_wait_fd(&a, &b);
     test_remote_errors(&a, &b);
