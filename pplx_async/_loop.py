@@ -19,6 +19,7 @@ __all__ = ["attach", "detach", "idle", "room"]
 def attach(loop: asyncio.AbstractEventLoop, core: Engine) -> None:
     """Drain the engine's done list from ``loop`` whenever it rings."""
     loop.add_reader(core.fd, core.on_readable)
+    core.listen(True)
 
 
 async def idle(loop: asyncio.AbstractEventLoop, used: Used) -> None:
@@ -40,6 +41,7 @@ def detach(loop: asyncio.AbstractEventLoop, core: Engine) -> None:
     """Undo `attach`; a closed loop has forgotten it already."""
     if not loop.is_closed():
         loop.remove_reader(core.fd)
+        core.listen(False)
 
 
 def _stop_proxies() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 import warnings
 from collections import deque
@@ -144,6 +145,7 @@ class TransferEngine(Operations):
                 "shard_nbytes": options.shard_nbytes,
                 "message_nbytes": options.message_nbytes,
                 "message_slots": options.message_slots,
+                "owner_drives": options.progress == "loop" or (options.progress == "auto" and len(os.sched_getaffinity(0)) < 4),
                 "cpu": -1 if options.cpu is None else options.cpu,
             },
             self._choice.provider,
@@ -151,6 +153,7 @@ class TransferEngine(Operations):
             self._choice.options,
             options.max_pending,
             options.drain_timeout,
+            options.wakeup == "spin",
         )
         most = min(domain["max_inflight"] for domain in self._core.caps())
         if options.message_slots > most:

@@ -117,6 +117,14 @@ class EngineOptions:
         Requests that the submit ring holds, a power of two.
     max_pending : int
         Requests queued before `QueueFull` is raised.
+    wakeup : {"eventfd", "spin"}
+        How what has finished reaches the event loop. ``"eventfd"``: the loop is woken, and costs nothing
+        while it waits. ``"spin"``, low latency: the loop's thread does the NICs' work while it waits and
+        polls as long as transfers pend, for up to 2 ms after the last activity; a core's worth of CPU.
+    progress : {"auto", "loop", "proxy"}
+        Which thread the NICs wake. ``"proxy"``: the proxy thread, which wakes the loop; best where cores
+        are to spare. ``"loop"``: the event loop's, the proxy does what is large and steps in when the loop
+        is busy; best on few cores. ``"auto"``: ``"loop"`` on fewer than 4 cores.
     spin : float
         How long the proxy thread polls after the last activity before it sleeps.
     poll_interval : float
@@ -166,6 +174,8 @@ class EngineOptions:
     allow_insecure: bool = _option(False, "listen beyond loopback without a secret", parse=_boolean)
     ring_entries: int = _count(1024, "entries of the submit ring, a power of two", 2, 1 << 20)
     max_pending: int = _count(65536, "requests queued before QueueFull", 1, 1 << 31)
+    wakeup: str = _option("eventfd", "how completions reach the event loop, 'eventfd' or 'spin'")
+    progress: str = _option("auto", "which thread the NICs wake, 'loop', 'proxy' or 'auto'")
     spin: float = _seconds(50e-6, "polling after the last activity", 0.0, 1.0)
     poll_interval: float = _seconds(1e-3, "between polls, for providers without a wait fd", 1e-6, 1.0)
     heartbeat_interval: float = _seconds(0.25, "between heartbeats; 0: none", 0.0, 3600.0)
@@ -189,6 +199,10 @@ class EngineOptions:
             near = difflib.get_close_matches(self.fabric, FABRICS, 1)
             guess = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"fabric={self.fabric!r}: expected one of {', '.join(FABRICS)}, or a path{guess}")
+        if self.wakeup not in ("eventfd", "spin"):
+            raise ValueError(f"wakeup={self.wakeup!r}: expected 'eventfd' or 'spin'")
+        if self.progress not in ("auto", "loop", "proxy"):
+            raise ValueError(f"progress={self.progress!r}: expected 'auto', 'loop' or 'proxy'")
         if self.ring_entries & (self.ring_entries - 1):
             raise ValueError(f"ring_entries={self.ring_entries}: expected a power of two")
         if self.peer_timeout < 2 * self.heartbeat_interval:

@@ -62,7 +62,14 @@ extern "C" {
     X(void, peer_reason, (const pplx_peer *, pplx_error *))                                            \
     X(void, link_read_stats, (const pplx_peer *, size_t, pplx_link_stats *))                           \
     X(void, message_release, (pplx_engine *, pplx_message *))                                          \
-    X(pplx_peer *, node_peer, (pplx_node *))
+    X(pplx_peer *, node_peer, (pplx_node *))                                                           \
+    X(uint32_t, submit_here, (pplx_engine *, pplx_request *))                                          \
+    X(void, submit_there, (pplx_engine *, pplx_request *))                                             \
+    X(int, engine_wait_fd, (const pplx_engine *))                                                      \
+    X(uint32_t, drive, (pplx_engine *))                                                                \
+    X(void, listens, (pplx_engine *, bool))                                                            \
+    X(bool, spin, (pplx_engine *, uint32_t))                                                           \
+    X(void, spin_end, (pplx_engine *))
 
 typedef struct pplx_api {
     size_t size; /* sizeof(pplx_api) in the core */

@@ -59,6 +59,7 @@ typedef struct pplx_engine_config {
     uint32_t message_nbytes;        /* largest two-sided message */
     uint32_t message_slots;         /* receives kept posted per peer, and sends in flight */
     int32_t cpu;                    /* pin the proxy thread to it; -1: don't */
+    uint32_t owner_drives;          /* the owner listens to the NICs too, see pplx_engine_wait_fd() */
 } pplx_engine_config;
 
 pplx_status pplx_engine_open(const pplx_engine_config *config, pplx_engine **engine, pplx_error *error);
@@ -235,6 +236,27 @@ struct pplx_request {
 /* Hand a request over; it comes back through the done list. Never blocks, never fails: a full
  * ring is followed by an ordered list. Any thread, but one request only once. */
 void pplx_submit(pplx_engine *engine, pplx_request *request);
+
+/* The same for a small transfer or message of the owner's: if the proxy sleeps it is posted on this
+ * thread, and so is what a provider does at once. Or for a large one, which the proxy shall do. */
+enum pplx_progress {
+    PPLX_DONE = 1, /* something is in the done list: reap */
+    PPLX_DROVE = 2 /* it was done on this thread; otherwise the proxy is at work */
+};
+uint32_t pplx_submit_here(pplx_engine *engine, pplx_request *request);
+void pplx_submit_there(pplx_engine *engine, pplx_request *request);
+
+/* Where the owner listens to the NICs too (pplx_engine_config.owner_drives): when this fd is readable,
+ * call pplx_drive(). -1: it doesn't, or a provider has no wait fd. If that says neither DONE nor DROVE
+ * the proxy is at work: don't listen until it says DROVE again. */
+int pplx_engine_wait_fd(const pplx_engine *engine);
+uint32_t pplx_drive(pplx_engine *engine);
+void pplx_listens(pplx_engine *engine, bool listens); /* whether the owner watches that fd */
+
+/* Do the proxy's work on this thread until something is in the done list (true), for `us` at most. The
+ * proxy stands by from now until shortly after; with no further call it takes over by itself. */
+bool pplx_spin(pplx_engine *engine, uint32_t us);
+void pplx_spin_end(pplx_engine *engine); /* the owner is about to sleep */
 
 /* Drop what is not posted; the request settles as PPLX_CANCELLED unless all of it was posted.
  * Returns false if it has settled already. */

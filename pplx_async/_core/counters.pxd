@@ -4,6 +4,7 @@ from libc.stdint cimport uint64_t
 
 from pplx_async._core.includes.pplx cimport pplx_counter
 from pplx_async._core.promise cimport Promise
+from pplx_async._core.waker cimport Waker
 
 
 cdef class CounterCore
@@ -13,6 +14,7 @@ cdef class CounterWait(Promise):
     cdef readonly uint64_t count
     cdef readonly uint64_t order
     cdef CounterCore counter
+    cdef Waker engine
     cdef bint granted  # a take that was served, and whose result nobody has seen
 
 

@@ -10,6 +10,7 @@ from libc.stdint cimport uint64_t
 from pplx_async._core.includes.pplx cimport PPLX_EIGHTHS
 from pplx_async._core.promise cimport CANCELLED, PENDING, Promise, fresh
 from pplx_async._core.rt cimport api
+from pplx_async._core.waker cimport Waker
 
 from pplx_async.errors import ClosedResourceError
 
@@ -49,6 +50,10 @@ cdef class CounterWait(Promise):
         self.state = CANCELLED
         self.counter._give_back(self)
         return True
+
+    cdef int _schedule(self) except -1:
+        self.engine.waiting -= 1
+        return Promise._schedule(self)
 
     cdef bint become_cancelled(self) except -1:
         if not Promise.become_cancelled(self):
@@ -121,7 +126,11 @@ cdef class CounterCore:
         return promise
 
     def _promise(self, count):
-        cdef CounterWait promise = CounterWait(self.engine.loop)
+        cdef Waker waker = self.engine
+        cdef CounterWait promise = CounterWait(waker.loop)
+        waker.waiting += 1
+        promise.engine = waker
+        promise.waker = waker if waker.spins else None
         promise.counter = self
         promise.count = count
         promise.order = self._order

@@ -2,22 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 from libc.stdint cimport uint32_t
 
-from pplx_async._core.includes.pplx cimport pplx_engine, pplx_provider
+from pplx_async._core.includes.pplx cimport pplx_provider
 from pplx_async._core.memory cimport LocalSlice, PeerRecord, RemoteSlice
 from pplx_async._core.plan cimport Plan
 from pplx_async._core.rt cimport Options
 from pplx_async._core.transfer cimport Transfer
+from pplx_async._core.waker cimport Waker
 
 
-cdef class Engine:
-    cdef object __weakref__
-    cdef pplx_engine *ptr
-    cdef readonly object loop
-    cdef readonly Py_ssize_t inflight
+cdef class Engine(Waker):
     cdef readonly Py_ssize_t max_pending
     cdef readonly double drain_timeout
     cdef readonly list domain_names
-    cdef readonly bint running
     cdef bint fences
     cdef unsigned long thread
     cdef dict peers
@@ -35,6 +31,5 @@ cdef class Engine:
     cdef Transfer _submit_one(
         self, Transfer transfer, LocalSlice local, RemoteSlice remote, uint32_t counter, bint detached
     )
-    cdef int reap(self) except -1
     cdef int handle(self, void *address) except -1
     cdef int _lost(self, PeerRecord peer) except -1

@@ -11,6 +11,7 @@ from pplx_async._core.counters import CounterCore
 from pplx_async._core.memory import LocalSlice, PeerRecord, Registration, RemoteCounterRecord, RemoteSlice
 from pplx_async._core.plan import Plan
 from pplx_async._core.transfer import Transfer
+from pplx_async._core.waker import Waker
 
 __all__ = ["Engine", "forget_after_fork", "running_engines"]
 
@@ -18,22 +19,16 @@ def running_engines() -> list[Engine]: ...
 def forget_after_fork() -> None: ...
 
 @disjoint_base
-class Engine:
+class Engine(Waker):
     on_message: Callable[..., None] | None
     on_peer_lost: Callable[..., None] | None
     on_missing: Callable[..., None] | None
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop: ...
-    @property
-    def inflight(self) -> int: ...
     @property
     def max_pending(self) -> int: ...
     @property
     def drain_timeout(self) -> float: ...
     @property
     def domain_names(self) -> list[str]: ...
-    @property
-    def running(self) -> bool: ...
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -43,11 +38,8 @@ class Engine:
         options: Mapping[str, str],
         max_pending: int,
         drain_timeout: float,
+        spins: bool = False,
     ) -> None: ...
-    @property
-    def fd(self) -> int: ...
-    def on_readable(self) -> None: ...
-    def drain_done_list(self) -> None: ...
     def write(
         self,
         local: LocalSlice,

@@ -69,6 +69,7 @@ from pplx_async._core.memory cimport (
 from pplx_async._core.plan cimport Plan, check_peer, check_write, counter_for
 from pplx_async._core.rt cimport Options, api, check, find_provider
 from pplx_async._core.transfer cimport Transfer
+from pplx_async._core.waker cimport Waker
 
 from pplx_async.errors import BrokenResourceError, ClosedResourceError, PeerLost, QueueFull
 
@@ -116,7 +117,7 @@ cdef int check_not_freed(PeerRecord peer) except -1:
     return 0
 
 
-cdef class Engine:
+cdef class Engine(Waker):
     """A started core engine.
 
     Parameters
@@ -135,6 +136,8 @@ cdef class Engine:
         Requests in flight at which submitting raises QueueFull.
     drain_timeout : float
         Seconds that a cancelled transfer has to be released.
+    spins : bool
+        Low-latency mode, see `Waker`.
 
     Raises
     ------
@@ -151,6 +154,7 @@ cdef class Engine:
         dict options,
         Py_ssize_t max_pending,
         double drain_timeout,
+        bint spins=False,
     ) -> None:
         cdef pplx_engine_config c_config
         cdef pplx_error error
@@ -166,7 +170,9 @@ cdef class Engine:
         c_config.message_nbytes = config["message_nbytes"]
         c_config.message_slots = config["message_slots"]
         c_config.cpu = config["cpu"]
+        c_config.owner_drives = config["owner_drives"]
         self.loop = loop
+        self.spins = spins
         self.max_pending = max_pending
         self.drain_timeout = drain_timeout
         self.peers = {}
@@ -206,29 +212,6 @@ cdef class Engine:
         return 0
 
     # ---- the loop's side ----
-
-    @property
-    def fd(self) -> int:
-        """The eventfd to watch; `on_readable` is what to call."""
-        return api.engine_fd(self.ptr)
-
-    def on_readable(self) -> None:
-        """Settle everything that has finished, and arm the wake-up again."""
-        if self.ptr == NULL:
-            return
-        api.clear(self.ptr)
-        self.drain_done_list()
-
-    def drain_done_list(self) -> None:
-        """As `on_readable`, when nobody rang."""
-        if self.ptr == NULL:
-            return
-        try:
-            self.reap()
-        finally:
-            if self.ptr != NULL and not api.arm(self.ptr):
-                # More came meanwhile. The loop's other work goes first, so that it stays responsive.
-                self.loop.call_soon(self.drain_done_list)
 
     cdef int reap(self) except -1:
         cdef pplx_node *node = api.reap(self.ptr)
@@ -273,6 +256,7 @@ cdef class Engine:
             finally:
                 if transfer.released:
                     self.inflight -= 1
+                    self.calls -= transfer.request.kind == PPLX_REQUEST_CALL
                     Py_DECREF(transfer)
         elif node.kind == PPLX_NODE_COUNTER:
             (<CounterCore>(<pplx_counter *>node).cookie).reaped()
@@ -312,6 +296,7 @@ cdef class Engine:
             raise QueueFull(f"{self.inflight} requests are in flight, max_pending is {self.max_pending}")
         cdef Transfer transfer = Transfer.__new__(Transfer)
         transfer.loop = self.loop
+        transfer.waker = self if self.spins else None
         transfer.engine = self
         transfer.c_engine = self.ptr
         transfer.operation = operation
@@ -351,6 +336,7 @@ cdef class Engine:
         if not self.running:
             raise ClosedResourceError("the engine is closed, or this is the child of a fork")
         transfer.loop = self.loop
+        transfer.waker = self if self.spins else None
         transfer.engine = self
         transfer.c_engine = self.ptr
         transfer.operation = operation
@@ -366,6 +352,7 @@ cdef class Engine:
             PPLX_CALL_PEER_LOST,
         )
         self.inflight += 1
+        self.calls += 1
         return transfer
 
     def write(

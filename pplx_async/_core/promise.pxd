@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: 2026 The pplx_async authors
 # SPDX-License-Identifier: Apache-2.0
 
+from pplx_async._core.waker cimport Waker
+
+
 cdef enum PromiseState:
     PENDING
     DONE
@@ -13,6 +16,7 @@ cdef object fresh(object exception)
 cdef class Promise:
     cdef object __weakref__
     cdef object loop
+    cdef Waker waker        # in low-latency mode: spins for us
     cdef object _result
     cdef object _exception
     cdef object _traceback  # that it came with; each raise adds to it anew

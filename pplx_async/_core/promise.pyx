@@ -15,6 +15,9 @@ from copy import copy
 
 __all__ = ["Promise"]
 
+# An await that keeps seeing others' completions lets the loop run after so many.
+cdef int MOST_SPINS = 16
+
 
 cdef object fresh(object exception):
     """A copy to be raised, for one that is kept: else each raise would add to its traceback."""
@@ -42,6 +45,10 @@ cdef class Promise:
         return self
 
     def __next__(self):
+        if self.state == PENDING and self.waker is not None:
+            for _ in range(MOST_SPINS):
+                if not self.waker.spin() or self.state != PENDING:
+                    break
         if self.state == PENDING:
             # The task that runs this await sees the flag, clears it and calls add_done_callback.
             self._blocking = True

@@ -8,6 +8,7 @@ list when it has settled (the outcome is known) and when it is released (the mem
 nearly always is the same moment.
 """
 
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport free
 
 from pplx_async._core.includes.pplx cimport (
@@ -24,11 +25,15 @@ from pplx_async._core.includes.pplx cimport (
 from pplx_async._core.memory cimport PeerRecord, Used
 from pplx_async._core.promise cimport Promise
 from pplx_async._core.rt cimport api
+from pplx_async._core.waker cimport Waker
 from cpython.ref cimport Py_INCREF
 
 from pplx_async import errors
 
 __all__ = ["Transfer"]
+
+# Bytes up to which a transfer is posted where it is submitted.
+cdef uint64_t SMALL = 64 << 10
 
 
 cdef class Transfer(Promise):
@@ -75,7 +80,10 @@ cdef class Transfer(Promise):
     cdef int submit(self) except -1:
         self.request.cookie = <void *>self
         Py_INCREF(self)  # the core's; given back by Engine.reap when the request is released
-        api.submit(self.c_engine, &self.request)
+        # What does take long, a call or a large copy, is not for the loop's thread.
+        (<Waker>self.engine).hand_in(
+            &self.request, self.nbytes <= SMALL and self.request.kind != PPLX_REQUEST_CALL
+        )
         return 0
 
     cdef bint reaped(self) except -1:

@@ -78,6 +78,21 @@ static inline pplx_node *pplx_done_take(pplx_done_list *list) {
     return oldest;
 }
 
+/* Owner thread. Takes the arm off: it looks by itself now. True if it was on. */
+static inline bool pplx_done_disarm(pplx_done_list *list) {
+    pplx_node *expected = &list->armed;
+    /* relaxed: nothing is handed over; a push that was first has rung, which does no harm */
+    return atomic_compare_exchange_strong_explicit(&list->head, &expected, NULL, memory_order_relaxed,
+                                                   memory_order_relaxed);
+}
+
+/* Owner thread. True: pplx_done_take() would have found nothing. */
+static inline bool pplx_done_empty(pplx_done_list *list) {
+    /* relaxed: the take acquires */
+    const pplx_node *head = atomic_load_explicit(&list->head, memory_order_relaxed);
+    return !head || head == &list->armed;
+}
+
 /* Owner thread. True: armed, the next push rings. False: something came meanwhile, take again. */
 static inline bool pplx_done_arm(pplx_done_list *list) {
     pplx_node *expected = NULL;

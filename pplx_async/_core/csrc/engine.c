@@ -62,9 +62,7 @@ pplx_status pplx_engine_open(const pplx_engine_config *config, pplx_engine **out
     engine->submit_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     engine->done_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     engine->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    struct epoll_event event = {.events = EPOLLIN, .data.fd = engine->submit_fd};
-    if (engine->submit_fd < 0 || engine->done_fd < 0 || engine->epoll_fd < 0 ||
-        epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, engine->submit_fd, &event)) {
+    if (engine->submit_fd < 0 || engine->done_fd < 0 || engine->epoll_fd < 0) {
         pplx_fail(error, PPLX_NATIVE, errno, "eventfd or epoll: %s (is the limit of open files reached?)",
                   strerror(errno));
         goto fail;
@@ -122,23 +120,18 @@ pplx_status pplx_engine_start(pplx_engine *engine, pplx_error *error) {
     pplx_status status = pplx_mr_open_all(engine, &engine->landing, error);
     if (status != PPLX_OK) return status;
     engine->now_ns = pplx_now_ns();
+    engine->drives = engine->config.owner_drives && !engine->timed_poll;
     int code = pthread_create(&engine->thread, NULL, pplx_proxy_main, engine);
     if (code) return pplx_fail(error, PPLX_NATIVE, code, "pthread_create: %s", strerror(code));
     engine->started = true;
     return PPLX_OK;
 }
 
-static void ring_fd(int fd) {
-    uint64_t one = 1;
-    while (write(fd, &one, sizeof one) < 0 && errno == EINTR) {
-    }
-}
-
 void pplx_engine_stop(pplx_engine *engine) {
     if (!engine->started) return;
     engine->started = false;
     atomic_store_explicit(&engine->stop, 1, memory_order_seq_cst);
-    ring_fd(engine->submit_fd);
+    pplx_ring_fd(engine->submit_fd);
     pthread_join(engine->thread, NULL);
 }
 
@@ -190,7 +183,7 @@ static void submit_node(pplx_engine *engine, pplx_node *node) {
      * runs. The others need not: awake, it looks at everything before it sets `asleep` again. */
     if (atomic_load_explicit(&engine->asleep, memory_order_seq_cst) &&
         atomic_exchange_explicit(&engine->asleep, 0, memory_order_seq_cst))
-        ring_fd(engine->submit_fd);
+        pplx_ring_fd(engine->submit_fd);
 }
 
 void pplx_submit(pplx_engine *engine, pplx_request *request) {
@@ -213,6 +206,7 @@ void pplx_peer_free(pplx_peer *peer) { submit_node(peer->engine, &peer->lost_nod
 /* ---- proxy to owner ---- */
 
 int pplx_engine_fd(const pplx_engine *engine) { return engine->done_fd; }
+int pplx_engine_wait_fd(const pplx_engine *engine) { return engine->drives ? engine->epoll_fd : -1; }
 
 bool pplx_arm(pplx_engine *engine) { return pplx_done_arm(&engine->done); }
 
@@ -227,7 +221,7 @@ pplx_node *pplx_reap(pplx_engine *engine) { return pplx_done_take(&engine->done)
 void pplx_finish(pplx_engine *engine, pplx_node *node) {
     if (pplx_done_push(&engine->done, node)) {
         PPLX_COUNT(engine->stats.wakes, 1);
-        ring_fd(engine->done_fd);
+        pplx_ring_fd(engine->done_fd);
     }
 }
 

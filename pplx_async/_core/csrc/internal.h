@@ -179,7 +179,13 @@ struct pplx_engine {
     pplx_done_list done;
     int done_fd;
 
-    /* Proxy. */
+    /* The progress token, see progress.c. Fields below belong to whoever holds it. */
+    _Atomic uint32_t token;    /* it is held; written by who takes and gives it */
+    _Atomic uint64_t lease_ns; /* until when the owner makes progress and the proxy stands by; owner */
+    bool drives;               /* constant after start: the owner listens to the wait fds too */
+    _Atomic bool listens;      /* ... and does so now; written by the owner */
+    bool spinning;             /* the owner left the providers unarmed, under its lease */
+    uint64_t sleep_until_ns;   /* when the sleeping proxy means to wake up; 0: it doesn't sleep */
     pthread_t thread;
     bool started;         /* owner */
     _Atomic uint32_t stop; /* owner */
@@ -235,8 +241,19 @@ void pplx_release(pplx_engine *engine, pplx_request *request, uint32_t count);
 pplx_status pplx_fail(pplx_error *error, pplx_status status, int32_t provider_error, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
+/* progress.c: the token */
+bool pplx_token_take(pplx_engine *engine);
+void pplx_token_give(pplx_engine *engine);
+bool pplx_leased(const pplx_engine *engine);
+void pplx_stand_by(pplx_engine *engine);
+void pplx_let_owner(pplx_engine *engine);
+bool pplx_arm_domains(pplx_engine *engine);
+void pplx_ring_fd(int fd);
+
 /* proxy.c */
 void *pplx_proxy_main(void *engine);
+bool pplx_turn(pplx_engine *engine, pplx_node *first); /* first: a node that is taken before the ring's; or NULL */
+uint64_t pplx_next_deadline(const pplx_engine *engine);
 void pplx_drain(pplx_engine *engine);
 
 /* transfer.c: from a target to work requests and back */

@@ -173,9 +173,11 @@ static bool tick(pplx_engine *engine) {
     return any;
 }
 
-/* We did not run for a while (stopped, or no core for us): nobody's silence in that time counts. */
+/* We did not run for a while (stopped, or no core for us): nobody's silence in that time counts.
+ * The time that the proxy meant to sleep is no gap: only what goes beyond it. */
 static void forgive_gap(pplx_engine *engine, uint64_t now) {
-    uint64_t gap = now - engine->now_ns;
+    uint64_t meant = engine->sleep_until_ns < now ? engine->sleep_until_ns : now;
+    uint64_t gap = now - (engine->now_ns > meant ? engine->now_ns : meant);
     uint32_t interval = engine->config.heartbeat_interval_ms;
     if (gap <= pplx_ms(interval ? interval : GAP_MS)) return;
     for (pplx_peer *peer = engine->peers; peer; peer = peer->next) {
@@ -187,11 +189,13 @@ static void forgive_gap(pplx_engine *engine, uint64_t now) {
     }
 }
 
-static bool turn(pplx_engine *engine) {
+/* `first` goes before what is in the ring; NULL: nothing does. True: there was something to do. */
+bool pplx_turn(pplx_engine *engine, pplx_node *first) {
     uint64_t now = pplx_now_ns();
     forgive_gap(engine, now);
     engine->now_ns = now;
     PPLX_COUNT(engine->stats.turns, 1);
+    if (first) dispatch(engine, first);
     bool any = take(engine);
     any |= post_all(engine);
     any |= poll_all(engine);
@@ -202,7 +206,7 @@ static bool turn(pplx_engine *engine) {
 /* ---- blocking ---- */
 
 /* UINT64_MAX: until something happens. */
-static uint64_t next_deadline(const pplx_engine *engine) {
+uint64_t pplx_next_deadline(const pplx_engine *engine) {
     uint64_t deadline = engine->tick_ns;
     for (const pplx_peer *peer = engine->busy; peer; peer = peer->next_busy) {
         uint64_t wants = pplx_peer_deadline(peer);
@@ -215,34 +219,42 @@ static uint64_t next_deadline(const pplx_engine *engine) {
     return deadline;
 }
 
-static void sleep_until(pplx_engine *engine, uint64_t deadline) {
-    uint64_t left = deadline > engine->now_ns ? deadline - engine->now_ns : 0;
+/* True: a wait fd has something. */
+static bool sleep_until(const pplx_engine *engine, uint64_t deadline) {
+    uint64_t now = pplx_now_ns(), left = deadline > now ? deadline - now : 0;
     struct timespec limit = {.tv_sec = (time_t)(left / 1000000000), .tv_nsec = (long)(left % 1000000000)};
     /* ppoll() and not epoll_wait(), which counts in milliseconds: an epoll fd is one more fd. */
-    struct pollfd readable = {.fd = engine->epoll_fd, .events = POLLIN};
-    PPLX_COUNT(engine->stats.sleeps, 1);
-    if (ppoll(&readable, 1, deadline == UINT64_MAX ? NULL : &limit, NULL) > 0) {
-        uint64_t rung; /* the providers clear their own fds in poll() */
-        while (read(engine->submit_fd, &rung, sizeof rung) < 0 && errno == EINTR) {
-        }
+    struct pollfd readable[] = {{.fd = engine->submit_fd, .events = POLLIN}, {.fd = engine->epoll_fd, .events = POLLIN}};
+    ppoll(readable, 2, deadline == UINT64_MAX ? NULL : &limit, NULL);
+    uint64_t rung; /* the providers clear their own fds in poll() */
+    while (readable[0].revents && read(engine->submit_fd, &rung, sizeof rung) < 0 && errno == EINTR) {
     }
-    /* The time we meant to sleep is no gap: only what goes beyond it. */
-    uint64_t now = pplx_now_ns();
-    engine->now_ns = now < deadline ? now : deadline > engine->now_ns ? deadline : engine->now_ns;
+    return readable[1].revents && !readable[0].revents;
 }
 
+static void take_token(pplx_engine *engine) {
+    while (pplx_leased(engine) || !pplx_token_take(engine)) pplx_stand_by(engine);
+}
+
+/* Called and left with the token; without it while asleep. */
 static void block(pplx_engine *engine) {
-    uint64_t deadline = next_deadline(engine);
+    const uint64_t deadline = pplx_next_deadline(engine);
     /* seq_cst: pairs with the load in submit_node() (engine.c); argument in ring.h, "Sleeping" */
     atomic_store_explicit(&engine->asleep, 1, memory_order_seq_cst);
-    bool may = !engine->taken && pplx_ring_empty(&engine->ring) &&
-               atomic_load_explicit(&engine->npending, memory_order_seq_cst) == 0 &&
-               atomic_load_explicit(&engine->stop, memory_order_seq_cst) == 0;
-    for (uint32_t d = 0; d < engine->ndomains && may; d++)
-        if (engine->domains[d].wait_fd >= 0)
-            may = engine->domains[d].provider->arm(engine->domains[d].handle) == PPLX_OK;
-    if (may) sleep_until(engine, deadline);
-    atomic_store_explicit(&engine->asleep, 0, memory_order_relaxed); /* relaxed: an extra ring does no harm */
+    if (!pplx_arm_domains(engine)) {
+        atomic_store_explicit(&engine->asleep, 0, memory_order_relaxed); /* relaxed: an extra ring does no harm */
+        return;
+    }
+    PPLX_COUNT(engine->stats.sleeps, 1);
+    engine->sleep_until_ns = deadline;
+    pplx_token_give(engine);
+    bool by_nic = sleep_until(engine, deadline);
+    atomic_store_explicit(&engine->asleep, 0, memory_order_relaxed); /* relaxed: as above */
+    if (by_nic) pplx_let_owner(engine);
+    take_token(engine);
+    forgive_gap(engine, pplx_now_ns());
+    engine->now_ns = pplx_now_ns();
+    engine->sleep_until_ns = 0;
 }
 
 static void prepare_thread(const pplx_engine *engine) {
@@ -262,11 +274,14 @@ void *pplx_proxy_main(void *argument) {
     pplx_engine *engine = argument;
     prepare_thread(engine);
     engine->now_ns = engine->active_ns = pplx_now_ns();
+    take_token(engine);
     while (!atomic_load_explicit(&engine->stop, memory_order_relaxed)) { /* relaxed: block() looks again */
-        if (turn(engine))
+        if (pplx_turn(engine, NULL))
             engine->active_ns = engine->now_ns;
         else if (engine->now_ns - engine->active_ns >= engine->config.spin_us * UINT64_C(1000))
             block(engine);
+        pplx_token_give(engine); /* the owner may want it */
+        take_token(engine);
     }
     while (take(engine)) { /* peers given back last are freed here */
     }

@@ -9,6 +9,10 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
     const char *PPLX_ASYNC_VERSION
     ctypedef bint pplx_bool "bool"
 
+    enum:
+        PPLX_DONE
+        PPLX_DROVE
+
     ctypedef enum pplx_status:
         PPLX_OK
         PPLX_AGAIN
@@ -116,6 +120,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint32_t message_nbytes
         uint32_t message_slots
         int32_t cpu
+        uint32_t owner_drives
 
     ctypedef struct pplx_engine_stats:
         uint64_t turns
@@ -259,5 +264,12 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         void (*link_read_stats)(const pplx_peer *, size_t, pplx_link_stats *) noexcept nogil
         void (*message_release)(pplx_engine *, pplx_message *) noexcept nogil
         pplx_peer *(*node_peer)(pplx_node *) noexcept nogil
+        uint32_t (*submit_here)(pplx_engine *, pplx_request *) noexcept nogil
+        void (*submit_there)(pplx_engine *, pplx_request *) noexcept nogil
+        int (*engine_wait_fd)(const pplx_engine *) noexcept nogil
+        uint32_t (*drive)(pplx_engine *) noexcept nogil
+        void (*listens)(pplx_engine *, pplx_bool) noexcept nogil
+        pplx_bool (*spin)(pplx_engine *, uint32_t) noexcept nogil
+        void (*spin_end)(pplx_engine *) noexcept nogil
 
     const pplx_api *pplx_core_api()

@@ -1,0 +1,217 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* Who makes progress: the proxy, or the owner in its stead.
+ *
+ * One thread at a time turns (proxy.c), the holder of the progress token. To wake another thread costs
+ * a system call and the time that a core takes to wake up, several times what a small write costs. So
+ * the owner may turn by itself:
+ *
+ *   here    pplx_submit_here(): a small request is posted by the owner if the proxy sleeps and nothing
+ *           is queued before it.
+ *   drive   pplx_drive(): the owner listens to the wait fds too, and is woken by the NIC, not by the
+ *           proxy. That pays on few cores (pplx_engine_config.owner_drives): one wake-up for each
+ *           message and nobody spins. What is large, or more than the owner can arm the providers
+ *           after, goes to the proxy.
+ *   spin    pplx_spin(): the owner turns until something comes, again and again. Providers stay
+ *           unarmed, so that no peer needs to ring us.
+ *
+ * In the last two the owner has a lease: until a moment after its last call the proxy stands by. If the
+ * owner doesn't come back (its program computes), the lease runs out and the proxy turns: liveness stays
+ * the proxy's.
+ *
+ * The token is one word, taken by compare-and-swap with acquire, given with release: what one holder
+ * wrote, the next one sees. It is held for a turn or a bounded spin, never across the owner's own
+ * code. `lease_ns` only says who should take it next; both may look at an old value of it without
+ * harm: the proxy turns once more, or stands by a little longer. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* ppoll */
+#endif
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+enum { LEASE_NS = 2000000, NAP_NS = 1000000, MOST_TURNS = 4, MOST_TRIES = 100 };
+
+static inline void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+void pplx_ring_fd(int fd) {
+    uint64_t one = 1;
+    while (write(fd, &one, sizeof one) < 0 && errno == EINTR) {
+    }
+}
+
+bool pplx_token_take(pplx_engine *engine) {
+    uint32_t given = 0;
+    /* acquire: pairs with the release in pplx_token_give() */
+    return atomic_compare_exchange_strong_explicit(&engine->token, &given, 1, memory_order_acquire,
+                                                   memory_order_relaxed);
+}
+
+void pplx_token_give(pplx_engine *engine) {
+    atomic_store_explicit(&engine->token, 0, memory_order_release); /* release: pairs with pplx_token_take() */
+}
+
+/* Holder. True: nothing is left to do, and whoever sleeps on the wait fds will hear of what comes. */
+bool pplx_arm_domains(pplx_engine *engine) {
+    bool may = !engine->taken && pplx_ring_empty(&engine->ring) &&
+               atomic_load_explicit(&engine->npending, memory_order_seq_cst) == 0 &&
+               atomic_load_explicit(&engine->stop, memory_order_seq_cst) == 0;
+    for (uint32_t d = 0; d < engine->ndomains && may; d++)
+        if (engine->domains[d].wait_fd >= 0)
+            may = engine->domains[d].provider->arm(engine->domains[d].handle) == PPLX_OK;
+    return may;
+}
+
+/* ---- the proxy's side ---- */
+
+bool pplx_leased(const pplx_engine *engine) {
+    const uint64_t lease = atomic_load_explicit(&engine->lease_ns, memory_order_relaxed); /* relaxed: see the head */
+    return lease && lease > pplx_now_ns();
+}
+
+/* Until it is rung, for `ns` at most. */
+static void nap(const pplx_engine *engine, uint64_t ns) {
+    struct timespec limit = {.tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000)};
+    struct pollfd rung = {.fd = engine->submit_fd, .events = POLLIN};
+    uint64_t count;
+    if (ppoll(&rung, 1, &limit, NULL) > 0)
+        while (read(engine->submit_fd, &count, sizeof count) < 0 && errno == EINTR) {
+        }
+}
+
+/* Until the owner gives the token back, or its lease has run out. */
+void pplx_stand_by(pplx_engine *engine) {
+    const uint64_t now = pplx_now_ns(), end = atomic_load_explicit(&engine->lease_ns, memory_order_relaxed);
+    if (end > now)
+        nap(engine, end - now);
+    else
+        sched_yield(); /* the owner holds it for one turn */
+}
+
+/* A wait fd has woken the proxy, and the owner too, if it isn't computing: it goes first. */
+void pplx_let_owner(pplx_engine *engine) {
+    /* relaxed: an old value costs one nap, or one needless wake-up */
+    if (atomic_load_explicit(&engine->listens, memory_order_relaxed)) nap(engine, NAP_NS);
+}
+
+/* ---- the owner's side ---- */
+
+static void wake_proxy(pplx_engine *engine) {
+    atomic_store_explicit(&engine->asleep, 0, memory_order_relaxed); /* relaxed: it is rung all the same */
+    pplx_ring_fd(engine->submit_fd);
+}
+
+static void lease(pplx_engine *engine, uint64_t until_ns) {
+    atomic_store_explicit(&engine->lease_ns, until_ns, memory_order_relaxed); /* relaxed: see the head */
+}
+
+/* Holder, the owner: gives the token back such that nothing that comes from now on is missed. */
+static void hand_over(pplx_engine *engine) {
+    /* relaxed: if it has just woken up it turns anyway, and if it is just going to sleep it had the token
+     * then, so we see that it did. Standing by, it is not asleep. */
+    const bool asleep = atomic_load_explicit(&engine->asleep, memory_order_relaxed);
+    bool ring;
+    if (engine->drives) {
+        bool armed = !engine->busy && pplx_arm_domains(engine);
+        ring = !armed || (asleep && pplx_next_deadline(engine) < engine->sleep_until_ns);
+        lease(engine, armed ? engine->now_ns + LEASE_NS : 0);
+    } else {
+        ring = asleep ? !pplx_arm_domains(engine) || pplx_next_deadline(engine) < engine->sleep_until_ns
+                      : atomic_load_explicit(&engine->lease_ns, memory_order_relaxed) != 0;
+        lease(engine, 0);
+    }
+    engine->spinning = false;
+    pplx_token_give(engine);
+    if (ring) wake_proxy(engine);
+}
+
+static uint32_t come_back(pplx_engine *engine, bool armed, uint32_t flags) {
+    bool empty = armed ? pplx_done_arm(&engine->done) : pplx_done_empty(&engine->done);
+    return empty ? flags : flags | PPLX_DONE;
+}
+
+/* True: it has the token, and nothing waits that should go before what it is about to do. */
+static bool take_for(pplx_engine *engine) {
+    if (!pplx_token_take(engine)) return false;
+    /* relaxed: only what this thread submitted before has to go first */
+    if (!engine->taken && pplx_ring_empty(&engine->ring) &&
+        !atomic_load_explicit(&engine->npending, memory_order_relaxed))
+        return true;
+    pplx_token_give(engine);
+    return false;
+}
+
+uint32_t pplx_submit_here(pplx_engine *engine, pplx_request *request) {
+    const bool armed = pplx_done_disarm(&engine->done); /* we look ourselves: it need not be rung */
+    if (!take_for(engine)) {
+        pplx_submit(engine, request);
+        return come_back(engine, armed, 0);
+    }
+    request->node.kind = PPLX_NODE_REQUEST;
+    request->cancel_node.kind = PPLX_NODE_CANCEL;
+    pplx_turn(engine, &request->node);
+    if (engine->spinning && pplx_leased(engine))
+        pplx_token_give(engine);
+    else
+        hand_over(engine);
+    return come_back(engine, armed, PPLX_DROVE);
+}
+
+void pplx_submit_there(pplx_engine *engine, pplx_request *request) {
+    /* relaxed: see the head */
+    const bool leased = atomic_load_explicit(&engine->lease_ns, memory_order_relaxed) != 0;
+    if (leased) lease(engine, 0);
+    pplx_submit(engine, request);
+    if (leased) wake_proxy(engine); /* it may be standing by */
+}
+
+void pplx_listens(pplx_engine *engine, bool listens) {
+    atomic_store_explicit(&engine->listens, listens, memory_order_relaxed); /* relaxed: see pplx_let_owner() */
+}
+
+uint32_t pplx_drive(pplx_engine *engine) {
+    const bool armed = pplx_done_disarm(&engine->done);
+    for (int tries = 0; !pplx_token_take(engine); tries++) {
+        if (tries == MOST_TRIES) return come_back(engine, armed, 0); /* the proxy is at work: it will ring us */
+        relax();
+    }
+    for (int turns = 0; turns < MOST_TURNS && pplx_turn(engine, NULL); turns++) {
+    }
+    hand_over(engine);
+    return come_back(engine, armed, PPLX_DROVE);
+}
+
+bool pplx_spin(pplx_engine *engine, uint32_t us) {
+    pplx_done_disarm(&engine->done);
+    uint64_t now = pplx_now_ns();
+    const uint64_t until = now + us * UINT64_C(1000);
+    lease(engine, until + LEASE_NS);
+    while (!pplx_token_take(engine)) { /* the proxy ends its turn and sees the lease */
+        relax();
+        now = pplx_now_ns();
+        if (!pplx_done_empty(&engine->done)) return true;
+        if (now >= until) return false;
+    }
+    engine->spinning = true;
+    do pplx_turn(engine, NULL);
+    while (pplx_done_empty(&engine->done) && engine->now_ns < until);
+    pplx_token_give(engine);
+    return !pplx_done_empty(&engine->done);
+}
+
+void pplx_spin_end(pplx_engine *engine) {
+    if (pplx_token_take(engine))
+        hand_over(engine);
+    else
+        lease(engine, 0); /* the proxy turns already */
+}

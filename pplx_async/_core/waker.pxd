@@ -1,0 +1,26 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+from libc.stdint cimport uint32_t
+
+from pplx_async._core.includes.pplx cimport pplx_engine, pplx_request
+
+
+cdef class Waker:
+    cdef object __weakref__
+    cdef pplx_engine *ptr
+    cdef readonly object loop
+    cdef readonly bint running
+    cdef readonly Py_ssize_t inflight
+    cdef Py_ssize_t waiting  # promises that wait for counters
+    cdef Py_ssize_t calls    # requests in flight that may take long where they are taken: not on this thread
+    cdef readonly bint spins
+    cdef bint polling        # poll() is scheduled
+    cdef bint reaping
+    cdef bint listening      # to wait_fd
+    cdef double active       # loop time of the last activity
+
+    cdef int hand_in(self, pplx_request *request, bint small) except -1
+    cdef bint spin(self) except -1
+    cdef int keep_polling(self) except -1
+    cdef int reap(self) except -1
+    cdef int take_done(self) except -1

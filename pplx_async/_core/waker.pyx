@@ -1,0 +1,168 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""How what has finished reaches the event loop.
+
+Two ways:
+
+``eventfd``
+    The proxy thread rings an eventfd, which the loop watches, if the loop may be asleep. One ring
+    settles everything that has finished.
+``spin``
+    This thread does the proxy's work while it waits: a bounded spin where something is awaited,
+    then one turn in every turn of the loop as long as transfers or waits pend. After a moment
+    without activity it is as above, until something comes.
+
+On few cores the loop watches the NICs too (`wait_fd`): one wake-up instead of two. In both a small operation is posted right where it is submitted, if the proxy sleeps.
+"""
+
+from libc.stdint cimport uint32_t
+
+from pplx_async._core.includes.pplx cimport PPLX_DONE, PPLX_DROVE
+from pplx_async._core.rt cimport api
+
+__all__ = ["Waker"]
+
+# What an await spins at a time, and how long the loop goes on polling with nothing happening.
+cdef uint32_t SPIN_US = 30
+cdef double POLL_SECONDS = 0.002
+
+
+cdef class Waker:
+    """The event loop's side of a core engine; base of `Engine`.
+
+    Attributes
+    ----------
+    loop : asyncio.AbstractEventLoop
+        Whose thread owns the engine.
+    running : bool
+        The proxy thread runs.
+    inflight : int
+        Requests that are submitted and not released.
+    spins : bool
+        Low-latency mode.
+    """
+
+    @property
+    def fd(self) -> int:
+        """The eventfd to watch; `on_readable` is what to call."""
+        return api.engine_fd(self.ptr)
+
+    @property
+    def wait_fd(self) -> int:
+        """What to watch besides, -1 for nothing; `on_nic` is what to call."""
+        return -1 if self.ptr == NULL else api.engine_wait_fd(self.ptr)
+
+    def listen(self, bint on) -> None:
+        """Watch the NICs, or leave them to the proxy while that is at work."""
+        cdef int fd = self.wait_fd
+        if fd < 0 or on == self.listening or self.loop.is_closed():
+            return
+        self.listening = on
+        api.listens(self.ptr, on)
+        if on:
+            self.loop.add_reader(fd, self.on_nic)
+        else:
+            self.loop.remove_reader(fd)
+
+    def on_nic(self) -> None:
+        """A NIC has something: do the proxy's work."""
+        cdef pplx_engine *ptr = self.ptr
+        cdef uint32_t flags
+        if ptr == NULL:
+            return
+        with nogil:
+            flags = api.drive(ptr)
+        if not flags & PPLX_DROVE:
+            self.listen(False)
+        if flags & PPLX_DONE:
+            self.drain_done_list()
+
+    def on_readable(self) -> None:
+        """Settle everything that has finished, and arm the wake-up again."""
+        if self.ptr == NULL:
+            return
+        api.clear(self.ptr)
+        self.listen(True)
+        self.drain_done_list()
+
+    def drain_done_list(self) -> None:
+        """As `on_readable`, when nobody rang."""
+        if self.ptr == NULL:
+            return
+        try:
+            self.take_done()
+        finally:
+            if self.ptr != NULL:
+                if self.spins and (self.inflight or self.waiting):
+                    self.keep_polling()
+                elif not api.arm(self.ptr):
+                    # More came meanwhile. The loop's other work goes first, so that it stays responsive.
+                    self.loop.call_soon(self.drain_done_list)
+
+    cdef int take_done(self) except -1:
+        self.reaping = True
+        try:
+            return self.reap()
+        finally:
+            self.reaping = False
+
+    cdef int reap(self) except -1:
+        raise NotImplementedError
+
+    cdef int hand_in(self, pplx_request *request, bint small) except -1:
+        cdef uint32_t flags
+        if not small:
+            api.submit_there(self.ptr, request)
+            return 0
+        flags = api.submit_here(self.ptr, request)
+        if flags & PPLX_DROVE and not self.listening:
+            self.listen(True)
+        if flags & PPLX_DONE and not self.reaping:
+            self.drain_done_list()
+        return 0
+
+    # ---- spinning ----
+
+    cdef bint spin(self) except -1:
+        """Spin for a moment; True if anything came."""
+        cdef pplx_engine *ptr = self.ptr
+        cdef bint found
+        if ptr == NULL or self.calls or self.reaping or not self.running:
+            return False
+        with nogil:
+            found = api.spin(ptr, SPIN_US)
+        if found:
+            self.take_done()
+        self.keep_polling()
+        return found
+
+    cdef int keep_polling(self) except -1:
+        self.active = self.loop.time()
+        if not self.polling:
+            self.polling = True
+            self.loop.call_soon(self.poll)
+        return 0
+
+    def poll(self) -> None:
+        """One turn of ours in a turn of the loop; comes again as long as something may come soon."""
+        cdef pplx_engine *ptr = self.ptr
+        cdef bint found = False
+        self.polling = False
+        if ptr == NULL or not self.running:
+            return
+        if not self.calls:
+            with nogil:
+                found = api.spin(ptr, 0)
+        if found:
+            self.take_done()
+        if (self.inflight or self.waiting) and not self.calls:
+            if found:
+                self.active = self.loop.time()
+            if found or self.loop.time() - self.active < POLL_SECONDS:
+                self.polling = True
+                self.loop.call_soon(self.poll)
+                return
+        if self.ptr != NULL:
+            api.spin_end(self.ptr)
+            if not api.arm(self.ptr):
+                self.loop.call_soon(self.drain_done_list)
