@@ -25,6 +25,8 @@ __all__ = ["Waker"]
 # What an await spins at a time, and how long the loop goes on polling with nothing happening.
 cdef uint32_t SPIN_US = 30
 cdef double POLL_SECONDS = 0.002
+# Awaits in a row that need not suspend.
+cdef int MOST_AT_ONCE = 32
 
 
 cdef class Waker:
@@ -118,8 +120,19 @@ cdef class Waker:
         if flags & PPLX_DROVE and not self.listening:
             self.listen(True)
         if flags & PPLX_DONE and not self.reaping:
-            self.drain_done_list()
+            if self.is_fair():
+                self.drain_done_list()
+            else:
+                self.loop.call_soon(self.drain_done_list)
         return 0
+
+    cdef bint is_fair(self) noexcept:
+        """What is done at once does not suspend its awaiter; now and then the loop's others get a turn."""
+        self.at_once += 1
+        if self.at_once < MOST_AT_ONCE:
+            return True
+        self.at_once = 0
+        return False
 
     # ---- spinning ----
 
@@ -128,6 +141,9 @@ cdef class Waker:
         cdef pplx_engine *ptr = self.ptr
         cdef bint found
         if ptr == NULL or self.calls or self.reaping or not self.running:
+            return False
+        if not self.is_fair():
+            self.keep_polling()
             return False
         with nogil:
             found = api.spin(ptr, SPIN_US)

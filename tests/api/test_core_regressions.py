@@ -13,7 +13,7 @@ import pytest
 
 from helpers.engines import SOON, engine_on, eventually, open_pair, pattern
 from helpers.process import run_program
-from pplx_async import ClosedResourceError, PeerLost, ProviderUnavailable
+from pplx_async import ClosedResourceError, PeerLost, ProviderUnavailable, _loop
 from pplx_async._core.memory import Registration
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -159,7 +159,7 @@ async def test_interrupt_loses_nothing_that_has_finished(fabric, by_handler):
         on_message = core.on_message
         core.on_message = fail if by_handler else interrupt
         loop.set_exception_handler(interrupt if by_handler else before)
-        loop.remove_reader(core.fd)  # here it is drained by hand
+        _loop.detach(loop, core)  # here it is drained by hand
         try:
             await pair.ab.send(b"x")
             await pair.a.notify(remote)
@@ -170,7 +170,7 @@ async def test_interrupt_loses_nothing_that_has_finished(fabric, by_handler):
         finally:
             loop.set_exception_handler(before)
             core.on_message = on_message
-            loop.add_reader(core.fd, core.on_readable)
+            _loop.attach(loop, core)
         assert await asyncio.wait_for(wait, SOON) == 1
         again = counter.wait(2)  # the wake-up was armed
         await pair.a.notify(remote)

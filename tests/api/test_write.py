@@ -186,7 +186,7 @@ async def test_engine_before_it_is_opened_is_refused():
 
 async def test_queue_full_and_drain(fabric):
     async with open_pair(fabric, max_pending=8) as pair:
-        source, target = await pair.source(64), await pair.target(64)
+        source, target = await pair.source(LARGE), await pair.target(LARGE)
         transfers = []
         with pytest.raises(QueueFull, match="max_pending is 8"):
             for _ in range(1000):
@@ -195,7 +195,7 @@ async def test_queue_full_and_drain(fabric):
         await pair.a.drain()
         assert pair.a.stats().inflight <= 4
         transfers.append(pair.a.write(source, target.remote))
-        assert await asyncio.gather(*transfers) == [64] * 9
+        assert await asyncio.gather(*transfers) == [LARGE] * 9
         await pair.a.drain()
 
 

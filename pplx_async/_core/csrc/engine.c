@@ -164,7 +164,7 @@ void pplx_engine_landing(const pplx_engine *engine, size_t domain, pplx_remote_k
 
 /* ---- owner to proxy ---- */
 
-static void submit_node(pplx_engine *engine, pplx_node *node) {
+void pplx_submit_node(pplx_engine *engine, pplx_node *node) {
     /* acquire: pairs with the release in take_pending() (proxy.c): what it took went before us */
     if (atomic_load_explicit(&engine->npending, memory_order_acquire) || !pplx_ring_push(&engine->ring, node)) {
         pthread_mutex_lock(&engine->pending_lock);
@@ -189,19 +189,19 @@ static void submit_node(pplx_engine *engine, pplx_node *node) {
 void pplx_submit(pplx_engine *engine, pplx_request *request) {
     request->node.kind = PPLX_NODE_REQUEST;
     request->cancel_node.kind = PPLX_NODE_CANCEL;
-    submit_node(engine, &request->node);
+    pplx_submit_node(engine, &request->node);
 }
 
 bool pplx_cancel(pplx_engine *engine, pplx_request *request) {
     uint32_t before = __atomic_fetch_or(&request->state, PPLX_STATE_CANCELLED, __ATOMIC_ACQ_REL); /* see the head */
     if (before & (PPLX_STATE_SETTLED | PPLX_STATE_CANCELLED)) return !(before & PPLX_STATE_SETTLED);
-    submit_node(engine, &request->cancel_node);
+    pplx_hand_in(engine, &request->cancel_node);
     return true;
 }
 
-void pplx_message_release(pplx_engine *engine, pplx_message *message) { submit_node(engine, &message->node); }
+void pplx_message_release(pplx_engine *engine, pplx_message *message) { pplx_hand_in(engine, &message->node); }
 
-void pplx_peer_free(pplx_peer *peer) { submit_node(peer->engine, &peer->lost_node); }
+void pplx_peer_free(pplx_peer *peer) { pplx_hand_in(peer->engine, &peer->lost_node); }
 
 /* ---- proxy to owner ---- */
 

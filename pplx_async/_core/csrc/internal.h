@@ -235,6 +235,7 @@ static inline bool pplx_suspicious(int32_t status) {
 static inline uint64_t pplx_ms(uint32_t ms) { return (uint64_t)ms * 1000000u; }
 
 /* engine.c */
+void pplx_submit_node(pplx_engine *engine, pplx_node *node); /* any thread */
 void pplx_finish(pplx_engine *engine, pplx_node *node); /* to the owner, ringing it if it sleeps */
 void pplx_settle(pplx_engine *engine, pplx_request *request);
 void pplx_release(pplx_engine *engine, pplx_request *request, uint32_t count);
@@ -247,6 +248,7 @@ void pplx_token_give(pplx_engine *engine);
 bool pplx_leased(const pplx_engine *engine);
 void pplx_stand_by(pplx_engine *engine);
 void pplx_let_owner(pplx_engine *engine);
+void pplx_hand_in(pplx_engine *engine, pplx_node *node); /* the owner's: turned here, or queued for the proxy */
 bool pplx_arm_domains(pplx_engine *engine);
 void pplx_ring_fd(int fd);
 

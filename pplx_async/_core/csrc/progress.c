@@ -151,28 +151,46 @@ static bool take_for(pplx_engine *engine) {
     return false;
 }
 
-uint32_t pplx_submit_here(pplx_engine *engine, pplx_request *request) {
-    const bool armed = pplx_done_disarm(&engine->done); /* we look ourselves: it need not be rung */
-    if (!take_for(engine)) {
-        pplx_submit(engine, request);
-        return come_back(engine, armed, 0);
-    }
-    request->node.kind = PPLX_NODE_REQUEST;
-    request->cancel_node.kind = PPLX_NODE_CANCEL;
-    pplx_turn(engine, &request->node);
+/* For the proxy, at once: it may be standing by. */
+static void queue(pplx_engine *engine, pplx_node *node) {
+    /* relaxed: see the head */
+    const bool leased = atomic_load_explicit(&engine->lease_ns, memory_order_relaxed) != 0;
+    if (leased) lease(engine, 0);
+    pplx_submit_node(engine, node);
+    if (leased) wake_proxy(engine);
+}
+
+/* True: done on this thread. */
+static bool turn_here(pplx_engine *engine, pplx_node *node) {
+    if (!take_for(engine)) return false;
+    pplx_turn(engine, node);
     if (engine->spinning && pplx_leased(engine))
         pplx_token_give(engine);
     else
         hand_over(engine);
-    return come_back(engine, armed, PPLX_DROVE);
+    return true;
+}
+
+void pplx_hand_in(pplx_engine *engine, pplx_node *node) {
+    if (!turn_here(engine, node)) queue(engine, node);
+}
+
+static void prepare(pplx_request *request) {
+    request->node.kind = PPLX_NODE_REQUEST;
+    request->cancel_node.kind = PPLX_NODE_CANCEL;
+}
+
+uint32_t pplx_submit_here(pplx_engine *engine, pplx_request *request) {
+    const bool armed = pplx_done_disarm(&engine->done); /* we look ourselves: it need not be rung */
+    prepare(request);
+    bool here = turn_here(engine, &request->node);
+    if (!here) queue(engine, &request->node);
+    return come_back(engine, armed, here ? PPLX_DROVE : 0);
 }
 
 void pplx_submit_there(pplx_engine *engine, pplx_request *request) {
-    /* relaxed: see the head */
-    const bool leased = atomic_load_explicit(&engine->lease_ns, memory_order_relaxed) != 0;
-    if (leased) lease(engine, 0);
-    pplx_submit(engine, request);
-    if (leased) wake_proxy(engine); /* it may be standing by */
+    prepare(request);
+    queue(engine, &request->node);
 }
 
 void pplx_listens(pplx_engine *engine, bool listens) {

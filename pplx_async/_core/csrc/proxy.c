@@ -92,7 +92,7 @@ static void take_pending(pplx_engine *engine) {
     engine->taken = engine->pending_head;
     engine->pending_head = engine->pending_tail = NULL;
     PPLX_COUNT(engine->stats.overflowed, atomic_load_explicit(&engine->npending, memory_order_relaxed));
-    /* release: pairs with the acquire in submit_node() (engine.c) */
+    /* release: pairs with the acquire in pplx_submit_node() (engine.c) */
     atomic_store_explicit(&engine->npending, 0, memory_order_release);
     pthread_mutex_unlock(&engine->pending_lock);
 }
@@ -239,7 +239,7 @@ static void take_token(pplx_engine *engine) {
 /* Called and left with the token; without it while asleep. */
 static void block(pplx_engine *engine) {
     const uint64_t deadline = pplx_next_deadline(engine);
-    /* seq_cst: pairs with the load in submit_node() (engine.c); argument in ring.h, "Sleeping" */
+    /* seq_cst: pairs with the load in pplx_submit_node() (engine.c); argument in ring.h, "Sleeping" */
     atomic_store_explicit(&engine->asleep, 1, memory_order_seq_cst);
     if (!pplx_arm_domains(engine)) {
         atomic_store_explicit(&engine->asleep, 0, memory_order_relaxed); /* relaxed: an extra ring does no harm */
@@ -249,8 +249,8 @@ static void block(pplx_engine *engine) {
     engine->sleep_until_ns = deadline;
     pplx_token_give(engine);
     bool by_nic = sleep_until(engine, deadline);
-    atomic_store_explicit(&engine->asleep, 0, memory_order_relaxed); /* relaxed: as above */
     if (by_nic) pplx_let_owner(engine);
+    atomic_store_explicit(&engine->asleep, 0, memory_order_relaxed); /* relaxed: as above */
     take_token(engine);
     forgive_gap(engine, pplx_now_ns());
     engine->now_ns = pplx_now_ns();
