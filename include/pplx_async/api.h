@@ -35,7 +35,6 @@ extern "C" {
     X(void, engine_close, (pplx_engine *))                                                             \
     X(size_t, engine_domains, (const pplx_engine *))                                                   \
     X(void, engine_caps, (const pplx_engine *, size_t, pplx_caps *))                                   \
-    X(uint64_t, engine_max_message, (const pplx_engine *))                                             \
     X(void, engine_landing, (const pplx_engine *, size_t, pplx_remote_key *))                          \
     X(int, engine_fd, (const pplx_engine *))                                                           \
     X(void, clear, (pplx_engine *))                                                                    \
@@ -50,7 +49,8 @@ extern "C" {
     X(void, submit, (pplx_engine *, pplx_request *))                                                   \
     X(bool, cancel, (pplx_engine *, pplx_request *))                                                   \
     X(bool, request_reaped, (pplx_request *))                                                          \
-    X(pplx_peer *, peer_new, (pplx_engine *, void *, uint32_t))                                        \
+    X(pplx_peer *, peer_new, (pplx_engine *, void *, uint32_t, const pplx_route *, uint32_t))          \
+    X(uint64_t, peer_max_message, (const pplx_peer *))                                                 \
     X(void, peer_free, (pplx_peer *))                                                                  \
     X(size_t, peer_links, (const pplx_peer *))                                                         \
     X(void, peer_address, (const pplx_peer *, size_t, pplx_link_address *))                            \

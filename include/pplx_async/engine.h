@@ -79,7 +79,6 @@ void pplx_engine_close(pplx_engine *engine);
 
 size_t pplx_engine_domains(const pplx_engine *engine);
 void pplx_engine_caps(const pplx_engine *engine, size_t domain, pplx_caps *caps);
-uint64_t pplx_engine_max_message(const pplx_engine *engine); /* of the domain that takes least */
 
 /* Where immediates without data land, for the peers: one key per domain. */
 void pplx_engine_landing(const pplx_engine *engine, size_t domain, pplx_remote_key *key);
@@ -285,9 +284,17 @@ typedef struct pplx_peer_config {
     pplx_link_address links[PPLX_MAX_DOMAINS]; /* by link */
 } pplx_peer_config;
 
-/* A peer with max(our domains, its domains) links: link i joins our domain i mod ours with its
- * domain i mod theirs. NULL: out of memory or counters. */
-pplx_peer *pplx_peer_new(pplx_engine *engine, void *cookie, uint32_t remote_domains);
+/* One link: a domain of ours and one of the peer's engine, which name the same link to the peer the
+ * other way round, in the same order. */
+typedef struct pplx_route {
+    uint32_t domain;
+    uint32_t remote_domain;
+} pplx_route;
+
+/* NULL: no or too many routes, a domain that there isn't, or out of memory or counters. */
+pplx_peer *pplx_peer_new(pplx_engine *engine, void *cookie, uint32_t remote_domains, const pplx_route *routes,
+                         uint32_t nroutes);
+uint64_t pplx_peer_max_message(const pplx_peer *peer); /* bytes of one work request, on any of its links */
 void pplx_peer_free(pplx_peer *peer); /* after PEER_CLOSE has settled and been reaped */
 size_t pplx_peer_links(const pplx_peer *peer);
 void pplx_peer_address(const pplx_peer *peer, size_t link, pplx_link_address *address); /* after PEER_OPEN */

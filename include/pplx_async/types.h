@@ -15,7 +15,7 @@ extern "C" {
 #endif
 
 enum {
-    PPLX_MAX_DOMAINS = 8,    /* NICs of one engine, and links of one peer */
+    PPLX_MAX_DOMAINS = 9,    /* of one engine: 8 NICs and the host itself; and links of one peer */
     PPLX_ADDRESS_BYTES = 128, /* longest endpoint address */
     PPLX_TEXT_BYTES = 256,   /* messages and descriptions, terminating zero included */
     PPLX_NAME_BYTES = 64

@@ -14,7 +14,7 @@ cdef class Engine(Waker):
     cdef readonly Py_ssize_t max_pending
     cdef readonly double drain_timeout
     cdef readonly list domain_names
-    cdef bint fences
+    cdef list fences  # of each domain
     cdef unsigned long thread
     cdef dict peers
     cdef dict counters
@@ -22,7 +22,8 @@ cdef class Engine(Waker):
     cdef list room_waiters
     cdef public object on_message, on_peer_lost, on_missing
 
-    cdef int _start(self, const pplx_provider *c_provider, object devices, Options c_options) except -1
+    cdef int _open_domains(self, const pplx_provider *c_provider, object devices, Options c_options) except -1
+    cdef int _start(self) except -1
     cdef int check_usable(self) except -1
     cdef Transfer new_transfer(self, str operation, unsigned int opcode)
     cdef Transfer call(self, unsigned int opcode, void *subject, str operation, object used, object finisher)

@@ -30,6 +30,7 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_CAP_READ,
     PPLX_CAP_WAIT_FD,
     PPLX_LATENCY_BUCKETS,
+    PPLX_MAX_DOMAINS,
     PPLX_ACCESS_REMOTE_READ,
     PPLX_NO_COUNTER,
     PPLX_NODE_COUNTER,
@@ -57,6 +58,7 @@ from pplx_async._core.includes.pplx cimport (
     pplx_provider,
     pplx_remote_key,
     pplx_request,
+    pplx_route,
 )
 from pplx_async._core.memory cimport (
     LocalSlice,
@@ -126,12 +128,9 @@ cdef class Engine(Waker):
         The loop whose thread owns the engine.
     config : dict of int
         The fields of ``pplx_engine_config``.
-    provider : str
-        A built-in provider or the path of one.
-    devices : sequence of str
-        One domain is opened for each.
-    options : dict of str
-        The provider's options.
+    parts : sequence of (str, sequence of str, dict of str)
+        A built-in provider or the path of one, its devices, of which one domain each is opened, and
+        its options.
     max_pending : int
         Requests in flight at which submitting raises QueueFull.
     drain_timeout : float
@@ -149,17 +148,13 @@ cdef class Engine(Waker):
         self,
         loop,
         dict config,
-        str provider,
-        devices,
-        dict options,
+        parts,
         Py_ssize_t max_pending,
         double drain_timeout,
         bint spins=False,
     ) -> None:
         cdef pplx_engine_config c_config
         cdef pplx_error error
-        cdef const pplx_provider *c_provider = find_provider(provider)
-        cdef Options c_options = Options(options)
         c_config.ring_entries = config["ring_entries"]
         c_config.spin_us = config["spin_us"]
         c_config.poll_interval_us = config["poll_interval_us"]
@@ -183,13 +178,14 @@ cdef class Engine(Waker):
         error.status = api.engine_open(&c_config, &self.ptr, &error)
         check(&error, "open an engine")
         try:
-            self._start(c_provider, devices, c_options)
+            for provider, devices, options in parts:
+                self._open_domains(find_provider(provider), devices, Options(options))
+            self._start()
         except BaseException:
             self.close()
             raise
 
-    cdef int _start(self, const pplx_provider *c_provider, object devices, Options c_options) except -1:
-        """Open the domains and start the proxy thread."""
+    cdef int _open_domains(self, const pplx_provider *c_provider, object devices, Options c_options) except -1:
         cdef pplx_error error
         cdef pplx_engine *ptr = self.ptr
         cdef bytes device
@@ -201,12 +197,18 @@ cdef class Engine(Waker):
                 error.status = api.engine_add_domain(ptr, c_provider, name, c_options.items, c_options.count, &error)
             check(&error, f"open device {text}")
             self.domain_names.append(f"{text}#{len(self.domain_names)}")
+        return 0
+
+    cdef int _start(self) except -1:
+        """Start the proxy thread."""
+        cdef pplx_error error
+        cdef pplx_engine *ptr = self.ptr
         with nogil:
             error.status = api.engine_start(ptr, &error)
         check(&error, "start the engine")
         self.thread = PyThread_get_thread_ident()
         self.running = True
-        self.fences = all(caps["fence"] for caps in self.caps())
+        self.fences = [caps["fence"] for caps in self.caps()]
         _running.add(self)
         api.arm(self.ptr)
         return 0
@@ -420,7 +422,7 @@ cdef class Engine(Waker):
     def plan(self) -> Plan:
         """Start a request of many writes."""
         self.check_usable()
-        return Plan(self, api.engine_max_message(self.ptr))
+        return Plan(self)
 
     def submit(self, Plan plan not None, str operation, bint detached=False) -> Transfer:
         """Submit a plan; it is used up."""
@@ -517,15 +519,25 @@ cdef class Engine(Waker):
 
     # ---- peers ----
 
-    def peer_new(self, str label, uint32_t remote_domains, owner) -> PeerRecord:
-        """Make a peer that is not open yet."""
+    def peer_new(self, str label, uint32_t remote_domains, routes, owner) -> PeerRecord:
+        """Make a peer that is not open yet; ``routes``: (domain of ours, domain of its) of each link."""
+        cdef pplx_route c_routes[<int>PPLX_MAX_DOMAINS]
+        cdef uint32_t nroutes = 0
         self.check_usable()
+        if not 1 <= len(routes) <= PPLX_MAX_DOMAINS:
+            raise ValueError(f"a peer has 1 to {PPLX_MAX_DOMAINS} links, not {len(routes)}")
+        for domain, remote_domain in routes:
+            c_routes[nroutes].domain = domain
+            c_routes[nroutes].remote_domain = remote_domain
+            nroutes += 1
         cdef PeerRecord peer = PeerRecord(self, label, remote_domains)
         peer.owner = owner
-        peer.ptr = api.peer_new(self.ptr, <void *>peer, remote_domains)
+        peer.ptr = api.peer_new(self.ptr, <void *>peer, remote_domains, c_routes, nroutes)
         if peer.ptr == NULL:
             raise MemoryError("no memory or no counter for another peer")
         peer.key = <size_t>peer.ptr
+        peer.max_message = api.peer_max_message(<pplx_peer *>peer.ptr)
+        peer.fences = all(self.fences[domain] for domain, _ in routes)
         self.peers[peer.key] = peer
         return peer
 
@@ -621,7 +633,7 @@ cdef class Engine(Waker):
         if ptr != NULL and self.ptr != NULL:
             peer.why = self.lost_reason(peer)
             self.peers.pop(peer.key, None)
-            if self.fences:
+            if peer.fences:
                 # Without a fence a late heartbeat could still come, and be counted by who has the id next.
                 api.counter_recycle(self.ptr, api.peer_heartbeat_counter(ptr))
                 api.counter_recycle(self.ptr, api.peer_credit_counter(ptr))

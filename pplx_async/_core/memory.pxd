@@ -37,6 +37,8 @@ cdef class PeerRecord(Used):
     cdef readonly object engine
     cdef readonly str label
     cdef readonly uint32_t domains
+    cdef readonly uint64_t max_message  # bytes of one work request, on any of its links
+    cdef bint fences  # closing its endpoints lets go of the memory
     cdef void *ptr
     cdef size_t key  # ptr as it was: what targets say it is after the core has freed it, too
     cdef str why  # it is lost, as the core said while it could

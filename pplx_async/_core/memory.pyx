@@ -15,6 +15,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from pplx_async._core.includes.pplx cimport (
     PPLX_ACCESS_REMOTE_WRITE,
+    PPLX_MAX_DOMAINS,
     PPLX_MEMORY_HOST,
     pplx_peer,
 )
@@ -227,8 +228,8 @@ cdef class RemoteRecord(Used):
     """What a descriptor says of a peer's memory."""
 
     def __init__(self, PeerRecord peer, uint64_t region, uint64_t nbytes, uint32_t access, keys) -> None:
-        if not 1 <= len(keys) <= 8:
-            raise ValueError(f"a region has 1 to 8 keys, not {len(keys)}")
+        if not 1 <= len(keys) <= PPLX_MAX_DOMAINS:
+            raise ValueError(f"a region has 1 to {PPLX_MAX_DOMAINS} keys, not {len(keys)}")
         self.peer = peer
         self.region = region
         self.nbytes = nbytes

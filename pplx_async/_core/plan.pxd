@@ -11,7 +11,6 @@ cdef class Plan:
     cdef pplx_segment *segments
     cdef size_t ntargets, nsegments, room_targets, room_segments
     cdef uint64_t nbytes
-    cdef uint64_t max_message
     cdef object engine
     cdef set used
 

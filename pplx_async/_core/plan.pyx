@@ -150,9 +150,8 @@ cdef uint64_t page_limit(uint64_t nbytes, uint64_t page, uint64_t stride, uint64
 cdef class Plan:
     """Targets and segments of one request under construction. Handed to a `Transfer` in the end."""
 
-    def __init__(self, engine, uint64_t max_message) -> None:
+    def __init__(self, engine) -> None:
         self.engine = engine
-        self.max_message = max_message
         self.used = set()
 
     @property
@@ -283,7 +282,7 @@ cdef class Plan:
             return 0
         cdef pplx_segment *segment = self.room(sources.count)
         cdef pplx_target *target = self.target(local, remote, remote.record.peer, counter)
-        cdef bint adjacent = from_stride == page and to_stride == page and page <= self.max_message
+        cdef bint adjacent = from_stride == page and to_stride == page and page <= remote.record.peer.max_message
         cdef size_t bad = sources.count
         cdef size_t made = 0
         cdef size_t i

@@ -207,11 +207,19 @@ static void config_from(host *here, const pplx_peer *peer, pplx_peer_config *con
     for (size_t i = 0; i < pplx_peer_links(peer); i++) pplx_peer_address(peer, i, &config->links[i]);
 }
 
+/* Link i joins domain i mod ours with domain i mod theirs. */
+static pplx_peer *peer_new(pplx_engine *engine, void *cookie, uint32_t ours, uint32_t theirs) {
+    pplx_route routes[PPLX_MAX_DOMAINS];
+    const uint32_t n = ours > theirs ? ours : theirs;
+    for (uint32_t i = 0; i < n; i++) routes[i] = (pplx_route){.domain = i % ours, .remote_domain = i % theirs};
+    return pplx_peer_new(engine, cookie, theirs, routes, n);
+}
+
 /* Up to the point where only the two PEER_CONNECT are missing. */
 static void introduce(host *a, host *b, pplx_peer **ab, pplx_peer **ba) {
     pplx_peer_config config;
-    *ab = pplx_peer_new(a->engine, a, b->ndomains);
-    *ba = pplx_peer_new(b->engine, b, a->ndomains);
+    *ab = peer_new(a->engine, a, a->ndomains, b->ndomains);
+    *ba = peer_new(b->engine, b, b->ndomains, a->ndomains);
     CHECK(*ab && *ba);
     CHECK_EQ(call(a, PPLX_CALL_PEER_OPEN, *ab, NULL), PPLX_OK);
     CHECK_EQ(call(b, PPLX_CALL_PEER_OPEN, *ba, NULL), PPLX_OK);

@@ -270,7 +270,7 @@ static void small_writes_starve_no_large_one(void) {
     host_provider = &provider;
     pair_open(&pair, 1, 1, "delay_us=2000:6000", LARGE); /* always some in flight when the next one comes */
     host_provider = &pplx_provider_loopback;
-    CHECK_EQ(pplx_engine_max_message(pair.a.engine), 65536); /* no piece is larger than what may be in flight */
+    CHECK_EQ(pplx_peer_max_message(pair.ab), 65536); /* no piece is larger than what may be in flight */
     for (int i = 0; i < WINDOW; i++) start_write(&pair, &small[i], 0, SMALL, false);
     start_write(&pair, &large, 0, LARGE, true);
     uint64_t before = nsettled;

@@ -263,11 +263,14 @@ static void closing_at_any_stage(void) {
     memset(&pair, 0, sizeof pair);
     host_open(&pair.a, 2, "");
     host_open(&pair.b, 1, "");
-    pplx_peer *peer = pplx_peer_new(pair.a.engine, NULL, 3); /* never opened */
+    pplx_peer *peer = peer_new(pair.a.engine, NULL, (uint32_t)pplx_engine_domains(pair.a.engine), 3); /* never opened */
     CHECK(peer && pplx_peer_links(peer) == 3);
     part(&pair.a, peer);
-    CHECK(pplx_peer_new(pair.a.engine, NULL, 0) == NULL);
-    CHECK(pplx_peer_new(pair.a.engine, NULL, PPLX_MAX_DOMAINS + 1) == NULL);
+    const pplx_route none = {0, 0}, beyond = {PPLX_MAX_DOMAINS, 0}, theirs_beyond = {0, 1};
+    CHECK(pplx_peer_new(pair.a.engine, NULL, 1, &none, 0) == NULL);
+    CHECK(pplx_peer_new(pair.a.engine, NULL, 1, &beyond, 1) == NULL);
+    CHECK(pplx_peer_new(pair.a.engine, NULL, 1, &theirs_beyond, 1) == NULL);
+    CHECK(pplx_peer_new(pair.a.engine, NULL, PPLX_MAX_DOMAINS + 1, &none, 1) == NULL);
     introduce(&pair.a, &pair.b, &pair.ab, &pair.ba);
     CHECK_EQ(call(&pair.a, PPLX_CALL_PEER_OPEN, pair.ab, NULL), PPLX_INVALID);
     start_call(&pair.a, &connect, &connected, PPLX_CALL_PEER_CONNECT, pair.ab); /* b doesn't */

@@ -45,7 +45,6 @@ pplx_status pplx_engine_open(const pplx_engine_config *config, pplx_engine **out
     if (!engine) return pplx_fail(error, PPLX_NO_MEMORY, ENOMEM, "no memory for an engine");
     engine->config = *config;
     engine->submit_fd = engine->done_fd = engine->epoll_fd = -1;
-    engine->max_message = UINT64_MAX;
     pthread_mutex_init(&engine->pending_lock, NULL);
     pplx_done_init(&engine->done);
     if (!pplx_ring_init(&engine->ring, config->ring_entries)) {
@@ -74,8 +73,15 @@ fail:
     return error->status;
 }
 
-static void limit_message(pplx_engine *engine, uint64_t nbytes) {
-    if (nbytes < engine->max_message) engine->max_message = nbytes;
+static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+static uint64_t most_message(const pplx_engine *engine, const pplx_caps *caps) {
+    /* A piece that has to wait until nothing else is in flight might wait for ever. */
+    uint64_t most = least(caps->max_message, caps->max_inflight_bytes);
+    /* Heartbeats wait behind a piece that is on its way: on a slow link no piece may be large. */
+    const uint64_t bytes_per_ms = caps->bits_per_second / 8000;
+    const uint64_t timely = bytes_per_ms * engine->config.heartbeat_timeout_ms / 8;
+    return bytes_per_ms ? least(most, timely > LEAST_TIMELY ? timely : LEAST_TIMELY) : most;
 }
 
 pplx_status pplx_engine_add_domain(pplx_engine *engine, const pplx_provider *provider, const char *device,
@@ -99,13 +105,7 @@ pplx_status pplx_engine_add_domain(pplx_engine *engine, const pplx_provider *pro
         return pplx_fail(error, PPLX_NATIVE, code, "epoll of the wait fd of %s: %s", device, strerror(code));
     }
     engine->ndomains++;
-    limit_message(engine, domain->caps.max_message);
-    /* A piece that has to wait until nothing else is in flight might wait for ever. */
-    limit_message(engine, domain->caps.max_inflight_bytes);
-    /* Heartbeats wait behind a piece that is on its way: on a slow link no piece may be large. */
-    const uint64_t bytes_per_ms = domain->caps.bits_per_second / 8000;
-    const uint64_t timely = bytes_per_ms * engine->config.heartbeat_timeout_ms / 8;
-    if (bytes_per_ms) limit_message(engine, timely > LEAST_TIMELY ? timely : LEAST_TIMELY);
+    domain->max_message = most_message(engine, &domain->caps);
     return PPLX_OK;
 }
 
@@ -155,8 +155,6 @@ size_t pplx_engine_domains(const pplx_engine *engine) { return engine->ndomains;
 void pplx_engine_caps(const pplx_engine *engine, size_t domain, pplx_caps *caps) {
     *caps = engine->domains[domain].caps;
 }
-
-uint64_t pplx_engine_max_message(const pplx_engine *engine) { return engine->max_message; }
 
 void pplx_engine_landing(const pplx_engine *engine, size_t domain, pplx_remote_key *key) {
     *key = engine->landing.keys[domain];

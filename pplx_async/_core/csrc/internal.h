@@ -37,6 +37,7 @@ typedef struct pplx_domain {
     pplx_caps caps;
     uint32_t index;
     int wait_fd; /* -1: polled on a timer */
+    uint64_t max_message; /* what it takes at once, and still lets heartbeats through in time */
 } pplx_domain;
 
 typedef struct pplx_link pplx_link;
@@ -114,6 +115,7 @@ struct pplx_peer {
     void *cookie; /* owner's */
     uint32_t index;
     uint32_t nlinks;
+    uint64_t max_message; /* constant: of the link that takes least */
     uint32_t state;
     uint32_t next_link; /* where the next work request is tried first */
     pplx_peer *next, *prev; /* all open peers */
@@ -161,7 +163,6 @@ struct pplx_engine {
     pplx_engine_config config;
     pplx_domain domains[PPLX_MAX_DOMAINS]; /* owner until start, constant after */
     uint32_t ndomains;
-    uint64_t max_message;
     pplx_mr landing; /* where immediates without data land; also a source of zero bytes */
     uint8_t *landing_page;
 

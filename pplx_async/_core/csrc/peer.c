@@ -28,8 +28,27 @@ enum { PROBES_LOST = 3, RETRY_MS = 5, SOON_MS = 1 };
 
 /* ---- owner ---- */
 
-pplx_peer *pplx_peer_new(pplx_engine *engine, void *cookie, uint32_t remote_domains) {
-    if (remote_domains < 1 || remote_domains > PPLX_MAX_DOMAINS) return NULL;
+static bool are_routes(const pplx_engine *engine, uint32_t remote_domains, const pplx_route *routes, uint32_t n) {
+    bool valid = n >= 1 && n <= PPLX_MAX_DOMAINS && remote_domains <= PPLX_MAX_DOMAINS;
+    for (uint32_t i = 0; i < n && valid; i++)
+        valid = routes[i].domain < engine->ndomains && routes[i].remote_domain < remote_domains;
+    return valid;
+}
+
+static void open_route(pplx_peer *peer, uint32_t index, const pplx_route *route) {
+    pplx_link *link = &peer->links[index];
+    link->peer = peer;
+    link->index = index;
+    link->domain = &peer->engine->domains[route->domain];
+    link->remote_domain = route->remote_domain;
+    link->stats.domain = route->domain;
+    link->stats.remote_domain = route->remote_domain;
+    if (index == 0 || link->domain->max_message < peer->max_message) peer->max_message = link->domain->max_message;
+}
+
+pplx_peer *pplx_peer_new(pplx_engine *engine, void *cookie, uint32_t remote_domains, const pplx_route *routes,
+                         uint32_t nroutes) {
+    if (!are_routes(engine, remote_domains, routes, nroutes)) return NULL;
     uint32_t index = 0; /* an empty place, looked for from where the last one was found */
     for (uint32_t tried = 0;; tried++) {
         if (tried == PPLX_MAX_PEERS) return NULL;
@@ -42,16 +61,9 @@ pplx_peer *pplx_peer_new(pplx_engine *engine, void *cookie, uint32_t remote_doma
     peer->cookie = cookie;
     peer->index = index;
     peer->lost_node.kind = PPLX_NODE_PEER;
-    peer->nlinks = remote_domains > engine->ndomains ? remote_domains : engine->ndomains;
+    peer->nlinks = nroutes;
     peer->config.domains = remote_domains;
-    for (uint32_t i = 0; i < peer->nlinks; i++) {
-        peer->links[i].peer = peer;
-        peer->links[i].index = i;
-        peer->links[i].domain = &engine->domains[i % engine->ndomains];
-        peer->links[i].remote_domain = i % remote_domains;
-        peer->links[i].stats.domain = i % engine->ndomains;
-        peer->links[i].stats.remote_domain = i % remote_domains;
-    }
+    for (uint32_t i = 0; i < nroutes; i++) open_route(peer, i, &routes[i]);
     peer->heartbeat.peer = peer->credit.peer = peer;
     peer->heartbeat.role = PPLX_COUNTER_HEARTBEAT;
     peer->credit.role = PPLX_COUNTER_CREDIT;
@@ -75,6 +87,7 @@ pplx_peer *pplx_peer_new(pplx_engine *engine, void *cookie, uint32_t remote_doma
 }
 
 size_t pplx_peer_links(const pplx_peer *peer) { return peer->nlinks; }
+uint64_t pplx_peer_max_message(const pplx_peer *peer) { return peer->max_message; }
 
 void pplx_peer_address(const pplx_peer *peer, size_t link, pplx_link_address *address) {
     *address = peer->links[link].local_address;

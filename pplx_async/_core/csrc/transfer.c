@@ -52,10 +52,10 @@ static void cut_page(cut *c, uint64_t most, uint64_t shards, bool counted) {
                  divide_up(c->page_nbytes, c->pieces_per_page) + 63 <= most;
 }
 
-static cut cut_segment(const pplx_engine *engine, const pplx_target *target, const pplx_segment *segment) {
-    const uint64_t most = engine->max_message;
+static cut cut_segment(const pplx_target *target, const pplx_segment *segment) {
+    const uint64_t most = target->peer->max_message;
     const uint64_t nlinks = target->peer->nlinks;
-    const bool shard = nlinks > 1 && segment->nbytes >= engine->config.shard_nbytes;
+    const bool shard = nlinks > 1 && segment->nbytes >= target->peer->engine->config.shard_nbytes;
     cut c = {.npieces = 1,
              .page_nbytes = segment->nbytes,
              .pages_per_piece = 1,
@@ -252,7 +252,7 @@ static enum verdict cut_target(pplx_target *target, uint32_t quantum) {
     pplx_peer *peer = target->peer;
     while (target->cursor < target->nsegments) {
         const pplx_segment *segment = &target->segments[target->cursor];
-        const cut c = cut_segment(peer->engine, target, segment);
+        const cut c = cut_segment(target, segment);
         for (; target->piece < c.npieces; target->piece++) {
             if (target->status == PPLX_CANCELLED && target->piece % c.pieces_per_page == 0) return POSTED_ALL;
             if (quantum == 0) return USED_QUANTUM;
@@ -347,7 +347,7 @@ static void drop_rest(pplx_target *target) {
     bool more_pages = false;
     if (target->piece) {
         const pplx_segment *segment = &target->segments[target->cursor];
-        const cut c = cut_segment(target->peer->engine, target, segment);
+        const cut c = cut_segment(target, segment);
         if (target->piece % c.pieces_per_page != 0) {
             keep++;
             more_pages = divide_up(target->piece, c.pieces_per_page) < divide_up(c.npieces, c.pieces_per_page);

@@ -85,6 +85,10 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint64_t nbytes
         int32_t fd
 
+    ctypedef struct pplx_route:
+        uint32_t domain
+        uint32_t remote_domain
+
     ctypedef struct pplx_remote_key:
         uint64_t key
         uint64_t base
@@ -236,7 +240,6 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         void (*engine_close)(pplx_engine *) noexcept nogil
         size_t (*engine_domains)(const pplx_engine *) noexcept nogil
         void (*engine_caps)(const pplx_engine *, size_t, pplx_caps *) noexcept nogil
-        uint64_t (*engine_max_message)(const pplx_engine *) noexcept nogil
         void (*engine_landing)(const pplx_engine *, size_t, pplx_remote_key *) noexcept nogil
         int (*engine_fd)(const pplx_engine *) noexcept nogil
         void (*clear)(pplx_engine *) noexcept nogil
@@ -251,7 +254,8 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         void (*submit)(pplx_engine *, pplx_request *) noexcept nogil
         pplx_bool (*cancel)(pplx_engine *, pplx_request *) noexcept nogil
         pplx_bool (*request_reaped)(pplx_request *) noexcept nogil
-        pplx_peer *(*peer_new)(pplx_engine *, void *, uint32_t) noexcept nogil
+        pplx_peer *(*peer_new)(pplx_engine *, void *, uint32_t, const pplx_route *, uint32_t) noexcept nogil
+        uint64_t (*peer_max_message)(const pplx_peer *) noexcept nogil
         void (*peer_free)(pplx_peer *) noexcept nogil
         size_t (*peer_links)(const pplx_peer *) noexcept nogil
         void (*peer_address)(const pplx_peer *, size_t, pplx_link_address *) noexcept nogil
