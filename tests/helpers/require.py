@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pplx_async._core import rt
 from pplx_async.errors import ProviderUnavailable
 from pplx_async.libraries import libfabric_files
@@ -136,3 +138,10 @@ def _build_fake() -> str | None:
     )
     assert built.returncode == 0, f"tests/fake_libfabric does not compile:\n{built.stdout}\n{built.stderr}"
     return None
+
+
+def programs(*names: str) -> None:
+    """Skip the test where a program is not installed."""
+    for name in names:
+        if shutil.which(name) is None:
+            pytest.skip(f"{name} is not installed")
