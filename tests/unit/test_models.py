@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from helpers import require
 
 MODEL = require.ROOT / "tests" / "models" / "ipc_wake.pml"
