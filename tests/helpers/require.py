@@ -66,6 +66,14 @@ def _loopback() -> Fabric:
     return Fabric("loopback", "loopback")
 
 
+def _ipc() -> Fabric:
+    try:
+        rt.discover("ipc", {})
+    except ProviderUnavailable as error:
+        return Fabric("ipc", "ipc", missing=f"ipc not available: {error}")
+    return Fabric("ipc", "ipc")
+
+
 def _tcp() -> Fabric:
     wheels = [file.path for file in libfabric_files() if file.origin.startswith("wheel")]
     if not wheels:
@@ -87,7 +95,7 @@ def _efa() -> Fabric:
     return _from_library("efa", "efa", str(FAKE_LIBRARY))
 
 
-_FIND = {"loopback": _loopback, "tcp": _tcp, "rxm": _rxm, "efa": _efa}
+_FIND = {"loopback": _loopback, "ipc": _ipc, "tcp": _tcp, "rxm": _rxm, "efa": _efa}
 
 
 def _missing(fabric_id: str, name: str, reason: str) -> Fabric:
