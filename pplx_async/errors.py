@@ -83,7 +83,7 @@ class ProviderUnavailable(PplxAsyncError):
     reason : str
         What is missing, with the loader's own words where it said any.
     provider : str, optional
-        ``"fabric"``, ``"verbs"``, ``"loopback"`` or the path of a provider.
+        ``"fabric"``, ``"ipc"``, ``"loopback"`` or the path of a provider.
     soname : str, optional
         The library that was looked for.
     symbol : str, optional

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FABRICS", "EngineOptions", "EnvironmentVariable", "SupportsFaults", "join_address", "split_address"]
 
-FABRICS: Final = ("auto", "tcp", "tcp;ofi_rxm", "efa", "loopback")
+FABRICS: Final = ("auto", "tcp", "tcp;ofi_rxm", "efa", "ipc", "loopback")
 
 _PREFIX: Final = "PPLX_ASYNC_"
 _NOT_OURS: Final = frozenset({"PPLX_ASYNC_SANITIZE"})  # the build reads it
@@ -94,8 +94,9 @@ class EngineOptions:
     Parameters
     ----------
     fabric : str
-        What moves the bytes between hosts: one of `FABRICS`, or the path of a provider's shared
-        object. ``"auto"`` takes the best that is found; nothing falls back silently.
+        What moves the bytes: one of `FABRICS`, or the path of a provider's shared object.
+        ``"ipc"`` reaches processes of this host and user. ``"auto"`` takes the best that is found;
+        nothing falls back silently.
     domains : int
         NICs to use, or how often to open the one there is; 1 to 8.
     devices : tuple of str
@@ -162,7 +163,9 @@ class EngineOptions:
         A value has the wrong type.
     """
 
-    fabric: str = _option("auto", "what moves the bytes: auto, tcp, tcp;ofi_rxm, efa, loopback, or a provider's path")
+    fabric: str = _option(
+        "auto", "what moves the bytes: auto, tcp, tcp;ofi_rxm, efa, ipc, loopback, or a provider's path"
+    )
     domains: int = _count(1, "NICs to use, or how often to open the one there is", 1, 8)
     devices: tuple[str, ...] = _option((), "names of the NICs, separated by commas; empty: by rule", parse=_names)
     library: str | None = _option(None, "path of libfabric.so.1")

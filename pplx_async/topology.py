@@ -30,7 +30,7 @@ class Choice:
     Attributes
     ----------
     provider : str
-        Provider of the core: ``"fabric"``, ``"loopback"`` or a path.
+        Provider of the core: ``"fabric"``, ``"ipc"``, ``"loopback"`` or a path.
     fabric : str
         What moves the bytes; two engines must agree on it.
     devices : tuple of str
@@ -101,6 +101,11 @@ def choose(options: EngineOptions) -> Choice:
         devices = options.devices or ("loop0",)
         why = ('fabric="loopback" was asked for: peers of this process only',)
         return Choice("loopback", "loopback", _cycle(devices, options.domains), faults, why)
+    if options.fabric == "ipc":
+        found = rt.discover("ipc", {})
+        devices = options.devices or tuple(str(device["name"]) for device in found)
+        why = ('fabric="ipc" was asked for: shared memory, peers of this host and user only',)
+        return Choice("ipc", "ipc", _cycle(devices, options.domains), {}, why)
     if options.fabric not in ("auto", *_PREFERENCE):
         found = rt.discover(options.fabric, {})
         devices = options.devices or tuple(str(device["name"]) for device in found)

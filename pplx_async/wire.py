@@ -216,7 +216,7 @@ class Hello(_Wire, frozen=True, kw_only=True, forbid_unknown_fields=False):
     nonce : bytes
         32 random bytes, fresh for each connection: a recorded proof proves nothing later.
     provider : str
-        What moves the bytes: ``"tcp"``, ``"efa"``, ``"loopback"``.
+        What moves the bytes: ``"tcp"``, ``"efa"``, ``"ipc"``, ``"loopback"``.
     domains : int
         How many domains the engine has, 1 to `MAX_DOMAINS`.
     host : str

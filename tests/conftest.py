@@ -53,7 +53,7 @@ def pytest_generate_tests(metafunc):
         chosen = metafunc.config.getoption("--fabric") or ("loopback", "tcp")
         marker = metafunc.definition.get_closest_marker("fabrics")
         params = [
-            pytest.param(name, marks=[] if name == "loopback" else pytest.mark.fabric)
+            pytest.param(name, marks=[] if name in ("loopback", "ipc") else pytest.mark.fabric)
             for name in (marker.args if marker else fabric_ids())
             if name in chosen
         ] or [pytest.param(None, marks=pytest.mark.skip(reason=f"not for {', '.join(chosen)}"))]

@@ -92,9 +92,11 @@ typedef struct pplx_provider {
 
     /* Close it. With PPLX_CAP_FENCE: when this returns PPLX_OK, this side's memory is touched no
      * more, neither by the endpoint's work requests nor by what the peer writes through it, and
-     * poll() will never report one of its ops: the engine takes them as flushed. Without: returns
-     * PPLX_UNRELEASED as long as some ops have not completed; they go on to complete through
-     * poll(), and the engine calls again. */
+     * poll() will never report one of its ops: the engine takes them as flushed. PPLX_UNRELEASED
+     * says that the peer has to let go first (bounded in time): its ops are done for and may come
+     * through poll() meanwhile, and the engine calls again. Without: returns PPLX_UNRELEASED as long
+     * as some ops have not completed; they go on to complete through poll(), and the engine calls
+     * again. Immediates that had arrived are reported either way. */
     pplx_status (*endpoint_close)(pplx_provider_endpoint *endpoint);
 
     /* Register memory. `access`: enum pplx_access. Keys are unguessable where the provider lets

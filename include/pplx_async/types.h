@@ -57,7 +57,13 @@ enum pplx_memory_kind {
     PPLX_MEMORY_DMABUF = 2 /* `fd` and `fd_offset`; `address` as the GPU sees it */
 };
 
-/* Memory to be registered. */
+/* Memory to be registered.
+ *
+ * Host memory may lie in a memfd, sealed against shrinking and growing, that is mapped whole with
+ * byte `fd_offset` at `address`: then `fd` names it, else it is -1. Peers of the same host may get a
+ * descriptor of it, and with that all of the memfd, so it holds one allocation. The descriptor stays
+ * open as long as the memory is registered. A provider that has to take the pages away from a peer
+ * maps another memfd of the same contents over them, and makes `fd` a descriptor of that one. */
 typedef struct pplx_memory {
     uint32_t kind; /* enum pplx_memory_kind */
     int32_t device; /* CUDA ordinal; -1 for host memory */

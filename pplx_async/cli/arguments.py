@@ -19,7 +19,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Fabric = Annotated[
     str | None,
     typer.Option(
-        help="What moves the bytes: auto, tcp, tcp;ofi_rxm, efa or loopback. By default PPLX_ASYNC_FABRIC, or auto."
+        help="What moves the bytes: auto, tcp, tcp;ofi_rxm, efa, ipc, loopback. By default PPLX_ASYNC_FABRIC, or auto."
     ),
 ]
 Library = Annotated[str | None, typer.Option(help="Path of the libfabric.so.1 to use, instead of searching for one.")]

@@ -16,7 +16,7 @@ from helpers.engines import SOON, engine_on, eventually, pattern
 from helpers.process import helper
 from pplx_async import ClosedResourceError, CompletionError, PeerLost
 
-pytestmark = [pytest.mark.fabrics("tcp", "rxm"), pytest.mark.tcp]
+pytestmark = [pytest.mark.fabrics("tcp", "rxm", "ipc"), pytest.mark.tcp]
 
 SIZE = 1 << 20
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pplx_async._core import rt
 from pplx_async.errors import ProviderUnavailable
 from pplx_async.libraries import libfabric_files
@@ -64,6 +66,14 @@ def _loopback() -> Fabric:
     return Fabric("loopback", "loopback")
 
 
+def _ipc() -> Fabric:
+    try:
+        rt.discover("ipc", {})
+    except ProviderUnavailable as error:
+        return Fabric("ipc", "ipc", missing=f"ipc not available: {error}")
+    return Fabric("ipc", "ipc")
+
+
 def _tcp() -> Fabric:
     wheels = [file.path for file in libfabric_files() if file.origin.startswith("wheel")]
     if not wheels:
@@ -85,7 +95,7 @@ def _efa() -> Fabric:
     return _from_library("efa", "efa", str(FAKE_LIBRARY))
 
 
-_FIND = {"loopback": _loopback, "tcp": _tcp, "rxm": _rxm, "efa": _efa}
+_FIND = {"loopback": _loopback, "ipc": _ipc, "tcp": _tcp, "rxm": _rxm, "efa": _efa}
 
 
 def _missing(fabric_id: str, name: str, reason: str) -> Fabric:
@@ -136,3 +146,10 @@ def _build_fake() -> str | None:
     )
     assert built.returncode == 0, f"tests/fake_libfabric does not compile:\n{built.stdout}\n{built.stderr}"
     return None
+
+
+def programs(*names: str) -> None:
+    """Skip the test where a program is not installed."""
+    for name in names:
+        if shutil.which(name) is None:
+            pytest.skip(f"{name} is not installed")

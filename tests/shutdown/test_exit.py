@@ -39,7 +39,7 @@ def run(main):
 """
 
 
-@pytest.fixture(params=["loopback", "tcp"])
+@pytest.fixture(params=["loopback", "ipc", "tcp"])
 def options(request):
     fabric = find_fabric(request.param)
     if fabric.missing:

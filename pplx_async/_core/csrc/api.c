@@ -9,9 +9,10 @@
 #include "dynload.h"
 
 extern const pplx_provider pplx_provider_fabric;
+extern const pplx_provider pplx_provider_ipc;
 extern const pplx_provider pplx_provider_loopback;
 
-static const pplx_provider *const builtin[] = {&pplx_provider_fabric, &pplx_provider_loopback};
+static const pplx_provider *const builtin[] = {&pplx_provider_fabric, &pplx_provider_ipc, &pplx_provider_loopback};
 
 /* NULL: there is none of this name. */
 static const pplx_provider *pplx_provider_builtin(const char *name) {

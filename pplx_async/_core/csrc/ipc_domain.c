@@ -1,0 +1,134 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* A domain of the ipc provider: its descriptors, all in one epoll set that is also the wait fd, and
+ * when they are looked at. The rest of the time a domain lives on shared memory alone. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "ipc_internal.h"
+
+enum { MOST_EVENTS = 32 };
+
+bool pplx_ipc_watch_fd(ipc_domain *domain, int fd, ipc_watch *watch) {
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = watch};
+    return epoll_ctl(domain->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+pplx_status pplx_ipc_domain_open(const ipc_options *options, ipc_domain **out, pplx_error *error) {
+    ipc_domain *domain = calloc(1, sizeof *domain);
+    if (!domain) return ipc_fail(error, PPLX_NO_MEMORY, ENOMEM, "no memory for an ipc domain");
+    domain->options = *options;
+    domain->listener = domain->epoll_fd = domain->self_fd = -1;
+    domain->listener_watch = (ipc_watch){IPC_WATCH_LISTENER, domain};
+    domain->self_watch = (ipc_watch){IPC_WATCH_SELF, domain};
+    pplx_ipc_visitors_open(domain);
+    bool open = pplx_ipc_random(domain->listener_name, sizeof domain->listener_name);
+    if (open) domain->listener = pplx_ipc_listen(domain->listener_name);
+    if (open && domain->listener >= 0) domain->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (domain->epoll_fd >= 0) domain->self_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (domain->self_fd >= 0 && pplx_ipc_watch_fd(domain, domain->listener, &domain->listener_watch) &&
+        pplx_ipc_watch_fd(domain, domain->self_fd, &domain->self_watch)) {
+        *out = domain;
+        return PPLX_OK;
+    }
+    int native = errno;
+    pplx_ipc_domain_close(domain);
+    return ipc_fail(error, PPLX_NATIVE, native, "no socket to listen on inside this host: %s", strerror(native));
+}
+
+void pplx_ipc_domain_close(ipc_domain *domain) {
+    pplx_ipc_visitors_close(domain);
+    if (domain->listener >= 0) close(domain->listener);
+    if (domain->epoll_fd >= 0) close(domain->epoll_fd);
+    if (domain->self_fd >= 0) close(domain->self_fd);
+    free(domain->buckets);
+    free(domain->late);
+    free(domain);
+}
+
+/* ------------------------------------------------------------------ looking */
+
+static void clear_self(const ipc_domain *domain) {
+    uint64_t count;
+    if (read(domain->self_fd, &count, sizeof count) < 0) return; /* EAGAIN: it wasn't rung */
+}
+
+void pplx_ipc_ring_self(ipc_domain *domain) {
+    const uint64_t one = 1;
+    if (domain->slept && write(domain->self_fd, &one, sizeof one) < 0) return; /* full: it is readable */
+}
+
+static void look_at(ipc_domain *domain, const ipc_watch *watch, uint64_t now_ns) {
+    switch (watch->kind) {
+    case IPC_WATCH_LISTENER: pplx_ipc_accept_visitors(domain, now_ns); break;
+    case IPC_WATCH_SELF: clear_self(domain); break;
+    case IPC_WATCH_VISITOR: pplx_ipc_visitor_readable(domain, watch->subject); break;
+    case IPC_WATCH_SOCKET: pplx_ipc_read_notes(watch->subject); break;
+    case IPC_WATCH_PEER: pplx_ipc_peer_died(watch->subject); break;
+    }
+}
+
+/* Endpoints are not freed in here, nor are visitors: an event of something that has ended meanwhile
+ * finds that out. */
+void pplx_ipc_look(ipc_domain *domain, uint64_t now_ns) {
+    struct epoll_event events[MOST_EVENTS];
+    domain->looked_ns = now_ns;
+    domain->look_again = false;
+    int count = epoll_wait(domain->epoll_fd, events, MOST_EVENTS, 0);
+    for (int i = 0; i < count; i++) look_at(domain, events[i].data.ptr, now_ns);
+    if (count == MOST_EVENTS) domain->look_again = true;
+    pplx_ipc_visitors_expire(domain, now_ns);
+    for (ipc_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next) {
+        if (endpoint->state == IPC_MEETING) pplx_ipc_meet(endpoint);
+        if (endpoint->unwanted) pplx_ipc_send_revokes(endpoint);
+    }
+}
+
+/* ------------------------------------------------------------------ sleeping */
+
+static bool reads_inbox(const ipc_endpoint *endpoint) {
+    return endpoint->state == IPC_UP || endpoint->state == IPC_ENDING;
+}
+
+void pplx_ipc_awake(ipc_domain *domain) {
+    domain->slept = false;
+    for (ipc_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next)
+        if (reads_inbox(endpoint)) ipc_set_wake(&endpoint->inbox, 0);
+}
+
+/* Is there anything to do, looked for after `wake` was set? What isn't in shared memory makes the
+ * wait fd readable: answers, notes, death. */
+static bool busy(const ipc_endpoint *endpoint) {
+    if (endpoint->state == IPC_MEETING) return endpoint->retry;
+    if (endpoint->state == IPC_ENDING) return true;
+    if (endpoint->state != IPC_UP) return false;
+    return pplx_ipc_has_news(endpoint) || pplx_ipc_arrived(endpoint) || pplx_ipc_own_work(endpoint);
+}
+
+static unsigned wants(const ipc_endpoint *endpoint) {
+    bool room = (endpoint->queue.head && endpoint->queue_blocked == IPC_NEEDS_SLOT) ||
+                (endpoint->sends.head && endpoint->sends_blocked == IPC_NEEDS_RECEIVE);
+    return IPC_WAKE_ARRIVAL | (room ? IPC_WAKE_ROOM : 0);
+}
+
+pplx_status pplx_ipc_arm(pplx_provider_domain *handle) {
+    ipc_domain *domain = (ipc_domain *)handle;
+    if (domain->done.head || domain->look_again || domain->late_head < domain->late_count) return PPLX_AGAIN;
+    for (ipc_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next)
+        if (reads_inbox(endpoint)) ipc_set_wake(&endpoint->inbox, wants(endpoint));
+    domain->slept = true;
+    for (const ipc_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next) {
+        if (!busy(endpoint)) continue;
+        pplx_ipc_awake(domain);
+        return PPLX_AGAIN;
+    }
+    return PPLX_OK;
+}

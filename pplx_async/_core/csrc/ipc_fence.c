@@ -1,0 +1,214 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* Closing an endpoint so that its peer touches our memory no more.
+ *
+ * Our own work requests end at once: only this thread worked for them. What the peer may still do is
+ * write to memfds of ours that it has mapped. It is told to let go (BYE), and does so in its next
+ * poll(). Until it confirms, or is dead, endpoint_close() says PPLX_UNRELEASED.
+ *
+ * A peer that is stopped, hangs, or lies can't be waited for. Nobody can take a mapping away from
+ * another process, but we can take our memory elsewhere: a fresh memfd with the same contents is
+ * mapped over each range, and what the peer writes from then on goes to pages that we have given up.
+ * Before that the other peers that have the memfd are told to let go of it, so that no write of
+ * theirs is lost between the copy and the switch; they get the new one when they ask again. Our own
+ * threads must not write there in that moment, or what they write may be lost. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* mremap, SEEK_DATA */
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "ipc_internal.h"
+
+/* ------------------------------------------------------------------ moving pages */
+
+/* Only what was ever written: the rest of a sparse memfd stays unallocated. */
+static void copy_contents(const ipc_segment *segment, unsigned char *to) {
+    off_t at = 0, size = (off_t)segment->nbytes;
+    while (at < size) {
+        off_t data = lseek(segment->fd, at, SEEK_DATA);
+        if (data < 0 && errno == ENXIO) return; /* a hole up to the end */
+        off_t hole = data < 0 ? -1 : lseek(segment->fd, data, SEEK_HOLE);
+        if (data < 0 || hole < 0) { /* not told: all of it */
+            data = at;
+            hole = size;
+        }
+        memcpy(to + data, segment->address + data, (size_t)(hole - data));
+        at = hole;
+    }
+}
+
+/* False: it can't be done now, and nothing has changed. */
+static bool move_segment(ipc_segment *segment) {
+    const size_t nbytes = (size_t)segment->nbytes;
+    struct stat file;
+    int fd = pplx_ipc_memfd("pplx-ipc-moved", segment->nbytes);
+    if (fd < 0) return false;
+    void *fresh = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (fresh == MAP_FAILED || fstat(fd, &file) != 0) {
+        if (fresh != MAP_FAILED) munmap(fresh, nbytes);
+        close(fd);
+        return false;
+    }
+    copy_contents(segment, fresh);
+    if (mremap(fresh, nbytes, nbytes, MREMAP_MAYMOVE | MREMAP_FIXED, segment->address) == MAP_FAILED) {
+        munmap(fresh, nbytes);
+        close(fd);
+        return false;
+    }
+    /* The engine's descriptor goes with it: who registers this memory again means these pages. */
+    dup3(fd, segment->owner_fd, O_CLOEXEC);
+    close(segment->fd);
+    segment->fd = fd;
+    segment->device = file.st_dev;
+    segment->inode = file.st_ino;
+    return true;
+}
+
+/* ------------------------------------------------------------------ who has them */
+
+/* It has a descriptor of memory that is still registered. */
+static bool exposes(const ipc_export *export) { return export->segment && export->segment->regions; }
+
+static bool exposed(const ipc_endpoint *endpoint) {
+    for (const ipc_export *export = endpoint->exports; export; export = export->endpoint_next)
+        if (exposes(export)) return true;
+    return false;
+}
+
+static void start_moving(const ipc_endpoint *endpoint) {
+    ipc_domain *domain = endpoint->domain;
+    for (const ipc_export *export = endpoint->exports; export; export = export->endpoint_next)
+        if (exposes(export)) export->segment->moving = true;
+    for (ipc_endpoint *other = domain->endpoints; other; other = other->next) {
+        if (other->state != IPC_UP || other->closing) continue;
+        for (ipc_export *export = other->exports; export; export = export->endpoint_next)
+            if (export->segment && export->segment->moving) pplx_ipc_unwant(export);
+        pplx_ipc_send_revokes(other);
+    }
+}
+
+static ipc_endpoint *other_holder(const ipc_domain *domain) {
+    for (ipc_endpoint *other = domain->endpoints; other; other = other->next) {
+        if (other->state != IPC_UP || other->closing) continue;
+        for (const ipc_export *export = other->exports; export; export = export->endpoint_next)
+            if (export->segment && export->segment->moving) return other;
+    }
+    return NULL;
+}
+
+/* Whoever was told of the old pages has nothing of ours any more. */
+static void forget_holders(const ipc_domain *domain, ipc_segment *segment) {
+    for (ipc_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next) {
+        for (ipc_export *export = endpoint->exports; export; export = export->endpoint_next) {
+            if (export->segment != segment) continue;
+            export->segment = NULL;
+            segment->exports--;
+        }
+    }
+}
+
+static bool move_pages(const ipc_domain *domain) {
+    bool all = true;
+    for (ipc_segment *segment = domain->segments; segment; segment = segment->next) {
+        if (!segment->moving || !segment->regions) continue;
+        if (move_segment(segment)) {
+            segment->moving = false;
+            forget_holders(domain, segment);
+        } else {
+            all = false;
+        }
+    }
+    return all;
+}
+
+/* ------------------------------------------------------------------ closing */
+
+static void start_closing(ipc_endpoint *endpoint, uint64_t now_ns) {
+    const ipc_note note = {.kind = IPC_BYE};
+    endpoint->closing = true;
+    endpoint->fence_ns = now_ns + IPC_FENCE_NS;
+    pplx_ipc_end_all(endpoint, PPLX_FLUSHED);
+    pplx_ipc_keys_close(endpoint);
+    endpoint->said_bye = pplx_ipc_say(endpoint, &note, -1);
+    pplx_ipc_announce(endpoint);
+}
+
+/* What the peer has sent before it knew is counted, if its endpoint is here or not. */
+static void keep_immediates(ipc_endpoint *endpoint) {
+    ipc_domain *domain = endpoint->domain;
+    uint32_t imm;
+    if (!endpoint->inbox.head) return;
+    for (uint32_t i = 0; i < endpoint->inbox.slots; i++) {
+        if (!ipc_peek_immediate(&endpoint->inbox, endpoint->immediate_head, &imm)) return;
+        endpoint->immediate_head++;
+        if (domain->late_count == domain->late_capacity) {
+            size_t capacity = domain->late_capacity ? 2 * domain->late_capacity : 64;
+            uint32_t *late = realloc(domain->late, capacity * sizeof *late);
+            if (!late) return;
+            domain->late = late;
+            domain->late_capacity = capacity;
+        }
+        domain->late[domain->late_count++] = imm;
+    }
+}
+
+static void drop_done(ipc_endpoint *endpoint) {
+    ipc_list *done = &endpoint->domain->done;
+    for (ipc_record *record = done->head, *next; record; record = next) {
+        next = record->next;
+        if (record->endpoint == endpoint) ipc_list_remove(done, record);
+    }
+}
+
+/* What only this endpoint wanted moved stays where it is. */
+static void settle_moving(const ipc_domain *domain) {
+    for (ipc_segment *segment = domain->segments; segment; segment = segment->next) segment->moving = false;
+    for (const ipc_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next)
+        for (const ipc_export *export = endpoint->moving ? endpoint->exports : NULL; export;
+             export = export->endpoint_next)
+            if (exposes(export)) export->segment->moving = true;
+}
+
+static pplx_status finish_closing(ipc_endpoint *endpoint) {
+    ipc_domain *domain = endpoint->domain;
+    keep_immediates(endpoint);
+    drop_done(endpoint);
+    if (domain->late_count) pplx_ipc_ring_self(domain);
+    pplx_ipc_disconnect(endpoint);
+    pplx_ipc_drop_exports(endpoint);
+    if (domain->turn == endpoint) domain->turn = endpoint->next;
+    *(endpoint->prev ? &endpoint->prev->next : &domain->endpoints) = endpoint->next;
+    if (endpoint->next) endpoint->next->prev = endpoint->prev;
+    if (endpoint->moving) settle_moving(domain);
+    free(endpoint->records.all);
+    free(endpoint->receive_records.all);
+    free(endpoint);
+    return PPLX_OK;
+}
+
+pplx_status pplx_ipc_endpoint_close(pplx_provider_endpoint *handle) {
+    ipc_endpoint *endpoint = (ipc_endpoint *)handle;
+    ipc_domain *domain = endpoint->domain;
+    const uint64_t now_ns = ipc_now_ns();
+    if (!endpoint->closing) start_closing(endpoint, now_ns);
+    if (!endpoint->let_go && exposed(endpoint)) pplx_ipc_look(domain, now_ns); /* it may have answered */
+    if (endpoint->let_go || !exposed(endpoint)) return finish_closing(endpoint);
+    if (now_ns < endpoint->fence_ns) return PPLX_UNRELEASED;
+    if (!endpoint->moving) {
+        endpoint->moving = true;
+        endpoint->fence_ns = now_ns + IPC_FENCE_NS;
+        start_moving(endpoint);
+    }
+    for (ipc_endpoint *other; (other = other_holder(domain)) != NULL;) {
+        if (now_ns < endpoint->fence_ns) return PPLX_UNRELEASED;
+        pplx_ipc_break(other, PPLX_CONNECTION); /* it does not answer either */
+    }
+    return move_pages(domain) ? finish_closing(endpoint) : PPLX_UNRELEASED;
+}

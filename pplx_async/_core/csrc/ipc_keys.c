@@ -1,0 +1,110 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* The peer's regions, as one endpoint knows them: asked for at first use, mapped if they can be,
+ * and forgotten when the peer revokes them. What the peer says is checked before it is believed: a
+ * mapping is made of what is sealed and long enough, and bounds are those of the mapping. */
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "ipc_internal.h"
+
+static ipc_key **bucket_of(const ipc_keys *keys, uint64_t key) { return &keys->buckets[key & (keys->nbuckets - 1)]; }
+
+ipc_key *pplx_ipc_key_find(const ipc_endpoint *endpoint, uint64_t key) {
+    if (endpoint->keys.nbuckets == 0) return NULL;
+    ipc_key *found = *bucket_of(&endpoint->keys, key);
+    while (found && found->key != key) found = found->next;
+    return found;
+}
+
+static bool grow(ipc_keys *keys) {
+    size_t old = keys->nbuckets;
+    if (keys->count < old) return true;
+    ipc_key **before = keys->buckets;
+    ipc_key **buckets = calloc(old ? 2 * old : 32, sizeof(ipc_key *));
+    if (!buckets) return false;
+    keys->buckets = buckets;
+    keys->nbuckets = old ? 2 * old : 32;
+    for (size_t i = 0; i < old; i++) {
+        for (ipc_key *key = before[i], *next; key; key = next) {
+            next = key->next;
+            ipc_key **bucket = bucket_of(keys, key->key);
+            key->next = *bucket;
+            *bucket = key;
+        }
+    }
+    free(before);
+    return true;
+}
+
+ipc_key *pplx_ipc_key_use(ipc_endpoint *endpoint, uint64_t number) {
+    ipc_keys *keys = &endpoint->keys;
+    ipc_key *key = pplx_ipc_key_find(endpoint, number);
+    if (key) return key->state == IPC_KEY_ASKED ? NULL : key;
+    const ipc_note note = {.kind = IPC_MAP, .key = number};
+    if (keys->asked == IPC_MAX_ASKED || !grow(keys)) return NULL;
+    key = calloc(1, sizeof *key);
+    if (!key || !pplx_ipc_say(endpoint, &note, -1)) {
+        free(key);
+        return NULL;
+    }
+    key->key = number;
+    key->state = IPC_KEY_ASKED;
+    key->next = *bucket_of(keys, number);
+    *bucket_of(keys, number) = key;
+    keys->count++;
+    keys->asked++;
+    pplx_ipc_announce(endpoint);
+    return NULL;
+}
+
+void pplx_ipc_key_drop(ipc_endpoint *endpoint, ipc_key *key) {
+    ipc_key **at = bucket_of(&endpoint->keys, key->key);
+    while (*at != key) at = &(*at)->next;
+    *at = key->next;
+    endpoint->keys.count--;
+    endpoint->keys.asked -= key->state == IPC_KEY_ASKED;
+    if (key->mapping) munmap(key->mapping, key->mapping_nbytes);
+    free(key);
+}
+
+void pplx_ipc_keys_close(ipc_endpoint *endpoint) {
+    ipc_keys *keys = &endpoint->keys;
+    for (size_t i = 0; i < keys->nbuckets; i++)
+        while (keys->buckets[i]) pplx_ipc_key_drop(endpoint, keys->buckets[i]);
+    free(keys->buckets);
+    *keys = (ipc_keys){0};
+}
+
+/* False: what came can't be what the peer says. Without memory for a mapping the peer does the copying. */
+static bool map(ipc_key *key, const ipc_note *note, int fd) {
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), from = note->offset / page * page;
+    if (note->nbytes > UINT64_MAX - (note->offset - from)) return false;
+    uint64_t nbytes = note->nbytes + (note->offset - from);
+    key->mapping = pplx_ipc_map_foreign(fd, from, nbytes, note->access & PPLX_ACCESS_REMOTE_WRITE);
+    if (!key->mapping) return errno == ENOMEM;
+    key->mapping_nbytes = (size_t)nbytes;
+    key->memory = (unsigned char *)key->mapping + (note->offset - from);
+    return true;
+}
+
+/* Takes fd. */
+void pplx_ipc_key_mapped(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
+    ipc_key *key = pplx_ipc_key_find(endpoint, note->key);
+    bool fine = key && key->state == IPC_KEY_ASKED;
+    if (fine && note->extent == IPC_LATER) {
+        pplx_ipc_key_drop(endpoint, key); /* asked again by whoever needs it */
+    } else if (fine) {
+        endpoint->keys.asked--;
+        key->state = note->extent == IPC_NO_KEY ? IPC_KEY_NONE : IPC_KEY_KNOWN;
+        key->access = note->access;
+        key->nbytes = note->nbytes;
+        fine = note->extent <= IPC_MAPPABLE && (note->extent != IPC_MAPPABLE || map(key, note, fd));
+    }
+    if (fd >= 0) close(fd);
+    if (!fine) endpoint->garbage = true;
+    endpoint->queue_blocked = IPC_RUNNABLE;
+}

@@ -1,0 +1,270 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* The connection of two endpoints: how they meet, what they tell each other, how it ends.
+ *
+ *   smaller token   connect, HELLO with its inbox ->
+ *   the other       <- WELCOME with its inbox              both are UP
+ *   either          MAP, MAPPED, REVOKE, REVOKED, WAKE
+ *   the end         BYE ->  the other lets go of everything, <- BYE_ACK
+ *                   or the end of the stream or of the process, which is a loss
+ *
+ * After the peer is gone what it left in our inbox is still delivered: the state is ENDING until it
+ * is empty, then BROKEN. A peer that breaks the rules is broken with at once. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "ipc_internal.h"
+
+/* ------------------------------------------------------------------ meeting */
+
+bool pplx_ipc_inbox_open(ipc_endpoint *endpoint) {
+    const ipc_options *options = &endpoint->domain->options;
+    size_t nbytes = ipc_inbox_nbytes(options->slots, options->staging);
+    endpoint->inbox_fd = pplx_ipc_memfd("pplx-ipc-inbox", nbytes);
+    if (endpoint->inbox_fd < 0) return false;
+    void *memory = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, endpoint->inbox_fd, 0);
+    if (memory == MAP_FAILED) return false;
+    endpoint->inbox = ipc_inbox_at(memory, options->slots, options->staging);
+    return true;
+}
+
+static bool say_hello(ipc_endpoint *endpoint, uint32_t kind) {
+    ipc_hello hello = {.kind = kind,
+                       .version = IPC_VERSION,
+                       .slots = endpoint->inbox.slots,
+                       .staging = endpoint->inbox.staging_nbytes};
+    memcpy(hello.to, endpoint->peer.token, sizeof hello.to);
+    memcpy(hello.from, endpoint->own.token, sizeof hello.from);
+    return pplx_ipc_send(endpoint->socket, &hello, sizeof hello, endpoint->inbox_fd) == (ssize_t)sizeof hello;
+}
+
+static void close_fd(int *fd) {
+    if (*fd >= 0) close(*fd);
+    *fd = -1;
+}
+
+/* The peer's HELLO or WELCOME. Takes inbox_fd. */
+static bool map_outbox(ipc_endpoint *endpoint, const ipc_hello *hello, int inbox_fd) {
+    void *memory = NULL;
+    if (ipc_inbox_sizes_valid(hello->slots, hello->staging) &&
+        memcmp(hello->from, endpoint->peer.token, IPC_TOKEN_BYTES) == 0 &&
+        memcmp(hello->to, endpoint->own.token, IPC_TOKEN_BYTES) == 0)
+        memory = pplx_ipc_map_foreign(inbox_fd, 0, ipc_inbox_nbytes(hello->slots, hello->staging), true);
+    close_fd(&inbox_fd);
+    if (!memory) return false;
+    endpoint->outbox = ipc_inbox_at(memory, hello->slots, hello->staging);
+    return true;
+}
+
+/* Watch the peer's life. Without a pidfd (another pid namespace) the socket alone tells of its death. */
+static void watch_peer(ipc_endpoint *endpoint) {
+    pid_t pid;
+    if (pplx_ipc_same_user(endpoint->socket, &pid) && pid > 0) endpoint->pidfd = pplx_ipc_pidfd(pid);
+    if (endpoint->pidfd >= 0) pplx_ipc_watch_fd(endpoint->domain, endpoint->pidfd, &endpoint->peer_watch);
+}
+
+static void stand(ipc_endpoint *endpoint) {
+    endpoint->state = IPC_UP;
+    close_fd(&endpoint->inbox_fd);
+    watch_peer(endpoint);
+    pplx_ipc_ring_self(endpoint->domain); /* armed before: the peer would find no reason to wake us */
+}
+
+void pplx_ipc_accept(ipc_endpoint *endpoint, int fd, const ipc_hello *hello, int inbox_fd) {
+    endpoint->socket = fd;
+    if (map_outbox(endpoint, hello, inbox_fd) && say_hello(endpoint, IPC_WELCOME) &&
+        pplx_ipc_watch_fd(endpoint->domain, fd, &endpoint->socket_watch))
+        stand(endpoint);
+    else
+        pplx_ipc_break(endpoint, PPLX_CONNECTION);
+}
+
+static void call(ipc_endpoint *endpoint) {
+    pid_t pid;
+    endpoint->socket = pplx_ipc_connect(endpoint->peer.listener);
+    endpoint->retry = endpoint->socket < 0 && errno == EAGAIN; /* its backlog is full */
+    if (endpoint->retry) return;
+    if (endpoint->socket < 0) {
+        /* nobody listens there any more; or no descriptor is to be had */
+        pplx_ipc_break(endpoint, errno == ECONNREFUSED ? PPLX_PEER_LOST : PPLX_CONNECTION);
+    } else if (pplx_ipc_same_user(endpoint->socket, &pid) && say_hello(endpoint, IPC_HELLO) &&
+               pplx_ipc_watch_fd(endpoint->domain, endpoint->socket, &endpoint->socket_watch)) {
+        endpoint->state = IPC_GREETED;
+    } else {
+        pplx_ipc_break(endpoint, PPLX_CONNECTION);
+    }
+}
+
+void pplx_ipc_meet(ipc_endpoint *endpoint) {
+    if (memcmp(endpoint->own.token, endpoint->peer.token, IPC_TOKEN_BYTES) < 0)
+        call(endpoint);
+    else
+        pplx_ipc_visitor_for(endpoint);
+}
+
+/* ------------------------------------------------------------------ telling */
+
+bool pplx_ipc_say(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
+    return endpoint->socket >= 0 && pplx_ipc_send(endpoint->socket, note, sizeof *note, fd) == (ssize_t)sizeof *note;
+}
+
+void pplx_ipc_wake_peer(ipc_endpoint *endpoint, unsigned what) {
+    static const ipc_note note = {.kind = IPC_WAKE};
+    if (ipc_take_wake(&endpoint->outbox, what)) pplx_ipc_say(endpoint, &note, -1); /* no room: it is readable */
+}
+
+void pplx_ipc_announce(ipc_endpoint *endpoint) {
+    if (endpoint->state != IPC_UP) return;
+    /* seq_cst: pairs with the load in pplx_ipc_has_news(); "Waking" in ipc_ring.h */
+    atomic_fetch_add_explicit(&endpoint->inbox.head->news, 1, memory_order_seq_cst);
+    pplx_ipc_wake_peer(endpoint, IPC_WAKE_ARRIVAL);
+}
+
+bool pplx_ipc_has_news(const ipc_endpoint *endpoint) {
+    /* seq_cst: pairs with the add in pplx_ipc_announce() */
+    return atomic_load_explicit(&endpoint->outbox.head->news, memory_order_seq_cst) != endpoint->news_seen;
+}
+
+void pplx_ipc_heed_news(ipc_endpoint *endpoint) {
+    if (endpoint->state != IPC_UP || !pplx_ipc_has_news(endpoint)) return;
+    endpoint->news_seen = atomic_load_explicit(&endpoint->outbox.head->news,
+                                               memory_order_seq_cst); /* seq_cst: as above */
+    pplx_ipc_read_notes(endpoint);
+}
+
+/* ------------------------------------------------------------------ listening */
+
+/* The peer closes, and has let go of our memory. So do we of its. */
+static void take_bye(ipc_endpoint *endpoint) {
+    const ipc_note note = {.kind = IPC_BYE_ACK};
+    endpoint->heard_bye = endpoint->let_go = true;
+    pplx_ipc_keys_close(endpoint);
+    pplx_ipc_say(endpoint, &note, -1);
+    pplx_ipc_announce(endpoint);
+    pplx_ipc_peer_gone(endpoint, PPLX_CONNECTION);
+}
+
+static void take_revoke(ipc_endpoint *endpoint, uint64_t key) {
+    const ipc_note note = {.kind = IPC_REVOKED, .key = key};
+    ipc_key *found = pplx_ipc_key_find(endpoint, key);
+    if (found && found->state == IPC_KEY_KNOWN) pplx_ipc_key_drop(endpoint, found);
+    if (!pplx_ipc_say(endpoint, &note, -1)) endpoint->garbage = true; /* it asks and asks, and reads no answer */
+}
+
+/* False: it is not one of those that may come, or not whole. Takes fd. */
+static bool take_note(ipc_endpoint *endpoint, const ipc_note *note, size_t nbytes, int fd) {
+    bool known = nbytes == sizeof *note;
+    bool with_fd = known && note->kind == IPC_MAPPED && note->extent == IPC_MAPPABLE;
+    if (!known || with_fd != (fd >= 0)) {
+        close_fd(&fd);
+        return false;
+    }
+    switch (note->kind) {
+    case IPC_MAP: pplx_ipc_answer_map(endpoint, note->key); break;
+    case IPC_MAPPED: pplx_ipc_key_mapped(endpoint, note, fd); break;
+    case IPC_REVOKE: take_revoke(endpoint, note->key); break;
+    case IPC_REVOKED: pplx_ipc_revoked(endpoint, note->key); break;
+    case IPC_WAKE: break;
+    case IPC_BYE: take_bye(endpoint); break;
+    case IPC_BYE_ACK:
+        if (!endpoint->said_bye) return false;
+        endpoint->let_go = true;
+        break;
+    default: return false;
+    }
+    return !endpoint->garbage;
+}
+
+static bool take_welcome(ipc_endpoint *endpoint, const ipc_hello *hello, size_t nbytes, int fd) {
+    if (nbytes == sizeof *hello && hello->kind == IPC_WELCOME && hello->version == IPC_VERSION && fd >= 0 &&
+        map_outbox(endpoint, hello, fd)) {
+        stand(endpoint);
+        return true;
+    }
+    if (nbytes != sizeof *hello) close_fd(&fd);
+    return false;
+}
+
+void pplx_ipc_read_notes(ipc_endpoint *endpoint) {
+    union {
+        ipc_hello hello;
+        ipc_note note;
+    } message;
+    for (int i = 0; i < IPC_MAX_NOTES && endpoint->socket >= 0; i++) {
+        int fd;
+        ssize_t n = pplx_ipc_receive(endpoint->socket, &message, sizeof message, &fd);
+        if (n < 0 && errno == EAGAIN) return;
+        if (n <= 0) {
+            if (endpoint->pidfd < 0) endpoint->let_go = true; /* nothing else would tell of its death */
+            pplx_ipc_peer_gone(endpoint, PPLX_PEER_LOST);
+            return;
+        }
+        bool fine = endpoint->state == IPC_GREETED ? take_welcome(endpoint, &message.hello, (size_t)n, fd)
+                                                   : take_note(endpoint, &message.note, (size_t)n, fd);
+        if (!fine) {
+            pplx_ipc_break(endpoint, PPLX_CONNECTION);
+            return;
+        }
+    }
+    endpoint->domain->look_again = true;
+}
+
+/* ------------------------------------------------------------------ the end */
+
+static void unwatch(const ipc_domain *domain, int *fd) {
+    if (*fd < 0) return;
+    epoll_ctl(domain->epoll_fd, EPOLL_CTL_DEL, *fd, NULL); /* a child that was forked may hold it open */
+    close_fd(fd);
+}
+
+/* Not of the peer: whether that lives is still of interest when the endpoint closes. */
+static void hang_up(ipc_endpoint *endpoint) {
+    unwatch(endpoint->domain, &endpoint->socket);
+    close_fd(&endpoint->inbox_fd);
+}
+
+void pplx_ipc_peer_gone(ipc_endpoint *endpoint, pplx_status why) {
+    hang_up(endpoint);
+    if (endpoint->state < IPC_UP) {
+        pplx_ipc_break(endpoint, why);
+    } else if (endpoint->state == IPC_UP) {
+        endpoint->state = IPC_ENDING;
+        endpoint->why = why;
+        endpoint->last_arrivals = (uint64_t)endpoint->inbox.slots + IPC_COMMANDS;
+    }
+}
+
+/* What it said last is read first: it may have been a goodbye. */
+void pplx_ipc_peer_died(ipc_endpoint *endpoint) {
+    if (endpoint->pidfd < 0) return;
+    if (endpoint->socket >= 0) pplx_ipc_read_notes(endpoint);
+    unwatch(endpoint->domain, &endpoint->pidfd);
+    endpoint->let_go = true;
+    pplx_ipc_peer_gone(endpoint, PPLX_PEER_LOST);
+}
+
+void pplx_ipc_break(ipc_endpoint *endpoint, pplx_status why) {
+    if (endpoint->state == IPC_BROKEN) return;
+    hang_up(endpoint);
+    endpoint->state = IPC_BROKEN;
+    endpoint->why = why;
+    endpoint->retry = false;
+    pplx_ipc_end_all(endpoint, why);
+    pplx_ipc_keys_close(endpoint);
+}
+
+void pplx_ipc_disconnect(ipc_endpoint *endpoint) {
+    hang_up(endpoint);
+    unwatch(endpoint->domain, &endpoint->pidfd);
+    pplx_ipc_keys_close(endpoint);
+    if (endpoint->outbox.head) munmap(endpoint->outbox.head, endpoint->outbox.nbytes);
+    if (endpoint->inbox.head) munmap(endpoint->inbox.head, endpoint->inbox.nbytes);
+    endpoint->outbox = endpoint->inbox = (ipc_inbox){0};
+}

@@ -1,0 +1,375 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* Our work requests: taken by post(), begun in order, ended in any.
+ *
+ *   post()  small ones are done at once if none waits; an immediate alone overtakes what waits
+ *   queue   writes and reads. Into a mapping: copied here, in pieces, then the immediate
+ *           Staged: a command for each piece; a read's piece is copied here when it is acknowledged
+ *   sends   messages, which need a RECV at the peer before they are begun
+ *   waiting all commands are out; ends with the last acknowledgement
+ *
+ * What is at the head of a list and can't go on says in `*_blocked` what it needs. */
+#include <string.h>
+
+#include "ipc_internal.h"
+
+typedef enum verdict {
+    ENDED,  /* record->status says how */
+    ISSUED, /* commands do the rest */
+    MORE,   /* this turn's bytes are used up */
+    BLOCKED
+} verdict;
+
+static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+void pplx_ipc_finish(ipc_list *from, ipc_record *record, pplx_status status) {
+    ipc_domain *domain = record->endpoint->domain;
+    if (from) ipc_list_remove(from, record);
+    record->status = status;
+    ipc_list_append(&domain->done, record);
+    pplx_ipc_ring_self(domain);
+}
+
+void pplx_ipc_end_all(ipc_endpoint *endpoint, pplx_status status) {
+    ipc_list *lists[] = {&endpoint->waiting, &endpoint->queue, &endpoint->sends, &endpoint->receives};
+    if (endpoint->receiving) pplx_ipc_finish(NULL, endpoint->receiving, status);
+    endpoint->receiving = NULL;
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
+        while (lists[i]->head) pplx_ipc_finish(lists[i], lists[i]->head, status);
+}
+
+/* ------------------------------------------------------------------ immediates */
+
+static bool has_slot(ipc_endpoint *endpoint) {
+    if (endpoint->immediates_free > 0) return true;
+    uint64_t free = ipc_immediates_free(&endpoint->outbox, endpoint->immediate_tail);
+    if (free == UINT64_MAX)
+        endpoint->garbage = true;
+    else
+        endpoint->immediates_free = free;
+    return endpoint->immediates_free > 0;
+}
+
+static bool push_immediate(ipc_endpoint *endpoint, uint32_t imm) {
+    if (!has_slot(endpoint)) return false;
+    endpoint->immediates_free--;
+    ipc_push_immediate(&endpoint->outbox, endpoint->immediate_tail++, imm);
+    pplx_ipc_wake_peer(endpoint, IPC_WAKE_ARRIVAL);
+    return true;
+}
+
+/* ------------------------------------------------------------------ commands */
+
+static uint64_t piece_nbytes(const ipc_endpoint *endpoint) {
+    return least(IPC_PIECE, endpoint->outbox.staging_nbytes / 4);
+}
+
+/* Room for a command and its piece, which lies in one run. False: not before an acknowledgement. */
+static bool reserve(const ipc_endpoint *endpoint, uint64_t nbytes, uint64_t *at, uint64_t *end) {
+    const uint64_t size = endpoint->outbox.staging_nbytes, tail = endpoint->staging_tail;
+    if (endpoint->command_tail - endpoint->command_acked == IPC_COMMANDS) return false;
+    uint64_t start = tail % size + nbytes > size ? tail + size - tail % size : tail;
+    *at = start % size;
+    *end = start + ipc_round_up(nbytes, IPC_LINE);
+    return *end - endpoint->staging_head <= size;
+}
+
+/* Hand the next piece of the record to the peer. */
+static bool issue(ipc_endpoint *endpoint, ipc_record *record, ipc_command command, uint64_t nbytes) {
+    const pplx_work_request *request = &record->request;
+    ipc_issued issued = {.record = record, .local = request->local_address + record->moved, .nbytes = nbytes};
+    if (!reserve(endpoint, nbytes, &issued.staging, &issued.end)) return false;
+    if (command.kind != IPC_COPY_OUT)
+        pplx_ipc_copy(endpoint->outbox.staging + issued.staging, (const void *)(uintptr_t)issued.local, nbytes);
+    command.nbytes = nbytes;
+    command.staging = issued.staging;
+    record->moved += nbytes;
+    if (record->moved == request->nbytes || record->status != PPLX_OK)
+        command.flags = request->opcode == PPLX_WRITE_IMM ? IPC_LAST | IPC_IMMEDIATE : IPC_LAST;
+    record->pending++;
+    endpoint->staging_tail = issued.end;
+    endpoint->issued[endpoint->command_tail % IPC_COMMANDS] = issued;
+    ipc_push_command(&endpoint->outbox, endpoint->command_tail++, &command);
+    return true;
+}
+
+static pplx_status status_of(uint64_t result) {
+    switch (result) { /* hostile: only what a peer may find */
+    case PPLX_OK: return PPLX_OK;
+    case PPLX_REMOTE_ACCESS: return PPLX_REMOTE_ACCESS;
+    default: return PPLX_TRANSPORT;
+    }
+}
+
+void pplx_ipc_take_acknowledgements(ipc_endpoint *endpoint, ipc_turn *turn) {
+    if (endpoint->command_acked == endpoint->command_tail) return;
+    uint64_t count = ipc_acknowledged(&endpoint->outbox, endpoint->command_acked, endpoint->command_tail);
+    if (count == UINT64_MAX) {
+        endpoint->garbage = true;
+        return;
+    }
+    for (; count > 0 && turn->nbytes > 0; count--) {
+        uint64_t position = endpoint->command_acked++;
+        const ipc_issued *issued = &endpoint->issued[position % IPC_COMMANDS];
+        ipc_record *record = issued->record;
+        pplx_status result = status_of(ipc_result(&endpoint->outbox, position));
+        if (record->status == PPLX_OK) record->status = result;
+        if (record->request.opcode == PPLX_READ && record->status == PPLX_OK) {
+            pplx_ipc_copy((void *)(uintptr_t)issued->local, endpoint->outbox.staging + issued->staging, issued->nbytes);
+            turn->nbytes -= least(turn->nbytes, issued->nbytes);
+        }
+        endpoint->staging_head = issued->end;
+        /* What is not all issued is still at the head of its list, which looks at the status. */
+        if (--record->pending == 0 && record->issued) pplx_ipc_finish(&endpoint->waiting, record, record->status);
+        if (endpoint->queue_blocked == IPC_NEEDS_ACK) endpoint->queue_blocked = IPC_RUNNABLE;
+        if (endpoint->sends_blocked == IPC_NEEDS_ACK) endpoint->sends_blocked = IPC_RUNNABLE;
+    }
+}
+
+/* ------------------------------------------------------------------ writes, reads */
+
+static verdict end(ipc_record *record, pplx_status status) {
+    if (record->status == PPLX_OK) record->status = status;
+    return record->pending ? ISSUED : ENDED;
+}
+
+static verdict block(enum ipc_blocked *blocked, enum ipc_blocked why) {
+    *blocked = why;
+    return BLOCKED;
+}
+
+static verdict finish_with_immediate(ipc_endpoint *endpoint, ipc_record *record) {
+    if (record->request.opcode == PPLX_WRITE_IMM && !push_immediate(endpoint, record->request.imm))
+        return block(&endpoint->queue_blocked, IPC_NEEDS_SLOT);
+    return end(record, PPLX_OK);
+}
+
+static verdict run_mapped(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key, uint64_t *nbytes) {
+    const pplx_work_request *request = &record->request;
+    while (record->moved < request->nbytes) {
+        if (*nbytes == 0) return MORE;
+        uint64_t piece = least(request->nbytes - record->moved, *nbytes);
+        void *local = (void *)(uintptr_t)(request->local_address + record->moved);
+        void *remote = key->memory + request->remote_address + record->moved;
+        if (request->opcode == PPLX_READ)
+            pplx_ipc_copy(local, remote, piece);
+        else
+            pplx_ipc_copy(remote, local, piece);
+        record->moved += piece;
+        *nbytes -= piece;
+    }
+    return finish_with_immediate(endpoint, record);
+}
+
+static verdict run_staged(ipc_endpoint *endpoint, ipc_record *record, uint64_t *nbytes) {
+    const pplx_work_request *request = &record->request;
+    if (request->nbytes == 0) return finish_with_immediate(endpoint, record);
+    verdict verdict = ISSUED;
+    const uint64_t before = record->moved;
+    while (record->moved < request->nbytes && verdict == ISSUED) {
+        const ipc_command command = {.kind = request->opcode == PPLX_READ ? IPC_COPY_OUT : IPC_COPY_IN,
+                                     .key = request->remote_key,
+                                     .offset = request->remote_address + record->moved,
+                                     .imm = request->imm};
+        uint64_t piece = least(request->nbytes - record->moved, piece_nbytes(endpoint));
+        if (*nbytes == 0)
+            verdict = MORE;
+        else if (!issue(endpoint, record, command, piece))
+            verdict = block(&endpoint->queue_blocked, IPC_NEEDS_ACK);
+        else
+            *nbytes -= least(*nbytes, piece);
+    }
+    if (record->moved > before) pplx_ipc_wake_peer(endpoint, IPC_WAKE_ARRIVAL);
+    return verdict;
+}
+
+static verdict run_one_sided(ipc_endpoint *endpoint, ipc_record *record, uint64_t *nbytes) {
+    const pplx_work_request *request = &record->request;
+    const uint32_t access = request->opcode == PPLX_READ ? PPLX_ACCESS_REMOTE_READ : PPLX_ACCESS_REMOTE_WRITE;
+    if (record->status != PPLX_OK) return end(record, record->status); /* a piece of it was refused */
+    ipc_key *key = pplx_ipc_key_use(endpoint, request->remote_key);
+    if (!key) return block(&endpoint->queue_blocked, IPC_NEEDS_ANSWER);
+    if (key->state == IPC_KEY_NONE) {
+        pplx_ipc_key_drop(endpoint, key);
+        return end(record, PPLX_REMOTE_ACCESS);
+    }
+    if (!(key->access & access) || request->nbytes > key->nbytes ||
+        request->remote_address > key->nbytes - request->nbytes)
+        return end(record, PPLX_REMOTE_ACCESS);
+    return key->memory ? run_mapped(endpoint, record, key, nbytes) : run_staged(endpoint, record, nbytes);
+}
+
+/* ------------------------------------------------------------------ messages */
+
+static bool receive_posted(const ipc_endpoint *endpoint) {
+    /* seq_cst: pairs with the store in count_receive(); "Waking" in ipc_ring.h. Hostile: then a
+     * message waits in the command ring for its RECV. */
+    return endpoint->sends_begun != atomic_load_explicit(&endpoint->outbox.head->receives, memory_order_seq_cst);
+}
+
+static verdict run_send(ipc_endpoint *endpoint, ipc_record *record, uint64_t *nbytes) {
+    const pplx_work_request *request = &record->request;
+    bool begun = record->pending || record->moved;
+    if (!begun && !receive_posted(endpoint)) return block(&endpoint->sends_blocked, IPC_NEEDS_RECEIVE);
+    verdict verdict = ISSUED;
+    do {
+        const ipc_command command = {.kind = IPC_MESSAGE, .key = request->nbytes, .offset = record->moved};
+        uint64_t piece = least(request->nbytes - record->moved, piece_nbytes(endpoint));
+        if (record->status != PPLX_OK) piece = 0; /* its memory is gone: a last command, and short */
+        if (*nbytes == 0) return MORE;
+        if (!issue(endpoint, record, command, piece)) {
+            verdict = block(&endpoint->sends_blocked, IPC_NEEDS_ACK);
+        } else {
+            if (!begun) endpoint->sends_begun++;
+            begun = true;
+            *nbytes -= least(*nbytes, piece);
+            pplx_ipc_wake_peer(endpoint, IPC_WAKE_ARRIVAL);
+        }
+    } while (record->moved < request->nbytes && verdict == ISSUED && record->status == PPLX_OK);
+    return verdict;
+}
+
+/* ------------------------------------------------------------------ a turn */
+
+typedef verdict (*run_fn)(ipc_endpoint *, ipc_record *, uint64_t *);
+
+static bool run_list(ipc_endpoint *endpoint, ipc_list *list, run_fn run, uint64_t *nbytes) {
+    for (int i = 0; i < IPC_TURN_OPS; i++) {
+        ipc_record *record = list->head;
+        if (!record || endpoint->garbage) return false;
+        verdict verdict = run(endpoint, record, nbytes);
+        if (verdict == BLOCKED) return false;
+        if (verdict == MORE) return true;
+        if (verdict == ENDED) {
+            pplx_ipc_finish(list, record, record->status);
+        } else {
+            record->issued = true;
+            ipc_list_move(list, &endpoint->waiting, record);
+        }
+    }
+    return true;
+}
+
+bool pplx_ipc_run_own(ipc_endpoint *endpoint, ipc_turn *turn) {
+    const uint64_t quantum = least(turn->nbytes, IPC_PIECE);
+    uint64_t left = quantum;
+    endpoint->queue_blocked = endpoint->sends_blocked = IPC_RUNNABLE; /* tried again, it says so again */
+    bool more = run_list(endpoint, &endpoint->sends, run_send, &left);
+    more |= run_list(endpoint, &endpoint->queue, run_one_sided, &left);
+    turn->nbytes -= quantum - left;
+    return more;
+}
+
+bool pplx_ipc_own_work(const ipc_endpoint *endpoint) {
+    if (endpoint->command_acked != endpoint->command_tail &&
+        ipc_acknowledged(&endpoint->outbox, endpoint->command_acked, endpoint->command_tail) != 0)
+        return true;
+    if (endpoint->sends.head && (endpoint->sends_blocked == IPC_RUNNABLE ||
+                                 (endpoint->sends_blocked == IPC_NEEDS_RECEIVE && receive_posted(endpoint))))
+        return true;
+    return endpoint->queue.head && (endpoint->queue_blocked == IPC_RUNNABLE ||
+                                    (endpoint->queue_blocked == IPC_NEEDS_SLOT &&
+                                     ipc_immediates_free(&endpoint->outbox, endpoint->immediate_tail) != 0));
+}
+
+/* ------------------------------------------------------------------ post */
+
+static bool alone(const pplx_work_request *request) {
+    return request->opcode == PPLX_WRITE_IMM && request->nbytes == 0;
+}
+
+static bool local_memory_valid(const ipc_endpoint *endpoint, const pplx_work_request *request) {
+    const ipc_region *region = (const ipc_region *)request->local_mr;
+    return region && region->domain == endpoint->domain && ipc_covers(region, request->local_address, request->nbytes);
+}
+
+static ipc_record *take_record(ipc_endpoint *endpoint, const pplx_work_request *request) {
+    ipc_record *record = request->opcode == PPLX_RECV
+                             ? ipc_pool_take(&endpoint->receive_records, 0)
+                             : ipc_pool_take(&endpoint->records, alone(request) ? 0 : PPLX_RESERVED_IMMS);
+    if (!record) return NULL;
+    record->endpoint = endpoint;
+    record->request = *request;
+    record->moved = 0;
+    record->pending = 0;
+    record->issued = false;
+    record->status = PPLX_OK;
+    return record;
+}
+
+/* Tell the peer, which may have a message for it. */
+static void count_receive(ipc_endpoint *endpoint) {
+    endpoint->receives_posted++;
+    /* seq_cst: pairs with the load in receive_posted() */
+    atomic_store_explicit(&endpoint->inbox.head->receives, endpoint->receives_posted, memory_order_seq_cst);
+    if (endpoint->state == IPC_UP) pplx_ipc_wake_peer(endpoint, IPC_WAKE_ROOM);
+    if (endpoint->domain->slept) pplx_ipc_ring_self(endpoint->domain); /* a message may wait for it here */
+}
+
+/* Do it now, or leave it to poll(). */
+static void start(ipc_endpoint *endpoint, ipc_record *record, uint64_t *nbytes) {
+    const pplx_work_request *request = &record->request;
+    const bool send = request->opcode == PPLX_SEND;
+    ipc_list *list = send ? &endpoint->sends : &endpoint->queue;
+    bool first = !list->head, overtakes = false;
+    if (!first && alone(request)) {
+        const ipc_key *key = pplx_ipc_key_find(endpoint, request->remote_key);
+        overtakes = key && key->state == IPC_KEY_KNOWN;
+    }
+    if (overtakes) {
+        enum ipc_blocked blocked = endpoint->queue_blocked;
+        verdict verdict = run_one_sided(endpoint, record, nbytes);
+        endpoint->queue_blocked = blocked;
+        if (verdict == ENDED) {
+            pplx_ipc_finish(NULL, record, record->status);
+            return;
+        }
+    }
+    ipc_list_append(list, record);
+    if (!first) return;
+    *(send ? &endpoint->sends_blocked : &endpoint->queue_blocked) = IPC_RUNNABLE;
+    if (request->nbytes <= least(IPC_SMALL_COPY, *nbytes))
+        run_list(endpoint, list, send ? run_send : run_one_sided, nbytes);
+    if (list->head) pplx_ipc_ring_self(endpoint->domain);
+}
+
+pplx_status pplx_ipc_post(pplx_provider_endpoint *handle, const pplx_work_request *requests, size_t count,
+                          size_t *posted, int32_t *provider_error) {
+    ipc_endpoint *endpoint = (ipc_endpoint *)handle;
+    uint64_t nbytes = IPC_POST_BYTES;
+    pplx_status status = PPLX_OK;
+    size_t i = 0;
+    *provider_error = 0;
+    pplx_ipc_heed_news(endpoint);
+    for (; i < count; i++) {
+        const pplx_work_request *request = &requests[i];
+        const bool receive = request->opcode == PPLX_RECV;
+        if (endpoint->closing)
+            status = PPLX_CLOSED;
+        else if (endpoint->state >= IPC_ENDING)
+            status = endpoint->why;
+        else if (!request->op || request->opcode > PPLX_RECV)
+            status = PPLX_INVALID;
+        else if (!receive && request->nbytes > IPC_MAX_MESSAGE)
+            status = PPLX_TOO_LARGE;
+        else if (!receive && endpoint->state != IPC_UP)
+            status = PPLX_AGAIN;
+        if (status != PPLX_OK) break;
+        ipc_record *record = take_record(endpoint, request);
+        if (!record) {
+            status = PPLX_AGAIN;
+            break;
+        }
+        if (!local_memory_valid(endpoint, request)) {
+            pplx_ipc_finish(NULL, record, PPLX_LOCAL_ACCESS);
+        } else if (receive) {
+            ipc_list_append(&endpoint->receives, record);
+            count_receive(endpoint);
+        } else {
+            start(endpoint, record, &nbytes);
+        }
+    }
+    *posted = i;
+    return status;
+}

@@ -1,0 +1,487 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* The ipc provider against a peer that breaks every rule. The attacker is played by this program: it
+ * has the victim's address, as a peer has, and speaks the wire by hand. */
+#include <dirent.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/socket.h>
+
+#include "ipc_internal.h"
+#include "ipc_sides.h"
+
+enum { SLOTS = 64, STAGING = 65536, GUARD = 4096 };
+
+typedef struct attacker {
+    ipc_address address, victim;
+    int socket;
+    int inbox_fd;
+    ipc_inbox inbox;  /* its own: the victim's outbox */
+    int victim_fd;    /* the victim's inbox, as it was passed */
+    ipc_inbox outbox; /* the victim's inbox */
+} attacker;
+
+/* The attacker has the smallest token, so it is the one that connects. */
+static void attacker_named(attacker *a, side *victim) {
+    memset(a, 0, sizeof *a);
+    side_listen(victim);
+    memcpy(&a->victim, victim->address, sizeof a->victim);
+    a->address = a->victim;
+    memset(a->address.token, 0, sizeof a->address.token);
+    pplx_error error;
+    CHECK_EQ(ipc->endpoint_connect(victim->endpoint, &a->address, sizeof a->address, &error), PPLX_OK);
+    a->socket = pplx_ipc_connect(a->victim.listener);
+    CHECK(a->socket >= 0);
+    a->inbox_fd = pplx_ipc_memfd("attacker", ipc_inbox_nbytes(SLOTS, STAGING));
+    CHECK(a->inbox_fd >= 0);
+    void *memory = mmap(NULL, ipc_inbox_nbytes(SLOTS, STAGING), PROT_READ | PROT_WRITE, MAP_SHARED, a->inbox_fd, 0);
+    CHECK(memory != MAP_FAILED);
+    a->inbox = ipc_inbox_at(memory, SLOTS, STAGING);
+    a->victim_fd = -1;
+}
+
+static ipc_hello hello_of(const attacker *a) {
+    ipc_hello hello = {.kind = IPC_HELLO, .version = IPC_VERSION, .slots = SLOTS, .staging = STAGING};
+    memcpy(hello.to, a->victim.token, sizeof hello.to);
+    memcpy(hello.from, a->address.token, sizeof hello.from);
+    return hello;
+}
+
+static void attacker_connects(attacker *a, side *victim) {
+    attacker_named(a, victim);
+    ipc_hello hello = hello_of(a), welcome;
+    CHECK(pplx_ipc_send(a->socket, &hello, sizeof hello, a->inbox_fd) == sizeof hello);
+    uint64_t start = check_now_ns();
+    while (pplx_ipc_receive(a->socket, &welcome, sizeof welcome, &a->victim_fd) != sizeof welcome) {
+        side_poll(victim);
+        check_patience(start, PATIENCE);
+    }
+    CHECK(welcome.kind == IPC_WELCOME && a->victim_fd >= 0);
+    void *memory = pplx_ipc_map_foreign(a->victim_fd, 0, ipc_inbox_nbytes(welcome.slots, welcome.staging), true);
+    CHECK(memory);
+    a->outbox = ipc_inbox_at(memory, welcome.slots, welcome.staging);
+}
+
+static void attacker_leaves(attacker *a) {
+    if (a->socket >= 0) close(a->socket);
+    if (a->inbox_fd >= 0) close(a->inbox_fd);
+    if (a->victim_fd >= 0) close(a->victim_fd);
+    if (a->inbox.head) munmap(a->inbox.head, a->inbox.nbytes);
+    if (a->outbox.head) munmap(a->outbox.head, a->outbox.nbytes);
+}
+
+/* What the victim's next write ends with, or post() says. */
+static int try_write(side *victim, uint64_t key, double seconds) {
+    static watched w;
+    size_t posted;
+    int32_t native;
+    uint64_t end = check_now_ns() + (uint64_t)(seconds * 1e9);
+    pplx_work_request request = request_of(victim, PLAIN, NULL, PLAIN, &w, PPLX_WRITE_IMM, 0, 64, 0);
+    request.remote_key = key;
+    pplx_status status;
+    while ((status = ipc->post(victim->endpoint, &request, 1, &posted, &native)) == PPLX_AGAIN && check_now_ns() < end)
+        side_poll(victim);
+    if (status != PPLX_OK) return status;
+    while (!w.completions && check_now_ns() < end) side_poll(victim);
+    return w.completions ? w.status : PPLX_AGAIN;
+}
+
+static void test_bad_inboxes(void) {
+    static side victim;
+    const size_t right = ipc_inbox_nbytes(SLOTS, STAGING);
+    side_open(&victim);
+    for (int how = 0; how < 9; how++) {
+        attacker a;
+        attacker_named(&a, &victim);
+        ipc_hello hello = hello_of(&a);
+        int fd = -1;
+        switch (how) {
+        case 0: /* can be truncated later */
+            fd = memfd_create("attacker", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+            CHECK(fd >= 0 && ftruncate(fd, (off_t)right) == 0);
+            break;
+        case 1: fd = pplx_ipc_memfd("attacker", right - 4096); break; /* too short */
+        case 2: fd = open("/dev/zero", O_RDWR | O_CLOEXEC); break;
+        case 3: fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0); break;
+        case 4: hello.slots = 63, fd = dup(a.inbox_fd); break;
+        case 5: hello.slots = 1u << 31, fd = dup(a.inbox_fd); break;
+        case 6: hello.staging = UINT32_MAX, fd = dup(a.inbox_fd); break;
+        case 7: hello.staging = 4097, fd = dup(a.inbox_fd); break;
+        case 8: fd = -1; break; /* none */
+        }
+        CHECK(how == 8 || fd >= 0);
+        CHECK(pplx_ipc_send(a.socket, &hello, sizeof hello, fd) == sizeof hello);
+        int status = try_write(&victim, 1, how == 8 ? 0.02 : PATIENCE);
+        CHECK(status == PPLX_CONNECTION || (how == 8 && status == PPLX_AGAIN)); /* that one wasn't a hello */
+        if (fd >= 0) close(fd);
+        attacker_leaves(&a);
+        close_endpoint(&victim, NULL);
+    }
+    side_close(&victim);
+}
+
+/* Hellos of strangers: to nobody, from nobody, of another version, too short, too long, two. */
+static void test_strangers(void) {
+    static side victim;
+    side_open(&victim);
+    attacker a;
+    attacker_named(&a, &victim);
+    for (int how = 0; how < 6; how++) {
+        int fd = pplx_ipc_connect(a.victim.listener);
+        CHECK(fd >= 0);
+        struct {
+            ipc_hello hello;
+            char more[64];
+        } message = {.hello = hello_of(&a)};
+        size_t nbytes = sizeof message.hello;
+        if (how == 0) message.hello.to[3] ^= 1;
+        if (how == 1) message.hello.from[3] ^= 1;
+        if (how == 2) message.hello.version++;
+        if (how == 3) nbytes--;
+        if (how == 4) nbytes += 64;
+        if (how == 5) message.hello.kind = IPC_WELCOME;
+        CHECK(pplx_ipc_send(fd, &message, nbytes, a.inbox_fd) == (ssize_t)nbytes);
+        run_for(&victim, NULL, 0.005);
+        char end;
+        ssize_t n = recv(fd, &end, 1, MSG_DONTWAIT);
+        CHECK(n == 0 || (n < 0 && errno != EAGAIN)); /* shown the door */
+        close(fd);
+    }
+    CHECK_EQ(try_write(&victim, 1, 0.005), PPLX_AGAIN); /* still waits for its peer */
+    attacker_leaves(&a);
+    side_close(&victim);
+}
+
+static void test_garbage_on_the_socket(void) {
+    static side victim;
+    uint64_t random = 3;
+    side_open(&victim);
+    for (int round = 0; round < 300; round++) {
+        attacker a;
+        attacker_connects(&a, &victim);
+        for (int i = 0; i < 4; i++) {
+            uint64_t bytes[16];
+            for (int j = 0; j < 16; j++) bytes[j] = check_random(&random);
+            size_t nbytes = 1 + check_random(&random) % sizeof bytes;
+            if (check_random(&random) % 4) nbytes = sizeof(ipc_note);
+            ipc_note note = {.kind = (uint32_t)(check_random(&random) % 12),
+                             .extent = (uint32_t)(check_random(&random) % 5),
+                             .key = check_random(&random) % 2 ? victim.key[MAPPED].key : bytes[0]};
+            if (check_random(&random) % 4) memcpy(bytes, &note, sizeof note);
+            pplx_ipc_send(a.socket, bytes, nbytes, check_random(&random) % 3 ? -1 : a.inbox_fd);
+        }
+        run_for(&victim, NULL, 0.0015);
+        attacker_leaves(&a);
+        /* It closes at once, or after the attacker's pages are taken away: the victim's are moved. */
+        close_endpoint(&victim, NULL);
+    }
+    side_close(&victim);
+}
+
+/* It asks and asks, and never reads. */
+static void test_flood_of_questions(void) {
+    static side victim;
+    attacker a;
+    side_open(&victim);
+    attacker_connects(&a, &victim);
+    const ipc_note note = {.kind = IPC_MAP, .key = victim.key[PLAIN].key};
+    uint64_t start = check_now_ns();
+    size_t asked = 0;
+    for (int silent = 0; silent < 100;) {
+        ssize_t n = pplx_ipc_send(a.socket, &note, sizeof note, -1);
+        if (n < 0 && errno != EAGAIN) break;
+        silent = n < 0 ? silent + 1 : 0;
+        asked += n > 0;
+        side_poll(&victim);
+        check_patience(start, PATIENCE);
+    }
+    CHECK(asked > 100 && asked < 100000);
+    CHECK_EQ(try_write(&victim, 1, PATIENCE), PPLX_CONNECTION);
+    attacker_leaves(&a);
+    close_endpoint(&victim, NULL);
+    side_close(&victim);
+}
+
+/* The victim asks for a key; the answer is a lie. */
+static void test_lies_about_memory(void) {
+    static side victim;
+    side_open(&victim);
+    for (int how = 0; how < 9; how++) {
+        attacker a;
+        attacker_connects(&a, &victim);
+        int unsealed = memfd_create("attacker", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        int small = pplx_ipc_memfd("attacker", 4096);
+        CHECK(unsealed >= 0 && ftruncate(unsealed, 1 << 20) == 0 && small >= 0);
+        ipc_note note = {.kind = IPC_MAPPED, .extent = IPC_MAPPABLE, .access = 3, .key = 77, .nbytes = 4096};
+        int fd = small;
+        switch (how) {
+        case 0: fd = unsealed; break;
+        case 1: note.nbytes = 4097; break;
+        case 2: note.nbytes = UINT64_MAX; break;
+        case 3: note.offset = 4096; break;
+        case 4: note.offset = UINT64_MAX - 100; break;
+        case 5: note.nbytes = 0; break;
+        case 6: note.extent = 77; break;
+        case 7: fd = -1; break;
+        case 8: note.key = 78; break;
+        }
+        static watched w;
+        size_t posted;
+        int32_t native;
+        pplx_work_request request = request_of(&victim, PLAIN, NULL, PLAIN, &w, PPLX_WRITE_IMM, 0, 64, 0);
+        request.remote_key = 77;
+        CHECK_EQ(ipc->post(victim.endpoint, &request, 1, &posted, &native), PPLX_OK);
+        CHECK(pplx_ipc_send(a.socket, &note, sizeof note, fd) == sizeof note);
+        CHECK_EQ(wait_for(&victim, NULL, &w), PPLX_CONNECTION);
+        close(unsealed);
+        close(small);
+        attacker_leaves(&a);
+        close_endpoint(&victim, NULL);
+    }
+    side_close(&victim);
+}
+
+/* ------------------------------------------------------------------ rings */
+
+static _Atomic bool over;
+
+typedef struct scribbler {
+    attacker *attacker;
+    uint64_t keys[2]; /* real ones */
+    bool wild;        /* else it keeps to what isn't an obvious breach, and so gets further */
+} scribbler;
+
+static uint64_t some_number(uint64_t *random) {
+    switch (check_random(random) % 5) {
+    case 0: return check_random(random) % 64;
+    case 1: return ARENA - check_random(random) % 64;
+    case 2: return IPC_PIECE + 1 - check_random(random) % 3;
+    case 3: return UINT64_MAX - check_random(random) % 64;
+    default: return check_random(random);
+    }
+}
+
+/* Commands that are taken for such, some of them nearly right; wrong heads; noise everywhere. */
+static void *scribble(void *argument) {
+    const scribbler *s = argument;
+    attacker *a = s->attacker;
+    uint64_t random = check_now_ns(), position = 0, imm = 0;
+    while (!atomic_load(&over)) {
+        ipc_command command = {.kind = (uint32_t)(check_random(&random) % 5),
+                               .flags = (uint32_t)check_random(&random) % 4,
+                               .key = check_random(&random) % 8 ? s->keys[check_random(&random) % 2]
+                                                                : some_number(&random),
+                               .offset = check_random(&random) % 2 ? 0 : some_number(&random),
+                               .nbytes = check_random(&random) % 2 ? 64 : some_number(&random),
+                               .staging = check_random(&random) % 2 ? 0 : some_number(&random)};
+        if (!s->wild) {
+            const uint64_t staging = a->outbox.staging_nbytes;
+            command.kind = 1 + command.kind % 2;
+            command.nbytes %= IPC_PIECE + 1;
+            command.staging %= staging;
+            if (command.nbytes > staging - command.staging) command.nbytes = staging - command.staging;
+        }
+        ipc_push_command(&a->outbox, position, &command);
+        if (!s->wild) { /* changed while it is being judged */
+            ipc_slot *slot = &a->outbox.commands[position % IPC_COMMANDS];
+            __atomic_store_n(&slot->words[2], some_number(&random), __ATOMIC_RELAXED);
+            __atomic_store_n(&slot->words[2], 0, __ATOMIC_RELAXED);
+        }
+        position = atomic_load(&a->outbox.head->commands);
+        ipc_push_immediate(&a->outbox, imm, (uint32_t)imm);
+        imm = atomic_load(&a->outbox.head->immediates);
+        uint64_t *words = (uint64_t *)(void *)a->outbox.head;
+        const uint64_t nwords = ipc_inbox_staging_at(a->outbox.slots) / sizeof *words;
+        if (s->wild && check_random(&random) % 16 == 0)
+            __atomic_store_n(&words[check_random(&random) % nwords], some_number(&random), __ATOMIC_RELAXED);
+        words = (uint64_t *)(void *)a->inbox.head;
+        if (s->wild && check_random(&random) % 64 == 0)
+            __atomic_store_n(&words[check_random(&random) % (sizeof(ipc_head) / sizeof *words)], some_number(&random),
+                             __ATOMIC_RELAXED);
+    }
+    return NULL;
+}
+
+/* For a second or more: the victim reads, posts, sleeps. It may break with the attacker, which comes
+ * back; what is registered may be written to, what lies round it may not. */
+static void test_garbage_in_the_rings(void) {
+    static side victim;
+    static unsigned char memory[GUARD + ARENA + GUARD];
+    const char *seconds = getenv("PPLX_HOSTILE_SECONDS");
+    const uint64_t end = check_now_ns() + (uint64_t)(1e9 * (seconds ? atof(seconds) : 2.0));
+    size_t broken = 0, rounds = 0;
+    uint64_t random = 11;
+    side_open(&victim);
+    memset(memory, 0xc3, sizeof memory);
+    pplx_remote_key key, readable;
+    pplx_provider_mr *mr = register_memory(&victim, memory + GUARD, ARENA, -1, 0,
+                                           PPLX_ACCESS_REMOTE_WRITE | PPLX_ACCESS_REMOTE_READ, &key);
+    pplx_provider_mr *ro = register_memory(&victim, memory, 64, -1, 0, PPLX_ACCESS_REMOTE_READ, &readable);
+    while (check_now_ns() < end) {
+        attacker a;
+        pthread_t thread;
+        static watched ops[64];
+        attacker_connects(&a, &victim);
+        scribbler s = {&a, {key.key, readable.key}, rounds % 8 != 0};
+        atomic_store(&over, false);
+        CHECK(pthread_create(&thread, NULL, scribble, &s) == 0);
+        const uint64_t round_end = check_now_ns() + 20000000;
+        for (int i = 0; check_now_ns() < round_end; i++) {
+            size_t posted;
+            int32_t native;
+            const uint32_t opcode = (uint32_t)(check_random(&random) % 5);
+            pplx_work_request request = request_of(&victim, PLAIN, NULL, PLAIN, &ops[i % 64], opcode, 0,
+                                                   check_random(&random) % 100000, 0);
+            request.remote_key = 5;
+            pplx_status status = i < 64 ? ipc->post(victim.endpoint, &request, 1, &posted, &native) : PPLX_OK;
+            broken += status == PPLX_CONNECTION;
+            side_poll(&victim);
+            if (check_random(&random) % 8 == 0) doze(&victim, 1);
+            if (status == PPLX_CONNECTION) break;
+        }
+        rounds++;
+        atomic_store(&over, true);
+        pthread_join(thread, NULL);
+        attacker_leaves(&a);
+        close_endpoint(&victim, NULL);
+        for (size_t i = 0; i < GUARD; i++) CHECK(memory[i] == 0xc3 && memory[GUARD + ARENA + i] == 0xc3);
+    }
+    printf("# %zu attacks, %zu of them seen while it posted\n", rounds, broken);
+    CHECK_EQ(ipc->mr_close(mr), PPLX_OK);
+    CHECK_EQ(ipc->mr_close(ro), PPLX_OK);
+    side_close(&victim);
+}
+
+/* ------------------------------------------------------------------ what it holds */
+
+static int ask(attacker *a, side *victim, uint64_t key, ipc_note *note) {
+    const ipc_note question = {.kind = IPC_MAP, .key = key};
+    uint64_t start = check_now_ns();
+    int fd;
+    CHECK(pplx_ipc_send(a->socket, &question, sizeof question, -1) == sizeof question);
+    for (;;) {
+        if (pplx_ipc_receive(a->socket, note, sizeof *note, &fd) == sizeof *note && note->kind == IPC_MAPPED) return fd;
+        side_poll(victim);
+        check_patience(start, PATIENCE);
+    }
+}
+
+/* Nothing that is passed can be made shorter, and what may be read only can't be written. */
+static void test_what_is_passed(void) {
+    static side victim;
+    attacker a;
+    ipc_note note;
+    side_open(&victim);
+    attacker_connects(&a, &victim);
+    CHECK(ftruncate(a.victim_fd, 0) < 0);
+    CHECK_EQ(ask(&a, &victim, victim.key[PLAIN].key, &note), -1); /* other memory is never passed */
+    CHECK_EQ(note.extent, IPC_STAGED);
+    CHECK_EQ(ask(&a, &victim, 12345, &note), -1);
+    CHECK_EQ(note.extent, IPC_NO_KEY);
+    pplx_remote_key key;
+    pplx_provider_mr *mr = register_memory(&victim, victim.arena[MAPPED], 4096, victim.memfd, 0,
+                                           PPLX_ACCESS_REMOTE_READ, &key);
+    int fd = ask(&a, &victim, key.key, &note);
+    CHECK(fd >= 0 && note.extent == IPC_MAPPABLE && ftruncate(fd, 0) < 0);
+    CHECK(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) == MAP_FAILED);
+    void *memory = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0);
+    CHECK(memory != MAP_FAILED);
+    munmap(memory, 4096);
+    close(fd);
+    CHECK_EQ(ipc->mr_close(mr), PPLX_OK);
+    attacker_leaves(&a);
+    close_endpoint(&victim, NULL);
+    side_close(&victim);
+}
+
+/* It hangs up, or breaks a rule, and keeps what it has mapped: no goodbye, no death, no trust. */
+static void test_keeps_the_mapping(void) {
+    for (int how = 0; how < 3; how++) {
+        static side victim;
+        attacker a;
+        ipc_note note;
+        side_open(&victim);
+        attacker_connects(&a, &victim);
+        int fd = ask(&a, &victim, victim.key[MAPPED].key, &note);
+        CHECK(fd >= 0);
+        unsigned char *memory = mmap(NULL, ARENA, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        CHECK(memory != MAP_FAILED);
+        fill(memory, ARENA, 5);
+        if (how == 0) close(a.socket), a.socket = -1;
+        if (how == 1) pplx_ipc_send(a.socket, "?", 1, -1);
+        run_for(&victim, NULL, 0.005); /* how == 2: it just says nothing */
+        CHECK(victim.arena[MAPPED][1000] == memory[1000]);
+        uint64_t start = check_now_ns();
+        close_endpoint(&victim, NULL);
+        CHECK(check_now_ns() - start < 1000000000);
+        unsigned char *before = malloc(ARENA);
+        CHECK(before);
+        memcpy(before, victim.arena[MAPPED], ARENA);
+        CHECK(memcmp(before, memory, ARENA) == 0); /* nothing was lost */
+        memset(memory, 0, ARENA);
+        CHECK(memcmp(before, victim.arena[MAPPED], ARENA) == 0);
+        free(before);
+        munmap(memory, ARENA);
+        close(fd);
+        attacker_leaves(&a);
+        side_close(&victim);
+    }
+}
+
+/* ------------------------------------------------------------------ many connections */
+
+static int descriptors(void) {
+    int n = 0;
+    DIR *directory = opendir("/proc/self/fd");
+    CHECK(directory);
+    while (readdir(directory)) n++;
+    closedir(directory);
+    return n;
+}
+
+/* A thousand connections that say nothing, and a peer gets through all the same. */
+static void test_many_connections(void) {
+    enum { COUNT = 1000 };
+    static int fds[COUNT];
+    static side a, b;
+    ipc_address address;
+    side_open(&a);
+    side_open(&b);
+    side_listen(&a);
+    memcpy(&address, a.address, sizeof address);
+    int before = descriptors();
+    for (int i = 0; i < COUNT; i++) {
+        fds[i] = pplx_ipc_connect(address.listener);
+        CHECK(fds[i] >= 0);
+    }
+    run_for(&a, NULL, 0.05);
+    CHECK(descriptors() - before <= COUNT + IPC_VISITORS);
+    side_listen(&b);
+    side_connect(&a, &b);
+    side_connect(&b, &a);
+    uint64_t start = check_now_ns();
+    watched w;
+    for (int i = 0; i < KINDS; i++) {
+        pplx_work_request request = request_of(&a, PLAIN, &b, (enum kind)i, &w, PPLX_WRITE, 0, ARENA, 0);
+        CHECK_EQ(perform(&a, &b, &request), PPLX_OK);
+    }
+    CHECK(check_now_ns() - start < 1000000000);
+    for (int i = 0; i < COUNT; i++) close(fds[i]);
+    run_for(&a, &b, 0.02);
+    pair_close(&a, &b);
+}
+
+int main(void) {
+    RUN(test_bad_inboxes);
+    RUN(test_strangers);
+    RUN(test_garbage_on_the_socket);
+    RUN(test_flood_of_questions);
+    RUN(test_lies_about_memory);
+    RUN(test_garbage_in_the_rings);
+    RUN(test_what_is_passed);
+    RUN(test_keeps_the_mapping);
+    RUN(test_many_connections);
+    return check_done();
+}

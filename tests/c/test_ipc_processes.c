@@ -1,0 +1,479 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* The ipc provider between processes: this program run again as "--serve FD ROLE", and what becomes
+ * of us when that one sleeps, stops, is killed, or says goodbye. */
+#include <dirent.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#include "ipc_sides.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { SLOW = 10 };
+#else
+enum { SLOW = 1 };
+#endif
+enum { SLEEPING_COUNT = 1000000 / SLOW };
+
+/* ------------------------------------------------------------------ another process */
+
+typedef struct greeting {
+    unsigned char address[PPLX_ADDRESS_BYTES];
+    size_t address_nbytes;
+    pplx_remote_key key[KINDS];
+} greeting;
+
+static void exchange(int fd, side *s, side *other) {
+    greeting mine = {.address_nbytes = s->address_nbytes}, theirs;
+    memcpy(mine.address, s->address, sizeof mine.address);
+    memcpy(mine.key, s->key, sizeof mine.key);
+    CHECK(send(fd, &mine, sizeof mine, MSG_NOSIGNAL) == sizeof mine);
+    CHECK(recv(fd, &theirs, sizeof theirs, MSG_WAITALL) == sizeof theirs);
+    memset(other, 0, sizeof *other);
+    memcpy(other->address, theirs.address, sizeof other->address);
+    other->address_nbytes = theirs.address_nbytes;
+    memcpy(other->key, theirs.key, sizeof other->key);
+    side_connect(s, other);
+}
+
+typedef struct child {
+    pid_t pid;
+    int fd; /* a word on it ends the child in an orderly way */
+} child;
+
+static child start_child(const char *role) {
+    int fds[2];
+    char text[16];
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == 0);
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        fcntl(fds[1], F_SETFD, 0);
+        snprintf(text, sizeof text, "%d", fds[1]);
+        execl("/proc/self/exe", "test_ipc_processes", "--serve", text, role, (char *)NULL);
+        _exit(127);
+    }
+    close(fds[1]);
+    return (child){pid, fds[0]};
+}
+
+static void kill_child(child *c) {
+    kill(c->pid, SIGKILL);
+    CHECK(waitpid(c->pid, NULL, 0) == c->pid);
+    close(c->fd);
+}
+
+/* It may need us to end what it has begun. */
+static void end_child(child *c, side *s) {
+    int status;
+    pid_t pid;
+    uint64_t start = check_now_ns();
+    CHECK(send(c->fd, "", 1, MSG_NOSIGNAL) == 1);
+    while ((pid = waitpid(c->pid, &status, WNOHANG)) == 0) {
+        side_poll(s);
+        check_patience(start, PATIENCE);
+    }
+    CHECK(pid == c->pid);
+    CHECK_EQ(status, 0);
+    close(c->fd);
+}
+
+static void meet_child(child *c, const char *role, side *s, side *peer) {
+    *c = start_child(role);
+    side_listen(s);
+    exchange(c->fd, s, peer);
+}
+
+/* ------------------------------------------------------------------ roles */
+
+static bool told_to_end(int fd) {
+    char word;
+    return recv(fd, &word, 1, MSG_DONTWAIT | MSG_PEEK) >= 0;
+}
+
+/* Answers each immediate with one more than it, and sleeps between. */
+static void echo(int fd, side *s, const side *peer) {
+    static watched answers[256];
+    size_t answered = 0;
+    for (;;) {
+        side_poll(s);
+        if (answered < s->nimms) {
+            size_t posted;
+            int32_t native;
+            watched *w = &answers[answered % 256];
+            pplx_work_request request = request_of(s, PLAIN, peer, PLAIN, w, PPLX_WRITE_IMM, 0, 0,
+                                                   s->imms[answered % MAX_IMMS] + 1);
+            pplx_status status = ipc->post(s->endpoint, &request, 1, &posted, &native);
+            answered += posted;
+            CHECK(status == PPLX_OK || status == PPLX_AGAIN);
+            if (posted) continue;
+        }
+        struct pollfd fds[] = {{.fd = fd, .events = POLLIN}, {.fd = ipc->wait_fd(s->domain), .events = POLLIN}};
+        if (ipc->arm(s->domain) == PPLX_OK) {
+            poll(fds, 2, 1000);
+            if (fds[0].revents) return;
+        }
+    }
+}
+
+/* Counts immediates, each of which comes once, and sleeps between. Confirms each thousand. */
+static void count(int fd, side *s, const side *peer) {
+    static bool came[SLEEPING_COUNT];
+    size_t seen = 0;
+    while (!told_to_end(fd)) {
+        side_poll(s);
+        for (; seen < s->nimms; seen++) {
+            const uint32_t imm = s->imms[seen % MAX_IMMS];
+            CHECK(imm < SLEEPING_COUNT && !came[imm]);
+            came[imm] = true;
+            if ((seen + 1) % 1000 != 0) continue;
+            static watched w;
+            pplx_work_request request = request_of(s, PLAIN, peer, PLAIN, &w, PPLX_WRITE_IMM, 0, 0, (uint32_t)seen + 1);
+            CHECK_EQ(perform(s, NULL, &request), PPLX_OK);
+        }
+        doze(s, 20);
+    }
+}
+
+/* Writes into the peer's memory, large and small, until something says that it can't. */
+static void stream(int fd, side *s, const side *peer, enum kind into) {
+    enum { COUNT = 16 };
+    static watched ops[COUNT];
+    bool broken = false;
+    for (uint32_t i = 0; !told_to_end(fd) && !broken; i++) {
+        watched *w = &ops[i % COUNT];
+        if (i >= COUNT) {
+            uint64_t start = check_now_ns();
+            while (!w->completions) {
+                side_poll(s);
+                check_patience(start, PATIENCE);
+            }
+            broken = w->status != PPLX_OK;
+        }
+        const uint64_t nbytes = i % 3 ? 4096 : ARENA;
+        memset(s->arena[PLAIN] + (i % 7) * 4096, (int)i, 4096);
+        pplx_work_request request = request_of(s, PLAIN, peer, into, w, PPLX_WRITE_IMM, 0, nbytes, i);
+        if (!broken) broken = post(s, NULL, &request) != PPLX_OK;
+    }
+    char word;
+    if (broken) CHECK(recv(fd, &word, 1, 0) >= 0); /* until the test has looked */
+}
+
+static void serve(int fd, const char *role) {
+    static side s, peer;
+    side_open(&s);
+    side_listen(&s);
+    exchange(fd, &s, &peer);
+    if (strcmp(role, "echo") == 0)
+        echo(fd, &s, &peer);
+    else if (strcmp(role, "count") == 0)
+        count(fd, &s, &peer);
+    else
+        stream(fd, &s, &peer, strcmp(role, "stream") == 0 ? MAPPED : PLAIN);
+    side_close(&s);
+}
+
+/* ------------------------------------------------------------------ tests */
+
+static void ping(side *s, const side *peer, uint32_t imm) {
+    static watched w;
+    s->nimms = 0;
+    pplx_work_request request = request_of(s, PLAIN, peer, PLAIN, &w, PPLX_WRITE_IMM, 0, 8, imm);
+    CHECK_EQ(perform(s, NULL, &request), PPLX_OK);
+    wait_imms(s, NULL, 1);
+    CHECK_EQ(s->imms[0], imm + 1);
+}
+
+static void test_there_and_back(void) {
+    static side s, peer;
+    child c;
+    side_open(&s);
+    meet_child(&c, "echo", &s, &peer);
+    /* An engine with nothing else to do sleeps until the connection stands. */
+    size_t posted = 0;
+    int32_t native;
+    watched w;
+    uint64_t start = check_now_ns();
+    pplx_work_request request = request_of(&s, PLAIN, &peer, PLAIN, &w, PPLX_WRITE, 0, 8, 0);
+    while (ipc->post(s.endpoint, &request, 1, &posted, &native) == PPLX_AGAIN) {
+        doze(&s, 1000);
+        side_poll(&s);
+        check_patience(start, PATIENCE);
+    }
+    CHECK_EQ(wait_for(&s, NULL, &w), PPLX_OK);
+    for (uint32_t i = 0; i < 200; i++) ping(&s, &peer, i * 10);
+    static const uint64_t sizes[] = {1, 8, 4096, 65537, 1 << 20, ARENA};
+    unsigned char *copy = malloc(ARENA);
+    CHECK(copy);
+    for (int into = 0; into < KINDS; into++) {
+        for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+            fill(s.arena[PLAIN], sizes[i], (unsigned)i);
+            memcpy(copy, s.arena[PLAIN], sizes[i]);
+            for (uint32_t opcode = PPLX_WRITE; opcode <= PPLX_READ; opcode += 2) {
+                request = request_of(&s, PLAIN, &peer, (enum kind)into, &w, opcode, 0, sizes[i], 0);
+                CHECK_EQ(perform(&s, NULL, &request), PPLX_OK);
+                if (opcode == PPLX_WRITE) memset(s.arena[PLAIN], 0, sizes[i]);
+            }
+            CHECK(memcmp(copy, s.arena[PLAIN], sizes[i]) == 0);
+        }
+        request = request_of(&s, PLAIN, &peer, (enum kind)into, &w, PPLX_WRITE, 64, ARENA, 0);
+        request.local_address -= 64;
+        CHECK_EQ(perform(&s, NULL, &request), PPLX_REMOTE_ACCESS);
+    }
+    free(copy);
+    ping(&s, &peer, 7);
+    end_child(&c, &s);
+    /* It has said goodbye: what is posted from now on is refused, and nobody is lost. */
+    start = check_now_ns();
+    request = request_of(&s, PLAIN, &peer, PLAIN, &w, PPLX_WRITE_IMM, 0, 0, 0);
+    pplx_status status;
+    while ((status = (pplx_status)perform(&s, NULL, &request)) == PPLX_OK) {
+        memset(&w, 0, sizeof w);
+        check_patience(start, PATIENCE);
+    }
+    CHECK_EQ(status, PPLX_CONNECTION);
+    side_close(&s);
+}
+
+/* Both sides sleep whenever they may; a lost wake-up shows as a second of silence. */
+static void test_sleeping(void) {
+    enum { COUNT = SLEEPING_COUNT };
+    static side s, peer;
+    static watched ops[1024];
+    child c;
+    uint32_t next = 0, begun = 0;
+    size_t sleeps = 0;
+    side_open(&s);
+    meet_child(&c, "count", &s, &peer);
+    uint64_t start = check_now_ns(), random = 1;
+    while (s.nimms < COUNT / 1000) {
+        size_t posted = 0;
+        int32_t native;
+        watched *w = &ops[next % 1024];
+        bool may = next < COUNT && (next < 1024 || w->completions || next - begun < 1024);
+        if (may) {
+            pplx_work_request request = request_of(&s, PLAIN, &peer, PLAIN, w, PPLX_WRITE_IMM, 0, 0, next);
+            CHECK(ipc->post(s.endpoint, &request, 1, &posted, &native) <= PPLX_AGAIN);
+            next += (uint32_t)posted;
+        }
+        side_poll(&s);
+        while (begun < next && ops[begun % 1024].completions) begun++;
+        if (!posted || check_random(&random) % 512 == 0) sleeps += doze(&s, posted ? 0 : 1000);
+        check_patience(start, 2 * PATIENCE);
+    }
+    printf("# %d immediates in %.2f s, %zu sleeps\n", COUNT, 1e-9 * (double)(check_now_ns() - start), sleeps);
+    end_child(&c, &s);
+    side_close(&s);
+}
+
+/* Every op in flight ends once, soon after the peer was killed. */
+static void check_killed(enum kind into, bool asleep) {
+    enum { COUNT = 32 };
+    static side s, peer;
+    static watched ops[COUNT], receive;
+    child c;
+    side_open(&s);
+    meet_child(&c, "echo", &s, &peer);
+    ping(&s, &peer, 0);
+    kill(c.pid, SIGSTOP); /* so that something is surely in flight */
+    pplx_work_request request = request_of(&s, PLAIN, NULL, PLAIN, &receive, PPLX_RECV, 0, 64, 0);
+    CHECK_EQ(post(&s, NULL, &request), PPLX_OK);
+    for (size_t i = 0; i < COUNT; i++) {
+        request = request_of(&s, PLAIN, &peer, into, &ops[i], PPLX_WRITE, 0, ARENA, 0);
+        CHECK_EQ(post(&s, NULL, &request), PPLX_OK);
+    }
+    run_for(&s, NULL, 0.005);
+    uint64_t start = check_now_ns();
+    kill(c.pid, SIGKILL);
+    for (size_t i = 0; i < COUNT; i++) {
+        while (!ops[i].completions) {
+            if (asleep) doze(&s, 1000);
+            side_poll(&s);
+            check_patience(start, PATIENCE);
+        }
+    }
+    while (!receive.completions) side_poll(&s);
+    double took = 1e-9 * (double)(check_now_ns() - start);
+    CHECK(took < 0.1 * SLOW);
+    for (size_t i = 0; i < COUNT; i++)
+        CHECK(ops[i].completions == 1 && (ops[i].status == PPLX_PEER_LOST || (into == MAPPED && !ops[i].status)));
+    CHECK(receive.completions == 1 && receive.status == PPLX_PEER_LOST);
+    CHECK_EQ(ops[COUNT - 1].status, PPLX_PEER_LOST);
+    watched late;
+    request = request_of(&s, PLAIN, &peer, into, &late, PPLX_WRITE, 0, 8, 0);
+    CHECK_EQ(post(&s, NULL, &request), PPLX_PEER_LOST);
+    run_for(&s, NULL, 0.005);
+    for (size_t i = 0; i < COUNT; i++) CHECK_EQ(ops[i].completions, 1);
+    start = check_now_ns();
+    close_endpoint(&s, NULL);
+    CHECK(check_now_ns() - start < 50000000); /* the dead needn't confirm */
+    kill_child(&c);
+    side_close(&s);
+}
+
+static void test_killed(void) {
+    for (int asleep = 0; asleep < 2; asleep++) {
+        check_killed(PLAIN, asleep);
+        check_killed(MAPPED, asleep);
+    }
+}
+
+/* A writer is killed at any moment: what it had sent is delivered, then its end is seen. */
+static void test_killed_writer(void) {
+    uint64_t random = 5;
+    for (int round = 0; round < 24 / SLOW; round++) {
+        static side s, peer;
+        watched receive;
+        child c;
+        side_open(&s);
+        meet_child(&c, round % 2 ? "stream" : "stream-plain", &s, &peer);
+        pplx_work_request request = request_of(&s, PLAIN, NULL, PLAIN, &receive, PPLX_RECV, 0, 64, 0);
+        CHECK_EQ(post(&s, NULL, &request), PPLX_OK);
+        wait_imms(&s, NULL, 1);
+        run_for(&s, NULL, 1e-6 * (double)(check_random(&random) % 3000));
+        kill(c.pid, SIGKILL);
+        CHECK_EQ(wait_for(&s, NULL, &receive), PPLX_PEER_LOST);
+        kill_child(&c);
+        side_close(&s);
+    }
+}
+
+/* A stopped peer doesn't let go of our memory. It loses it: when it goes on, nothing changes here.
+ * Another peer, which is alive, has no part in that. */
+static void test_stopped(void) {
+    uint64_t random = 7;
+    static unsigned char before[ARENA];
+    for (int round = 0; round < 20 / SLOW; round++) {
+        static side s, peer, healthy;
+        child c, good;
+        side_open(&s);
+        meet_child(&good, "stream-ends", &s, &healthy); /* into PLAIN memory, first */
+        pplx_provider_endpoint *alive = s.endpoint;
+        meet_child(&c, "stream", &s, &peer);
+        s.nimms = 0;
+        wait_imms(&s, NULL, 20);
+        run_for(&s, NULL, 1e-6 * (double)(check_random(&random) % 3000));
+        kill(c.pid, SIGSTOP);
+        CHECK(waitpid(c.pid, NULL, WUNTRACED) == c.pid); /* it has stopped, in a copy or not */
+        uint64_t start = check_now_ns();
+        close_endpoint(&s, NULL);
+        double took = 1e-9 * (double)(check_now_ns() - start);
+        CHECK(took > 0.05 && took < 0.3 * SLOW);
+        memcpy(before, s.arena[MAPPED], ARENA);
+        s.endpoint = alive;
+        kill(c.pid, SIGCONT);
+        run_for(&s, NULL, 0.03);
+        CHECK(memcmp(before, s.arena[MAPPED], ARENA) == 0);
+        end_child(&c, &s);
+        end_child(&good, &s);
+        run_for(&s, NULL, 0.002);
+        side_close(&s);
+    }
+}
+
+/* Two peers have the same memory mapped. One stops and is closed; the other goes on with the pages
+ * that have moved, and so does who maps them afterwards. */
+static void test_moved_pages(void) {
+    static side s, stopped, friend;
+    side_open(&s);
+    side_open(&friend);
+    side_listen(&s);
+    side_listen(&friend);
+    side_connect(&s, &friend);
+    side_connect(&friend, &s);
+    watched w;
+    fill(friend.arena[PLAIN], ARENA, 3);
+    pplx_work_request request = request_of(&friend, PLAIN, &s, MAPPED, &w, PPLX_WRITE, 0, ARENA / 2, 0);
+    CHECK_EQ(perform(&friend, &s, &request), PPLX_OK);
+    pplx_provider_endpoint *to_friend = s.endpoint;
+
+    child c;
+    meet_child(&c, "stream", &s, &stopped);
+    s.nimms = 0;
+    wait_imms(&s, &friend, 3);
+    kill(c.pid, SIGSTOP);
+    CHECK(waitpid(c.pid, NULL, WUNTRACED) == c.pid);
+    memset(s.arena[MAPPED], 0x5a, ARENA);
+    close_endpoint(&s, &friend);
+    for (int at = 0; at < ARENA; at++) CHECK(s.arena[MAPPED][at] == 0x5a);
+    kill(c.pid, SIGCONT);
+
+    s.endpoint = to_friend;
+    request = request_of(&friend, PLAIN, &s, MAPPED, &w, PPLX_WRITE_IMM, 0, ARENA / 2, 9);
+    CHECK_EQ(perform(&friend, &s, &request), PPLX_OK);
+    CHECK(memcmp(friend.arena[PLAIN], s.arena[MAPPED], ARENA / 2) == 0);
+    CHECK(s.arena[MAPPED][ARENA / 2] == 0x5a);
+
+    /* The engine's descriptor is of the new pages: it registers them again. */
+    pplx_remote_key key;
+    pplx_provider_mr *mr = register_memory(&s, s.arena[MAPPED], ARENA, s.memfd, 0, PPLX_ACCESS_REMOTE_WRITE, &key);
+    memset(s.arena[MAPPED], 0, ARENA);
+    request = request_of(&friend, PLAIN, &s, MAPPED, &w, PPLX_WRITE, 0, ARENA, 9);
+    request.remote_key = key.key;
+    CHECK_EQ(perform(&friend, &s, &request), PPLX_OK);
+    CHECK(memcmp(friend.arena[PLAIN], s.arena[MAPPED], ARENA) == 0);
+    CHECK_EQ(ipc->mr_close(mr), PPLX_OK);
+    end_child(&c, &s);
+    close_endpoint(&s, &friend);
+    close_endpoint(&friend, NULL);
+    side_close(&friend);
+    side_close(&s);
+}
+
+static int entries(const char *path) {
+    int n = 0;
+    DIR *directory = opendir(path);
+    CHECK(directory);
+    while (readdir(directory)) n++;
+    closedir(directory);
+    return n;
+}
+
+static int sockets_of_ours(void) {
+    char line[512];
+    int n = 0;
+    FILE *file = fopen("/proc/net/unix", "r");
+    CHECK(file);
+    while (fgets(line, sizeof line, file)) n += strstr(line, "@pplx-ipc-") != NULL;
+    fclose(file);
+    return n;
+}
+
+static void test_nothing_left(void) {
+    static side s, peer;
+    child c;
+    int sockets = sockets_of_ours(), shared = entries("/dev/shm"), before = 0;
+    side_open(&s);
+    for (int round = 0; round < 200 / SLOW; round++) {
+        meet_child(&c, round % 2 ? "echo" : "stream", &s, &peer);
+        watched w;
+        pplx_work_request request = request_of(&s, PLAIN, &peer, (enum kind)(round % 3 == 0), &w, PPLX_WRITE, 0, 4096,
+                                               0);
+        CHECK_EQ(perform(&s, NULL, &request), PPLX_OK);
+        kill_child(&c);
+        close_endpoint(&s, NULL);
+        if (round == 0) before = entries("/proc/self/fd");
+    }
+    CHECK_EQ(entries("/proc/self/fd"), before);
+    side_close(&s);
+    CHECK_EQ(sockets_of_ours(), sockets);
+    CHECK_EQ(entries("/dev/shm"), shared);
+}
+
+int main(int argc, char **argv) {
+    if (argc == 4 && strcmp(argv[1], "--serve") == 0) {
+        check_case = argv[3];
+        serve(atoi(argv[2]), argv[3]);
+        return 0;
+    }
+    RUN(test_there_and_back);
+    RUN(test_sleeping);
+    RUN(test_killed);
+    RUN(test_killed_writer);
+    RUN(test_stopped);
+    RUN(test_moved_pages);
+    RUN(test_nothing_left);
+    return check_done();
+}
