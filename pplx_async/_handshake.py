@@ -44,8 +44,7 @@ class Identity:
     """What an engine says of itself in every `Hello`; fields as there."""
 
     engine: bytes
-    provider: str
-    domains: int = 1
+    networks: tuple[str, ...]
     host: str = dataclasses.field(default_factory=host_identity)
     name: str = ""
 
@@ -56,8 +55,7 @@ class Identity:
             version=wire.PROTOCOL_VERSION,
             engine=self.engine,
             nonce=secrets.token_bytes(32),
-            provider=self.provider,
-            domains=self.domains,
+            networks=self.networks,
             host=self.host,
             name=self.name,
             auth=auth,
@@ -132,15 +130,20 @@ def _decode(frame: bytes, expected: type[_M]) -> _M:
 
 
 def _mismatch(connecting: wire.Hello, listening: wire.Hello) -> str | None:
-    if connecting.provider != listening.provider:
+    if not set(connecting.networks) & set(listening.networks):
         return (
-            f"fabric {connecting.provider!r} on the connecting side, {listening.provider!r} on the listening side: "
-            "set EngineOptions.fabric (PPLX_ASYNC_FABRIC) to the same on both"
+            f"fabric {_fabrics(connecting)} on the connecting side, {_fabrics(listening)} on the listening side: "
+            "set EngineOptions.fabric (PPLX_ASYNC_FABRIC) to the same on both (ipc joins processes of one host, "
+            "user and network namespace)"
         )
     if connecting.auth != listening.auth:
         has, lacks = ("connecting", "listening") if connecting.auth else ("listening", "connecting")
         return f"the {has} side has a secret, the {lacks} side has none: set EngineOptions.secret on both or on neither"
     return None
+
+
+def _fabrics(hello: wire.Hello) -> str:
+    return " and ".join(dict.fromkeys(repr(network.partition("@")[0]) for network in hello.networks))
 
 
 def _mac(secret: bytes, role: bytes, connecting: bytes, listening: bytes) -> bytes:

@@ -148,9 +148,7 @@ class TransferEngine(Operations):
                 "owner_drives": options.progress == "loop" or (options.progress == "auto" and len(os.sched_getaffinity(0)) < 4),
                 "cpu": -1 if options.cpu is None else options.cpu,
             },
-            self._choice.provider,
-            self._choice.devices,
-            self._choice.options,
+            [(part.provider, part.devices, part.options) for part in self._choice.parts],
             options.max_pending,
             options.drain_timeout,
             options.wakeup == "spin",
@@ -190,8 +188,7 @@ class TransferEngine(Operations):
         assert self._choice is not None
         return control.Identity(
             engine=self.id,
-            provider=self._choice.fabric,
-            domains=len(self._choice.devices),
+            networks=self._choice.networks,
             host=self.host,
             name=self.options.name,
         )
@@ -777,7 +774,12 @@ class TransferEngine(Operations):
         if self.options.listen.startswith(("127.", "localhost", "[::1]")):
             notes.append("listens on loopback only: EngineOptions.listen (and a secret) let others reach it")
         peers = [
-            {"peer": peer.label, "state": "open" if peer.is_open else "closing", "links": len(peer.stats().links)}
+            {
+                "peer": peer.label,
+                "state": "open" if peer.is_open else "closing",
+                "links": len(peer.stats().links),
+                "fabric": peer.fabric,
+            }
             for peer in self._peers
         ]
         return topology.Explanation(self._choice.fabric, self._choice.why, domains, peers, tuple(notes))

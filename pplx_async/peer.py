@@ -25,6 +25,7 @@ from pplx_async._core.memory import RemoteRecord
 from pplx_async.counters import ImmCounter, RemoteCounter
 from pplx_async.errors import BrokenResourceError, ClosedResourceError, PeerLost, PplxAsyncError
 from pplx_async.memory import RemoteRegion
+from pplx_async.routes import fabric_of, find_route
 from pplx_async.stats import LinkStats, PeerStats
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class Peer:
         What the other engine calls itself (its word only).
     address : str
         Where its control channel comes from.
+    fabric : str
+        What moves the bytes to and from it: ``"ipc"``, ``"tcp"``, ``"efa"``.
     same_host : bool
         Whether it says that it runs on this host.
     """
@@ -85,8 +88,10 @@ class Peer:
         self.name = hello.name
         self.address = channel.peername
         self.same_host = hello.host == engine.host
-        self._domains = hello.domains
-        self._record: PeerRecord = engine._core.peer_new(self._make_label(), hello.domains, self)
+        self._domains = len(hello.networks)
+        route = find_route(engine._identity.networks, hello.networks)
+        self.fabric = fabric_of(hello.networks[route[0][1]])
+        self._record: PeerRecord = engine._core.peer_new(self._make_label(), self._domains, route, self)
         self._regions: weakref.WeakValueDictionary[int, RemoteRecord] = weakref.WeakValueDictionary()
         self._counters: weakref.WeakValueDictionary[int, RemoteCounter] = weakref.WeakValueDictionary()
         self._revoked: set[int] = set()

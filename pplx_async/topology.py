@@ -15,12 +15,35 @@ from pplx_async._core import rt
 from pplx_async.errors import PplxAsyncError, ProviderUnavailable
 from pplx_async.libraries import LibraryFile, libfabric_files
 from pplx_async.options import EngineOptions, split_address
+from pplx_async.routes import fabric_of, host_network
 
-__all__ = ["Choice", "Explanation", "choose", "survey"]
+__all__ = ["Choice", "Explanation", "Part", "choose", "survey"]
 
 # Best first. The native tcp provider beats the layered one of older libraries in latency and width.
 _PREFERENCE = ("efa", "tcp", "tcp;ofi_rxm")
 _SURVEY_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Part:
+    """Domains of one provider.
+
+    Attributes
+    ----------
+    provider : str
+        Provider of the core: ``"fabric"``, ``"ipc"``, ``"loopback"`` or a path.
+    network : str
+        What moves the bytes, and whom it reaches: see ``routes.py``.
+    devices : tuple of str
+        A domain is opened for each.
+    options : dict of str
+        The provider's options.
+    """
+
+    provider: str
+    network: str
+    devices: tuple[str, ...]
+    options: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -29,23 +52,29 @@ class Choice:
 
     Attributes
     ----------
-    provider : str
-        Provider of the core: ``"fabric"``, ``"ipc"``, ``"loopback"`` or a path.
-    fabric : str
-        What moves the bytes; two engines must agree on it.
-    devices : tuple of str
-        A domain is opened for each.
-    options : dict of str
-        The provider's options.
+    parts : tuple of Part
+        In the order of the domains.
     why : tuple of str
         The reasons, one sentence each.
     """
 
-    provider: str
-    fabric: str
-    devices: tuple[str, ...]
-    options: dict[str, str]
+    parts: tuple[Part, ...]
     why: tuple[str, ...]
+
+    @property
+    def fabric(self) -> str:
+        """What moves the bytes, in words."""
+        return " and ".join(fabric_of(part.network) for part in self.parts)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The network of each domain."""
+        return tuple(part.network for part in self.parts for _ in part.devices)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The device of each domain."""
+        return tuple(device for part in self.parts for device in part.devices)
 
 
 @dataclass(frozen=True)
@@ -61,7 +90,7 @@ class Explanation:
     domains : list of dict
         Each NIC: name, description, limits and capabilities.
     peers : list of dict
-        Each peer: label, state, links.
+        Each peer: label, state, links, fabric.
     notes : tuple of str
         What may surprise, such as polling on a timer.
     """
@@ -82,7 +111,7 @@ class Explanation:
                 f"{'closing an endpoint fences' if domain['fence'] else 'no fence: memory is released by completions'}"
             )
         for peer in self.peers:
-            lines.append(f"peer {peer['peer']}: {peer['state']}, {peer['links']} link(s)")
+            lines.append(f"peer {peer['peer']}: {peer['state']}, {peer['links']} link(s) over {peer['fabric']}")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -100,19 +129,41 @@ def choose(options: EngineOptions) -> Choice:
         faults = dict(options.faults.options()) if options.faults is not None else {}
         devices = options.devices or ("loop0",)
         why = ('fabric="loopback" was asked for: peers of this process only',)
-        return Choice("loopback", "loopback", _cycle(devices, options.domains), faults, why)
+        return Choice((Part("loopback", "loopback", _cycle(devices, options.domains), faults),), why)
     if options.fabric == "ipc":
-        found = rt.discover("ipc", {})
-        devices = options.devices or tuple(str(device["name"]) for device in found)
         why = ('fabric="ipc" was asked for: shared memory, peers of this host and user only',)
-        return Choice("ipc", "ipc", _cycle(devices, options.domains), {}, why)
-    if options.fabric not in ("auto", *_PREFERENCE):
+        return Choice((_host(options.domains),), why)
+    if options.fabric == "auto":
+        return _choose_both(options, node)
+    if options.fabric not in _PREFERENCE:
         found = rt.discover(options.fabric, {})
         devices = options.devices or tuple(str(device["name"]) for device in found)
         why = (f"the provider {options.fabric} was asked for",)
         # Its own name, not its path: that may differ between two processes that mean the same.
-        return Choice(options.fabric, str(found[0]["provider"]), _cycle(devices, options.domains), {}, why)
+        return Choice((Part(options.fabric, str(found[0]["provider"]), _cycle(devices, options.domains), {}),), why)
     return _choose_fabric(options, node)
+
+
+def _host(domains: int) -> Part:
+    devices = tuple(str(device["name"]) for device in rt.discover("ipc", {}))
+    return Part("ipc", host_network(), _cycle(devices, domains), {})
+
+
+def _choose_both(options: EngineOptions, node: str) -> Choice:
+    """Shared memory for peers of this host, NICs for the others."""
+    try:
+        host = _host(1)
+        why = ("shared memory (ipc) for peers of this host and user",)
+    except ProviderUnavailable as error:
+        choice = _choose_fabric(options, node)
+        return Choice(choice.parts, (*choice.why, f"for peers of this host too: {error.reason}"))
+    try:
+        choice = _choose_fabric(options, node)
+    except ProviderUnavailable as error:
+        if options.library is not None or options.devices:
+            raise  # it was asked for
+        return Choice((host,), (*why, f"no peers on other hosts: {error.reason}"))
+    return Choice((*choice.parts, host), (*choice.why, *why))
 
 
 def _choose_fabric(options: EngineOptions, node: str) -> Choice:
@@ -154,13 +205,13 @@ def _choose_fabric(options: EngineOptions, node: str) -> Choice:
         why.insert(0, "the best of what the library offers" + (f" (also: {', '.join(rest)})" if rest else ""))
     else:
         why.insert(0, f'fabric="{options.fabric}" was asked for')
-    return Choice(
+    part = Part(
         "fabric",
         fabric,
         _cycle(options.devices or names, options.domains),
         _fabric_options(file, node) | {"provider": fabric},
-        tuple(why),
     )
+    return Choice((part,), tuple(why))
 
 
 def _fabric_options(file: LibraryFile, node: str) -> dict[str, str]:

@@ -63,9 +63,9 @@ __all__ = [
 ]
 
 PROTOCOL_VERSION: Final = 1
-MAX_DOMAINS: Final = 8  # PPLX_MAX_DOMAINS
+MAX_DOMAINS: Final = 9  # PPLX_MAX_DOMAINS
 MAX_COUNTERS: Final = 1 << 20  # PPLX_MAX_COUNTERS
-MAX_DESCRIPTOR_NBYTES: Final = 256  # a region of 8 domains takes 203
+MAX_DESCRIPTOR_NBYTES: Final = 256  # a region of 9 domains takes 222
 MAX_MESSAGE_NBYTES: Final = 1 << 20
 MAX_FENCED: Final = 16384  # regions, or counters, in one Fence: 300 KB of a message
 MAX_NAME: Final = 128  # characters
@@ -215,10 +215,8 @@ class Hello(_Wire, frozen=True, kw_only=True, forbid_unknown_fields=False):
         Random id of the engine, 16 bytes.
     nonce : bytes
         32 random bytes, fresh for each connection: a recorded proof proves nothing later.
-    provider : str
-        What moves the bytes: ``"tcp"``, ``"efa"``, ``"ipc"``, ``"loopback"``.
-    domains : int
-        How many domains the engine has, 1 to `MAX_DOMAINS`.
+    networks : tuple of str
+        The network of each domain, 1 to `MAX_DOMAINS`; see ``routes.py``.
     host : str
         Identity of the host, not its name.
     name : str
@@ -231,8 +229,7 @@ class Hello(_Wire, frozen=True, kw_only=True, forbid_unknown_fields=False):
     version: Annotated[int, Meta(ge=0, le=65535)]
     engine: _EngineId
     nonce: _Bytes32
-    provider: _Word
-    domains: Annotated[int, Meta(ge=1, le=MAX_DOMAINS)]
+    networks: Annotated[tuple[_Word, ...], Meta(min_length=1, max_length=MAX_DOMAINS)]
     host: _Word
     name: _Name
     auth: bool

@@ -25,8 +25,8 @@ from pplx_async.control import Identity, connect_channel, host_identity
 from pplx_async.errors import BrokenResourceError, ClosedResourceError
 from pplx_async.listen import ControlServer, check_bind
 
-CLIENT = Identity(engine=b"c" * 16, provider="tcp", name="client")
-SERVER = Identity(engine=b"s" * 16, provider="tcp", domains=4, name="server")
+CLIENT = Identity(engine=b"c" * 16, networks=("tcp",), name="client")
+SERVER = Identity(engine=b"s" * 16, networks=("tcp",) * 4, name="server")
 SECRET = b"a shared secret"
 
 
@@ -130,7 +130,7 @@ def test_messages_go_both_ways(run, secret, tls, request):
         async with Peers(secret=secret, ssl=server_tls) as peers:
             client, server = await peers.pair(secret=secret, ssl=client_tls)
             async with client, server:
-                assert client.remote_hello.domains == 4
+                assert client.remote_hello.networks == ("tcp",) * 4
                 assert (server.remote_hello.name, server.remote_hello.engine) == ("client", b"c" * 16)
                 assert client.remote_hello.host == server.remote_hello.host == host_identity()
                 assert client.peername == peers.address
@@ -313,7 +313,7 @@ def test_secrets_that_differ(run, caplog, theirs, ours, says):
 def test_providers_that_differ(run):
     async def main():
         async with Peers() as peers:
-            other = Identity(engine=b"c" * 16, provider="efa")
+            other = Identity(engine=b"c" * 16, networks=("efa",))
             with pytest.raises(BrokenResourceError, match=r"'efa' on the connecting side, 'tcp'.*EngineOptions.fabric"):
                 await connect_channel(peers.address, other)
 
@@ -710,7 +710,7 @@ def test_start_that_fails_leaves_nothing(run):
         with pytest.raises(ValueError, match="secret is empty"):
             await ControlServer.start("127.0.0.1", 0, SERVER, peers.channels.put, secret=b"")
         with pytest.raises(ValueError, match="provider"):
-            await ControlServer.start("127.0.0.1", 0, Identity(engine=b"x" * 16, provider=""), peers.channels.put)
+            await ControlServer.start("127.0.0.1", 0, Identity(engine=b"x" * 16, networks=("",)), peers.channels.put)
         open_to_all = await ControlServer.start("0.0.0.0", 0, SERVER, peers.channels.put, secret=SECRET)
         await open_to_all.aclose()
 

@@ -37,6 +37,7 @@ typedef struct pplx_domain {
     pplx_caps caps;
     uint32_t index;
     int wait_fd; /* -1: polled on a timer */
+    uint32_t nendpoints;  /* open ones */
     uint64_t max_message; /* what it takes at once, and still lets heartbeats through in time */
 } pplx_domain;
 

@@ -29,7 +29,10 @@ pplx_status pplx_link_open(pplx_link *link, pplx_error *error) {
     size_t nbytes = sizeof link->local_address.bytes;
     pplx_status status = domain->provider->endpoint_open(domain->handle, &link->endpoint, link->local_address.bytes,
                                                          &nbytes, error);
-    if (status != PPLX_OK) link->endpoint = NULL;
+    if (status == PPLX_OK)
+        domain->nendpoints++;
+    else
+        link->endpoint = NULL;
     link->local_address.nbytes = (uint32_t)nbytes;
     const uint64_t most = domain->caps.max_inflight_bytes;
     link->window = link->peer->engine->config.heartbeat_interval_ms && most > FIRST_WINDOW ? FIRST_WINDOW : most;
@@ -244,6 +247,7 @@ pplx_status pplx_link_close(pplx_link *link, pplx_status status) {
             orphan(slot, status);
     }
     if (closed == PPLX_UNRELEASED) return closed;
+    if (link->endpoint) link->domain->nendpoints--;
     link->endpoint = NULL;
     free(link->slots);
     link->slots = link->free_slots = NULL;

@@ -22,7 +22,7 @@
 
 #include "internal.h"
 
-enum { MOST_TAKEN = 256, MOST_DRAIN_POLLS = 1024, GAP_MS = 1000 };
+enum { MOST_TAKEN = 256, MOST_DRAIN_POLLS = 1024, GAP_MS = 1000, IDLE_TURNS = 64 };
 
 /* ---- taking ---- */
 
@@ -149,7 +149,11 @@ static size_t poll_domain(pplx_engine *engine, const pplx_domain *domain) {
 
 static bool poll_all(pplx_engine *engine) {
     bool any = false;
-    for (uint32_t d = 0; d < engine->ndomains; d++) any |= poll_domain(engine, &engine->domains[d]) != 0;
+    for (uint32_t d = 0; d < engine->ndomains; d++) {
+        const pplx_domain *domain = &engine->domains[d];
+        /* Without a peer there is nothing urgent: who asks for a connection, at most. */
+        if (domain->nendpoints || engine->stats.turns % IDLE_TURNS == 0) any |= poll_domain(engine, domain) != 0;
+    }
     return any;
 }
 
