@@ -36,7 +36,7 @@ from pplx_async.errors import (
     RegistrationError,
     UnreleasedMemory,
 )
-from pplx_async.memory import ACCESS, MemoryRegion, RemoteRegion
+from pplx_async.memory import ACCESS, MemoryRegion, RemoteRegion, shared_array
 from pplx_async.operations import Operations
 from pplx_async.options import EngineOptions, join_address, split_address
 from pplx_async.peer import Message, Peer
@@ -44,6 +44,8 @@ from pplx_async.stats import EngineStats
 from pplx_async.wire import CounterBroken, clip, decode_region
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pplx_async._typing import AccessName, Buffer
 
 __all__ = ["TransferEngine"]
@@ -332,6 +334,35 @@ class TransferEngine(Operations):
         return f"<TransferEngine{name} {self.id[:3].hex()} on {fabric}, {state}>"
 
     # ---- memory ----
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any = "u1") -> NDArray[Any]:
+        """Make a NumPy array in memory that peers of this host can write to by plain copies.
+
+        Any buffer can be registered; shared memory (ipc) reaches the others by one copy more.
+
+        Parameters
+        ----------
+        shape : int or tuple of int
+            As for `numpy.empty`; at least one element.
+        dtype : data type
+            Of an element, by default a byte.
+
+        Returns
+        -------
+        numpy.ndarray
+            Zeros. Freed as any array is, once it is no longer registered.
+
+        Raises
+        ------
+        NativeCallError
+            No memory, or too many open files: it takes a descriptor.
+
+        Source
+        ------
+        memfd_create(2).
+        """
+        self._check_open()
+        return shared_array(shape, dtype)
 
     async def register(self, buffer: Buffer, *, access: AccessName | None = None) -> MemoryRegion:
         """Register memory with every NIC of the engine.

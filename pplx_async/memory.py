@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import warnings
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from pplx_async._core.allocation import Allocation
 from pplx_async._core.memory import ElementView, LocalSlice, Registration, RemoteRecord, RemoteSlice
 from pplx_async.errors import ClosedResourceError, LeakWarning
 from pplx_async.wire import RegionDescriptor, RemoteKey, encode_region
@@ -15,11 +16,13 @@ from pplx_async.wire import RegionDescriptor, RemoteKey, encode_region
 if TYPE_CHECKING:
     import asyncio
 
+    from numpy.typing import NDArray
+
     from pplx_async._typing import AccessName
     from pplx_async.engine import TransferEngine
     from pplx_async.peer import Peer
 
-__all__ = ["ACCESS", "ElementView", "MemoryRegion", "RemoteRegion"]
+__all__ = ["ACCESS", "ElementView", "MemoryRegion", "RemoteRegion", "shared_array"]
 
 # What peers may do, as bits: 1 read, 2 write.
 ACCESS: dict[AccessName, int] = {"none": 0, "read": 1, "write": 2, "both": 3}
@@ -157,3 +160,19 @@ class RemoteRegion(RemoteSlice):
     def __init__(self, peer: Peer, record: RemoteRecord) -> None:
         super().__init__(record, 0, record.nbytes)
         self.peer = peer
+
+
+def shared_array(shape: int | tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Make an array of zeros on a memfd; see `TransferEngine.empty`."""
+    import math
+
+    import numpy as np  # the engine itself needs none
+
+    dtype = np.dtype(dtype)
+    if dtype.hasobject:
+        raise TypeError(f"{dtype} holds references, which mean nothing to another process")
+    count = math.prod(shape) if isinstance(shape, tuple) else shape
+    if count < 1 or dtype.itemsize < 1:
+        raise ValueError(f"an array to be registered is not empty, as {shape} elements of {dtype.itemsize} B are")
+    memory: Any = Allocation(count * dtype.itemsize)
+    return np.frombuffer(memory, dtype).reshape(shape)

@@ -13,6 +13,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint32_t, uint64_t
 
+from pplx_async._core.allocation cimport Allocation, find_allocation
 from pplx_async._core.includes.pplx cimport (
     PPLX_ACCESS_REMOTE_WRITE,
     PPLX_MAX_DOMAINS,
@@ -99,6 +100,10 @@ cdef class Registration(Used):
         self.mr.memory.address = <uint64_t>self.view.buf
         self.mr.memory.nbytes = self.nbytes
         self.mr.access = access
+        cdef Allocation allocation = find_allocation(self.mr.memory.address, self.nbytes)
+        if allocation is not None:
+            self.mr.memory.fd = allocation.fd
+            self.mr.memory.fd_offset = self.mr.memory.address - <uint64_t><size_t>allocation.start
 
     @property
     def address(self) -> int:

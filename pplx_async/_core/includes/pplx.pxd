@@ -84,6 +84,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint64_t address
         uint64_t nbytes
         int32_t fd
+        uint64_t fd_offset
 
     ctypedef struct pplx_route:
         uint32_t domain
