@@ -10,6 +10,7 @@ from typing import NamedTuple
 from rich.table import Table
 from rich.text import Text
 
+from benchmarks.quiet import QUIET
 from benchmarks.rows import Row, key
 from benchmarks.works import WORKS, Work
 
@@ -56,7 +57,10 @@ def tables(rows: Sequence[Row], base: str) -> list[Table]:
     """Make the tables; ``base`` is the name that all others are compared with."""
     names = list(dict.fromkeys(row["name"] for row in rows))
     found = {(row["name"], key(row)): row for row in rows}
-    caption = f"in brackets: how many times as good {base} is" if base in names else None
+    notes = [f"in brackets: how many times as good {base} is"] if base in names else []
+    if any((row.get("others") or 0.0) >= QUIET for row in rows):
+        notes.append("~: others used the machine meanwhile")
+    caption = "; ".join(notes) or None
     return [
         _table(title, columns, names, found, base, caption)
         for title, columns in (("Latency, awaits, idle", _LATENCY), ("Throughput", _BULK))
@@ -90,12 +94,16 @@ def _cell(row: Row | None, base: Row | None, column: _Column, is_base: bool) -> 
     value = row[column.field]
     # A processor that sleeps is not worth a ratio, and neither are we beside ourselves.
     factor = ratio(row, base, column.work, column.field) if base and not is_base and column.work.unit != "%" else None
-    shown = Text(_digits(value), style="bold" if is_base else "")
-    return shown if factor is None else Text.assemble(shown, (f" ({_digits(factor, 2)})", "dim"))
+    parts: list[str | tuple[str, str]] = [(_digits(value), "bold" if is_base else "")]
+    if (row.get("others") or 0.0) >= QUIET:
+        parts.append(("~", "yellow"))
+    if factor is not None:
+        parts.append((f" ({_digits(factor, 2)})", "dim"))
+    return Text.assemble(*parts)
 
 
 def _digits(value: float, wanted: int = 3) -> str:
-    """Three significant digits, and no exponent."""
+    """So many significant digits, but no more than four behind the point, and no exponent."""
     if value >= 10 ** (wanted - 1):
         return f"{value:.0f}"
-    return f"{value:.{wanted}g}" if value >= 0.01 else "0"
+    return f"{value:.{wanted}g}" if value >= 0.001 else f"{value:.4f}".rstrip("0").rstrip(".")

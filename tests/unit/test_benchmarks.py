@@ -318,6 +318,13 @@ def test_without_the_base_there_are_no_ratios():
     assert table.ratio(found[0], row("stream-1M", "us", 0.0), works.find("stream-1M")) is None
 
 
+def test_disturbed_figures_are_marked():
+    found = [row("pages-1K", "them", 0.0042, others=0.4), row("pages-64K", "them", 7.0, others=0.1)]
+    cells = show(found, "us", "them")
+    assert cells[11] == "7"
+    assert cells[12] == "0.0042~"
+
+
 # ---- a busy machine ----
 
 
