@@ -551,24 +551,28 @@ class TransferEngine(Operations):
         self._core.counter_open(counter)
         self._counters[counter.id] = counter
 
-    async def _close_counter(self, counter: ImmCounter) -> None:
-        if not counter.is_open:
+    async def _close_counters(self, *counters: ImmCounter) -> None:
+        closable = tuple(counter for counter in counters if counter.is_open)
+        if not closable:
             return
-        closing = self._spawn(self._end_counter(counter))
-        self._spawn(self._recycle(counter, closing))
+        closing = self._spawn(self._end_counters(closable))
+        self._spawn(self._recycle(closable, closing))
         await self._wait(closing)
 
-    async def _end_counter(self, counter: ImmCounter) -> None:
-        await self._core.counter_close(counter)
+    async def _end_counters(self, counters: tuple[ImmCounter, ...]) -> None:
+        for ending in [self._core.counter_close(counter) for counter in counters]:
+            await ending
 
-    async def _recycle(self, counter: ImmCounter, closing: asyncio.Task[None]) -> None:
-        """Use the id again once nobody counts under it here, and no peer can."""
+    async def _recycle(self, counters: tuple[ImmCounter, ...], closing: asyncio.Task[None]) -> None:
+        """Use the ids again once nobody counts under them here, and no peer can."""
         await closing
-        await asyncio.gather(*(self._fence(peer, (), (counter._key,)) for peer in self._peers))
+        keys = tuple(counter._key for counter in counters)
+        await asyncio.gather(*(self._fence(peer, (), keys) for peer in self._peers))
         # A peer's last immediate may have been acknowledged and still be unread in our queue.
-        await self._end_counter(counter)
-        self._counters.pop(counter.id, None)
-        self._core.counter_recycle(counter.id)
+        await self._core.count_arrived()
+        for counter in counters:
+            self._counters.pop(counter.id, None)
+            self._core.counter_recycle(counter.id)
 
     def _break_counter(self, peer: Peer, message: CounterBroken) -> None:
         counter = self._counters.get(message.counter)

@@ -18,7 +18,7 @@ import asyncio
 import copy
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pplx_async import _loop, wire
 from pplx_async._core.memory import RemoteRecord
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pplx_async._typing import Buffer
     from pplx_async.control import ControlChannel
     from pplx_async.engine import TransferEngine
+    from pplx_async.group import Member
 
 __all__ = ["Message", "Peer"]
 
@@ -60,6 +61,15 @@ class Message:
 
     peer: Peer
     data: bytes
+
+
+class _Joined(NamedTuple):
+    """What the peer told us of a group that it wants to form: its counters, which are its attempt's name too."""
+
+    notify: RemoteCounter
+    barrier: RemoteCounter
+    key: int  # of `barrier`
+    answers: int | None  # key of ours that it has heard of
 
 
 class Peer:
@@ -95,8 +105,9 @@ class Peer:
         self._fences: dict[int, asyncio.Future[None]] = {}
         self._lookups: dict[int, asyncio.Future[bytes | None]] = {}
         # Groups: what the peer told us of each, the latest and not read yet, and who waits for more of it.
-        self._joined: dict[str, tuple[RemoteCounter, RemoteCounter]] = {}
+        self._joined: dict[str, _Joined] = {}
         self._joins: dict[str, asyncio.Future[None]] = {}
+        self._members: weakref.WeakSet[Member] = weakref.WeakSet()  # what it is in the groups that we formed
         self._bound: weakref.WeakSet[ImmCounter] = weakref.WeakSet()
         self._goodbye = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
@@ -397,7 +408,7 @@ class Peer:
     def _on_join(self, join: wire.GroupJoin) -> None:
         try:
             # Kept as remote counters: the fence of an attempt that the peer gives up finds them.
-            counters = (self._remote_counter(join.notify_counter), self._remote_counter(join.barrier_counter))
+            notify, barrier = self._remote_counter(join.notify_counter), self._remote_counter(join.barrier_counter)
         except BrokenResourceError:
             return  # it has given that attempt up
         if join.name not in self._joined and len(self._joined) >= MAX_UNREAD_JOINS:
@@ -407,13 +418,14 @@ class Peer:
             if len(self._joined) >= MAX_UNREAD_JOINS:
                 self._channel.close()  # it would fill our memory
                 return
-        self._joined[join.name] = counters  # in place of an earlier attempt
+        # In place of an earlier attempt.
+        self._joined[join.name] = _Joined(notify, barrier, join.barrier_counter, join.answers)
         self._resolve(self._joins.get(join.name), None)
 
-    def _unread_join(self, name: str) -> tuple[RemoteCounter, RemoteCounter] | None:
-        """Return the peer's counters for a group; None if it hasn't joined, or has given up since."""
-        counters = self._joined.get(name)
-        return None if counters is None or any(counter.closed for counter in counters) else counters
+    def _unread_join(self, name: str) -> _Joined | None:
+        """Return the peer's latest join of a group; None if it hasn't joined, or has given up since."""
+        joined = self._joined.get(name)
+        return None if joined is None or joined.notify.closed or joined.barrier.closed else joined
 
     async def _answer_fence(self, fence: wire.Fence) -> None:
         """Start nothing new into these regions and counters, wait for what is under way, confirm."""
@@ -431,6 +443,8 @@ class Peer:
             if remote is not None:
                 remote.closed = True
                 users.append(remote)
+        for member in list(self._members):
+            member.on_fence()
         for used in users:
             await _loop.idle(self._engine._loop, used)
         self._fencing -= 1

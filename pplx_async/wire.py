@@ -314,11 +314,22 @@ class CounterBroken(_Wire, frozen=True):
 
 
 class GroupJoin(_Wire, frozen=True):
-    """Counters of the sender for one member of a peer group."""
+    """Counters of the sender for one member of a peer group.
+
+    Attributes
+    ----------
+    name : str
+        Of the group.
+    notify_counter, barrier_counter : int
+        Keys of two counters, u64. The second is the receiver's alone, and of this attempt to form the group.
+    answers : int or None
+        The receiver's own barrier counter, as its latest join told it.
+    """
 
     name: _Word
     notify_counter: _U64
     barrier_counter: _U64
+    answers: _U64 | None
 
 
 class Lookup(_Wire, frozen=True):

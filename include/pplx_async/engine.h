@@ -207,7 +207,8 @@ enum pplx_call {
     PPLX_CALL_PEER_CONNECT = 3, /* subject: pplx_peer: settles when every link has carried a heartbeat both ways */
     PPLX_CALL_PEER_CLOSE = 4,   /* subject: pplx_peer, an orderly goodbye: what is queued ends FLUSHED */
     PPLX_CALL_PEER_LOST = 5,    /* subject: pplx_peer; payload: why (text): all of it ends PEER_LOST */
-    PPLX_CALL_COUNTER_CLOSE = 6 /* subject: pplx_counter; once more when its peers have fenced */
+    PPLX_CALL_COUNTER_CLOSE = 6, /* subject: pplx_counter */
+    PPLX_CALL_DRAIN = 7          /* no subject: what has arrived by now is counted when it settles */
 };
 
 struct pplx_request {

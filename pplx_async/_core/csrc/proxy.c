@@ -35,6 +35,7 @@ static void run_call(pplx_engine *engine, pplx_request *request) {
         pplx_drain(engine); /* what is in our queues already is still for this counter, or for none */
         pplx_counter_forget(engine, request->subject);
         break;
+    case PPLX_CALL_DRAIN: pplx_drain(engine); break;
     /* These settle the request themselves, some of them later. */
     case PPLX_CALL_PEER_OPEN: pplx_peer_run_open(request->subject, request); return;
     case PPLX_CALL_PEER_CONNECT: pplx_peer_run_connect(request->subject, request); return;

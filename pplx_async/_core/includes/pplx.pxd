@@ -55,6 +55,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         PPLX_CALL_PEER_CLOSE
         PPLX_CALL_PEER_LOST
         PPLX_CALL_COUNTER_CLOSE
+        PPLX_CALL_DRAIN
 
     const char *PPLX_API_CAPSULE
 
