@@ -18,6 +18,7 @@ that follow. Only TLS does, and against who can alter packets, TLS is needed.
 
 What strangers can cost, before they have proved themselves: `max_pending` connections at once, a
 deadline for the whole handshake, TLS included, under 100 KiB each, and a few lines of log a second.
+They can't keep others out: who has been silent longest makes room for who comes next.
 """
 
 from __future__ import annotations
