@@ -130,6 +130,12 @@ class ControlChannel:
         except (ClosedResourceError, BrokenResourceError):
             raise StopAsyncIteration from None
 
+    def refuse(self, reason: str) -> None:
+        """Tell the peer why we won't go on, and close; if the channel has ended, nothing."""
+        if self._frames.reason is None:
+            self._frames.write(wire.Refused(wire.clip(reason)))
+            self.close()
+
     def close(self) -> None:
         """Close at once for the caller; what is queued has `CLOSE_TIMEOUT` to go out. Idempotent."""
         self._closed = True

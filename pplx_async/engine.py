@@ -32,6 +32,7 @@ from pplx_async.errors import (
     ClosedResourceError,
     LeakWarning,
     PeerLost,
+    PplxAsyncError,
     RegistrationError,
     UnreleasedMemory,
 )
@@ -634,9 +635,10 @@ class TransferEngine(Operations):
         try:
             async with asyncio.timeout_at(deadline), self._meeting:
                 peer = await self._meet(channel, deadline)
-        except (BrokenResourceError, ClosedResourceError, TimeoutError, PeerLost) as error:
-            channel.close()  # it may have ended while it waited for its turn
-            _log.warning("no connection with %s: %s", channel.peername, say(error))
+        except (PplxAsyncError, TimeoutError, MemoryError) as error:
+            why = str(error) or f"too many others connect: it had no turn in {self.options.connect_timeout} s"
+            channel.refuse(why)
+            _log.warning("no connection with %s: %s", channel.peername, clip(why))
             return
         self._accepted.append(peer)
         self._news.set()
@@ -645,8 +647,8 @@ class TransferEngine(Operations):
         try:
             self._check_open()
             peer = Peer(self, channel)
-        except BaseException:
-            channel.close()
+        except BaseException as error:
+            channel.refuse(say(error))
             raise
         self._peers.add(peer)
         try:
@@ -656,6 +658,7 @@ class TransferEngine(Operations):
         except BaseException as error:
             peer._record.is_open = False
             peer._met.set()
+            channel.refuse(say(error))
             if peer._closing is None:
                 peer._closing = self._spawn(peer._free())
             if isinstance(error, TimeoutError):

@@ -8,8 +8,8 @@ Two engines meet on the control channel. Both do the same, whoever called:
 2. take the other's `Endpoints`, connect; this ends when every link carried a heartbeat both ways
 3. send `Ready`, wait for the other's
 
-The channel then carries fences, broken counters, groups and look-ups. When it ends without a
-`Goodbye`, the peer is lost.
+Who can't go on sends `Refused` with the reason. The channel then carries fences, broken counters,
+groups and look-ups. When it ends without a `Goodbye`, the peer is lost.
 """
 
 from __future__ import annotations
@@ -347,6 +347,11 @@ class Peer:
 
     async def _expect(self, kind: type[Any]) -> Any:
         message = await self._channel.receive()
+        if isinstance(message, wire.Refused):
+            raise BrokenResourceError(
+                f"peer {self.label} does not connect: {wire.clip(message.reason)}",
+                hint="This is what failed on its side; its log has the same line.",
+            )
         if not isinstance(message, kind):
             raise BrokenResourceError(f"peer {self.label} sent {type(message).__name__} where {kind.__name__} is due")
         return message
@@ -389,6 +394,9 @@ class Peer:
                 self._goodbye.set()
                 if self._closing is None:
                     self._closing = self._engine._spawn(self._close("the peer said goodbye"))
+            case wire.Refused():
+                self._lose(f"it gave up connecting: {wire.clip(message.reason)}")
+                self._channel.close()
             case _:
                 # Not due here, or too much: the end of the channel is the end of the peer.
                 self._channel.close()

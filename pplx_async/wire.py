@@ -250,7 +250,7 @@ class Proof(_Wire, frozen=True):
 
 
 class Refused(_Wire, frozen=True):
-    """The sender won't go on; the last message of a connection. The same in every version."""
+    """The sender won't go on, or can't; the last message of a connection. The same in every version."""
 
     reason: _Reason
 
