@@ -658,7 +658,8 @@ class TransferEngine(Operations):
         except BaseException as error:
             peer._record.is_open = False
             peer._met.set()
-            channel.refuse(say(error))
+            bare = {TimeoutError: "it took too long", asyncio.CancelledError: "the attempt was cancelled"}
+            channel.refuse(bare.get(type(error)) or say(error))
             if peer._closing is None:
                 peer._closing = self._spawn(peer._free())
             if isinstance(error, TimeoutError):
@@ -667,7 +668,9 @@ class TransferEngine(Operations):
                     "do both engines listen on the same network, does a firewall drop the fabric's ports?"
                 ) from error
             if isinstance(error, PeerLost):
-                raise BrokenResourceError(f"peer {peer.label} went away while connecting") from error
+                raise BrokenResourceError(
+                    f"peer {peer.label} was lost while connecting: {error.reason}", hint="Connect again."
+                ) from error
             raise
         self._servers[peer] = self._loop.create_task(peer._serve())
         peer._met.set()

@@ -330,6 +330,7 @@ class Peer:
         connected = asyncio.ensure_future(self._say_ready(connecting))
         try:
             await asyncio.wait({ready, connected}, return_when=asyncio.FIRST_EXCEPTION)
+            self._check_reason()  # that its channel ended only followed from it
             for task in (ready, connected):
                 if task.done():
                     task.result()
@@ -337,9 +338,12 @@ class Peer:
             for task in (ready, connected):
                 task.cancel()
             await asyncio.gather(ready, connected, return_exceptions=True)
-        if self._record.reason is not None:
-            raise copy.copy(self._record.reason)
+        self._check_reason()
         self._record.is_open = True
+
+    def _check_reason(self) -> None:
+        if self._record.reason is not None:
+            raise copy.copy(self._record.reason)  # its traceback is the raiser's: one instance would collect them all
 
     async def _say_ready(self, connecting: Transfer) -> None:
         await connecting
@@ -472,8 +476,8 @@ class Peer:
 
     def _check_open(self) -> None:
         if not self.is_open:
-            reason = self._record.reason or ClosedResourceError(f"peer {self.label} is closed")
-            raise copy.copy(reason)  # its traceback is the raiser's: one instance would collect them all
+            self._check_reason()
+            raise ClosedResourceError(f"peer {self.label} is closed")
 
     def _lose(self, why: str) -> None:
         """Tell the core that it is lost; that comes back as `_on_lost`."""

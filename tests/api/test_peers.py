@@ -328,7 +328,18 @@ async def test_attempt_that_is_given_up_is_told_to_the_other(fabric, monkeypatch
             await a.connect(b.address, timeout=0.3)
         await eventually(lambda: len(failures) == 2, "b has given up too")
         assert str(dict(failures)[b]).startswith(f"peer a ({a.id[:1].hex()}:")
-        assert "does not connect: TimeoutError" in str(dict(failures)[b])
+        assert "does not connect: it took too long" in str(dict(failures)[b])
+
+
+async def test_loss_while_connecting_says_why(fabric, monkeypatch):
+    async with engine_on(fabric, name="a") as a, engine_on(fabric, name="b") as b:
+        monkeypatch.setattr(Peer, "_say_ready", lambda peer, connecting: asyncio.sleep(60))
+        connecting = asyncio.create_task(a.connect(b.address))
+        await eventually(lambda: any(peer._message_nbytes for peer in a._peers), "a knows b's endpoints")
+        (peer,) = a._peers
+        peer._lose("unplugged")
+        with pytest.raises(BrokenResourceError, match=r"peer b \(.* was lost while connecting: unplugged"):
+            await asyncio.wait_for(connecting, 5)
 
 
 # ---- who may connect ----
