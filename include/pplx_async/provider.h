@@ -115,10 +115,11 @@ typedef struct pplx_provider {
     size_t (*poll)(pplx_provider_domain *domain, pplx_completion *completions, size_t capacity);
 
     /* Before the thread blocks on wait_fd(): PPLX_OK, it may, and the fd will turn readable as soon
-     * as poll() has something to do; PPLX_AGAIN, poll again first. */
+     * as poll() has something to do; PPLX_AGAIN, poll again first; PPLX_UNSUPPORTED, at present the
+     * fd can't tell of everything: it may block, and polls on a timer as well. */
     pplx_status (*arm)(pplx_provider_domain *domain);
 
-    /* A descriptor for epoll that stays the same and stays the provider's; -1 without one. */
+    /* A descriptor for ppoll that stays the same and stays the provider's; -1 without one. */
     int (*wait_fd)(pplx_provider_domain *domain);
 } pplx_provider;
 

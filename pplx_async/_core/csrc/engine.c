@@ -18,7 +18,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -44,7 +43,7 @@ pplx_status pplx_engine_open(const pplx_engine_config *config, pplx_engine **out
     pplx_engine *engine = calloc(1, sizeof *engine);
     if (!engine) return pplx_fail(error, PPLX_NO_MEMORY, ENOMEM, "no memory for an engine");
     engine->config = *config;
-    engine->submit_fd = engine->done_fd = engine->epoll_fd = -1;
+    engine->submit_fd = engine->done_fd = -1;
     engine->max_message = UINT64_MAX;
     pthread_mutex_init(&engine->pending_lock, NULL);
     pplx_done_init(&engine->done);
@@ -61,12 +60,8 @@ pplx_status pplx_engine_open(const pplx_engine_config *config, pplx_engine **out
     }
     engine->submit_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     engine->done_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    engine->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    struct epoll_event event = {.events = EPOLLIN, .data.fd = engine->submit_fd};
-    if (engine->submit_fd < 0 || engine->done_fd < 0 || engine->epoll_fd < 0 ||
-        epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, engine->submit_fd, &event)) {
-        pplx_fail(error, PPLX_NATIVE, errno, "eventfd or epoll: %s (is the limit of open files reached?)",
-                  strerror(errno));
+    if (engine->submit_fd < 0 || engine->done_fd < 0) {
+        pplx_fail(error, PPLX_NATIVE, errno, "eventfd: %s (is the limit of open files reached?)", strerror(errno));
         goto fail;
     }
     *out = engine;
@@ -92,14 +87,7 @@ pplx_status pplx_engine_add_domain(pplx_engine *engine, const pplx_provider *pro
     domain->index = engine->ndomains;
     provider->domain_caps(domain->handle, &domain->caps);
     domain->wait_fd = domain->caps.flags & PPLX_CAP_WAIT_FD ? provider->wait_fd(domain->handle) : -1;
-    struct epoll_event event = {.events = EPOLLIN, .data.fd = domain->wait_fd};
-    if (domain->wait_fd < 0) {
-        engine->timed_poll = true;
-    } else if (epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, domain->wait_fd, &event)) {
-        int code = errno;
-        provider->domain_close(domain->handle);
-        return pplx_fail(error, PPLX_NATIVE, code, "epoll of the wait fd of %s: %s", device, strerror(code));
-    }
+    atomic_init(&domain->timed, domain->wait_fd < 0);
     engine->ndomains++;
     limit_message(engine, domain->caps.max_message);
     /* A piece that has to wait until nothing else is in flight might wait for ever. */
@@ -149,7 +137,6 @@ void pplx_engine_close(pplx_engine *engine) {
         engine->domains[i].provider->domain_close(engine->domains[i].handle);
     if (engine->submit_fd >= 0) close(engine->submit_fd);
     if (engine->done_fd >= 0) close(engine->done_fd);
-    if (engine->epoll_fd >= 0) close(engine->epoll_fd);
     if (engine->landing_page) munmap(engine->landing_page, LANDING_BYTES);
     pplx_counters_free(engine);
     pplx_ring_free(&engine->ring);
@@ -161,6 +148,9 @@ size_t pplx_engine_domains(const pplx_engine *engine) { return engine->ndomains;
 
 void pplx_engine_caps(const pplx_engine *engine, size_t domain, pplx_caps *caps) {
     *caps = engine->domains[domain].caps;
+    /* relaxed: what it says may change at once */
+    if (atomic_load_explicit(&engine->domains[domain].timed, memory_order_relaxed))
+        caps->flags &= ~(uint32_t)PPLX_CAP_WAIT_FD;
 }
 
 uint64_t pplx_engine_max_message(const pplx_engine *engine) { return engine->max_message; }

@@ -37,6 +37,7 @@ typedef struct pplx_domain {
     pplx_caps caps;
     uint32_t index;
     int wait_fd; /* -1: polled on a timer */
+    _Atomic uint32_t timed; /* proxy writes, anyone reads: polled on a timer, now at least */
 } pplx_domain;
 
 typedef struct pplx_link pplx_link;
@@ -183,13 +184,11 @@ struct pplx_engine {
     pthread_t thread;
     bool started;         /* owner */
     _Atomic uint32_t stop; /* owner */
-    int epoll_fd;
     uint64_t now_ns; /* read once a turn */
     uint64_t active_ns;
     pplx_peer *peers;
     pplx_peer *busy;  /* those that may have something to post: a turn costs nothing for the others */
     uint64_t tick_ns; /* when the first of the peers wants a tick */
-    bool timed_poll; /* a domain has no wait fd */
     pplx_engine_stats stats;
 
     /* Tables: owner writes on open, proxy on close and reads. */

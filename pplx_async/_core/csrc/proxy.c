@@ -7,7 +7,7 @@
  *          fill the pipelines of every peer
  *          poll every completion queue
  *          heartbeats and verdicts
- *   It turns as long as there is something to do, and for spin_us after. Then it blocks in epoll on
+ *   It turns as long as there is something to do, and for spin_us after. Then it blocks in ppoll on
  *   the submit eventfd and the providers' wait fds, until the next deadline.
  *
  * No Python, no allocation and no system call while busy. */
@@ -209,20 +209,20 @@ static uint64_t next_deadline(const pplx_engine *engine) {
         uint64_t wants = pplx_peer_deadline(peer);
         if (wants < deadline) deadline = wants;
     }
-    if (engine->timed_poll && engine->peers) {
-        uint64_t next = engine->now_ns + engine->config.poll_interval_us * UINT64_C(1000);
-        if (next < deadline) deadline = next;
-    }
     return deadline;
 }
 
 static void sleep_until(pplx_engine *engine, uint64_t deadline) {
     uint64_t left = deadline > engine->now_ns ? deadline - engine->now_ns : 0;
     struct timespec limit = {.tv_sec = (time_t)(left / 1000000000), .tv_nsec = (long)(left % 1000000000)};
-    /* ppoll() and not epoll_wait(), which counts in milliseconds: an epoll fd is one more fd. */
-    struct pollfd readable = {.fd = engine->epoll_fd, .events = POLLIN};
+    /* Not an epoll of ours: it counts in milliseconds, and the fds may be epolls themselves, of which
+     * the kernel lets us stack few (fabric_quirks.h). */
+    struct pollfd readable[1 + PPLX_MAX_DOMAINS] = {{.fd = engine->submit_fd, .events = POLLIN}};
+    for (uint32_t d = 0; d < engine->ndomains; d++) /* ppoll() leaves out those below 0 */
+        readable[1 + d] = (struct pollfd){.fd = engine->domains[d].wait_fd, .events = POLLIN};
     PPLX_COUNT(engine->stats.sleeps, 1);
-    if (ppoll(&readable, 1, deadline == UINT64_MAX ? NULL : &limit, NULL) > 0) {
+    if (ppoll(readable, 1 + engine->ndomains, deadline == UINT64_MAX ? NULL : &limit, NULL) > 0 &&
+        readable[0].revents) {
         uint64_t rung; /* the providers clear their own fds in poll() */
         while (read(engine->submit_fd, &rung, sizeof rung) < 0 && errno == EINTR) {
         }
@@ -232,16 +232,29 @@ static void sleep_until(pplx_engine *engine, uint64_t deadline) {
     engine->now_ns = now < deadline ? now : deadline > engine->now_ns ? deadline : engine->now_ns;
 }
 
+/* Whether it may block, as far as this domain is concerned. */
+static bool arm(pplx_domain *domain) {
+    if (domain->wait_fd < 0) return true;
+    pplx_status status = domain->provider->arm(domain->handle);
+    atomic_store_explicit(&domain->timed, status == PPLX_UNSUPPORTED, memory_order_relaxed); /* relaxed: for humans */
+    return status == PPLX_OK || status == PPLX_UNSUPPORTED;
+}
+
 static void block(pplx_engine *engine) {
     uint64_t deadline = next_deadline(engine);
+    uint64_t next_poll = engine->now_ns + engine->config.poll_interval_us * UINT64_C(1000);
     /* seq_cst: pairs with the load in submit_node() (engine.c); argument in ring.h, "Sleeping" */
     atomic_store_explicit(&engine->asleep, 1, memory_order_seq_cst);
     bool may = !engine->taken && pplx_ring_empty(&engine->ring) &&
                atomic_load_explicit(&engine->npending, memory_order_seq_cst) == 0 &&
                atomic_load_explicit(&engine->stop, memory_order_seq_cst) == 0;
-    for (uint32_t d = 0; d < engine->ndomains && may; d++)
-        if (engine->domains[d].wait_fd >= 0)
-            may = engine->domains[d].provider->arm(engine->domains[d].handle) == PPLX_OK;
+    for (uint32_t d = 0; d < engine->ndomains && may; d++) {
+        may = arm(&engine->domains[d]);
+        /* relaxed: only this thread writes it */
+        if (atomic_load_explicit(&engine->domains[d].timed, memory_order_relaxed) && engine->peers &&
+            next_poll < deadline)
+            deadline = next_poll;
+    }
     if (may) sleep_until(engine, deadline);
     atomic_store_explicit(&engine->asleep, 0, memory_order_relaxed); /* relaxed: an extra ring does no harm */
 }
