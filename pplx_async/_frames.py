@@ -29,6 +29,7 @@ class Frames(asyncio.BufferedProtocol):
     def __init__(self) -> None:
         self.limit = HANDSHAKE_NBYTES
         self.closing = False  # by us
+        self.heard = False  # anything of the peer
         self.reason: str | None = None  # why nothing more will come; the first reason stays
         self.cause: BaseException | None = None
         self.lost = asyncio.Event()
@@ -54,6 +55,7 @@ class Frames(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self.closing:
             return
+        self.heard = True
         self._buffer += self._chunk[:nbytes]
         self._judge()
         if self.reason is None and len(self._buffer) > HIGH_WATER and self._front() and self.transport is not None:

@@ -18,6 +18,7 @@ that follow. Only TLS does, and against who can alter packets, TLS is needed.
 
 What strangers can cost, before they have proved themselves: `max_pending` connections at once, a
 deadline for the whole handshake, TLS included, under 100 KiB each, and a few lines of log a second.
+They can't keep others out: who has been silent longest makes room for who comes next.
 """
 
 from __future__ import annotations
@@ -128,6 +129,12 @@ class ControlChannel:
             return await self.receive()
         except (ClosedResourceError, BrokenResourceError):
             raise StopAsyncIteration from None
+
+    def refuse(self, reason: str) -> None:
+        """Tell the peer why we won't go on, and close; if the channel has ended, nothing."""
+        if self._frames.reason is None:
+            self._frames.write(wire.Refused(wire.clip(reason)))
+            self.close()
 
     def close(self) -> None:
         """Close at once for the caller; what is queued has `CLOSE_TIMEOUT` to go out. Idempotent."""

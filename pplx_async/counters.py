@@ -58,7 +58,7 @@ class ImmCounter(CounterCore):
         Its id is used again only after every connected peer has confirmed that none of its writes
         can still count under it.
         """
-        await self._engine._close_counter(self)
+        await self._engine._close_counters(self)
 
     async def __aenter__(self) -> Self:
         return self

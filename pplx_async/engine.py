@@ -33,6 +33,7 @@ from pplx_async.errors import (
     ClosedResourceError,
     LeakWarning,
     PeerLost,
+    PplxAsyncError,
     RegistrationError,
     UnreleasedMemory,
 )
@@ -582,24 +583,28 @@ class TransferEngine(Operations):
         self._core.counter_open(counter)
         self._counters[counter.id] = counter
 
-    async def _close_counter(self, counter: ImmCounter) -> None:
-        if not counter.is_open:
+    async def _close_counters(self, *counters: ImmCounter) -> None:
+        closable = tuple(counter for counter in counters if counter.is_open)
+        if not closable:
             return
-        closing = self._spawn(self._end_counter(counter))
-        self._spawn(self._recycle(counter, closing))
+        closing = self._spawn(self._end_counters(closable))
+        self._spawn(self._recycle(closable, closing))
         await self._wait(closing)
 
-    async def _end_counter(self, counter: ImmCounter) -> None:
-        await self._core.counter_close(counter)
+    async def _end_counters(self, counters: tuple[ImmCounter, ...]) -> None:
+        for ending in [self._core.counter_close(counter) for counter in counters]:
+            await ending
 
-    async def _recycle(self, counter: ImmCounter, closing: asyncio.Task[None]) -> None:
-        """Use the id again once nobody counts under it here, and no peer can."""
+    async def _recycle(self, counters: tuple[ImmCounter, ...], closing: asyncio.Task[None]) -> None:
+        """Use the ids again once nobody counts under them here, and no peer can."""
         await closing
-        await asyncio.gather(*(self._fence(peer, (), (counter._key,)) for peer in self._peers))
+        keys = tuple(counter._key for counter in counters)
+        await asyncio.gather(*(self._fence(peer, (), keys) for peer in self._peers))
         # A peer's last immediate may have been acknowledged and still be unread in our queue.
-        await self._end_counter(counter)
-        self._counters.pop(counter.id, None)
-        self._core.counter_recycle(counter.id)
+        await self._core.count_arrived()
+        for counter in counters:
+            self._counters.pop(counter.id, None)
+            self._core.counter_recycle(counter.id)
 
     def _break_counter(self, peer: Peer, message: CounterBroken) -> None:
         counter = self._counters.get(message.counter)
@@ -661,9 +666,10 @@ class TransferEngine(Operations):
         try:
             async with asyncio.timeout_at(deadline), self._meeting:
                 peer = await self._meet(channel, deadline)
-        except (BrokenResourceError, ClosedResourceError, TimeoutError, PeerLost) as error:
-            channel.close()  # it may have ended while it waited for its turn
-            _log.warning("no connection with %s: %s", channel.peername, say(error))
+        except (PplxAsyncError, TimeoutError, MemoryError) as error:
+            why = str(error) or f"too many others connect: it had no turn in {self.options.connect_timeout} s"
+            channel.refuse(why)
+            _log.warning("no connection with %s: %s", channel.peername, clip(why))
             return
         self._accepted.append(peer)
         self._news.set()
@@ -672,8 +678,8 @@ class TransferEngine(Operations):
         try:
             self._check_open()
             peer = Peer(self, channel)
-        except BaseException:
-            channel.close()
+        except BaseException as error:
+            channel.refuse(say(error))
             raise
         self._peers.add(peer)
         try:
@@ -683,6 +689,8 @@ class TransferEngine(Operations):
         except BaseException as error:
             peer._record.is_open = False
             peer._met.set()
+            bare = {TimeoutError: "it took too long", asyncio.CancelledError: "the attempt was cancelled"}
+            channel.refuse(bare.get(type(error)) or say(error))
             if peer._closing is None:
                 peer._closing = self._spawn(peer._free())
             if isinstance(error, TimeoutError):
@@ -691,7 +699,9 @@ class TransferEngine(Operations):
                     "do both engines listen on the same network, does a firewall drop the fabric's ports?"
                 ) from error
             if isinstance(error, PeerLost):
-                raise BrokenResourceError(f"peer {peer.label} went away while connecting") from error
+                raise BrokenResourceError(
+                    f"peer {peer.label} was lost while connecting: {error.reason}", hint="Connect again."
+                ) from error
             raise
         self._servers[peer] = self._loop.create_task(peer._serve())
         peer._met.set()

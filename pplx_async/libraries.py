@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-__all__ = ["LibraryFile", "libfabric_files"]
+__all__ = ["LibraryFile", "libfabric_files", "library_hint"]
 
 _SONAME = "libfabric.so.1"
 # AWS's EFA installer puts its own build here (lib64 on Amazon Linux, lib on Ubuntu).
@@ -56,6 +56,25 @@ def libfabric_files(named: str | None = None) -> list[LibraryFile]:
     # Nothing where we look: the loader may know better. (With another libfabric loaded, the bare
     # name would mean that one again.)
     return found or [LibraryFile(_SONAME, "the loader's search path")]
+
+
+def library_hint(named: str | None) -> str:
+    """Say what can be used where the library that was tried cannot, and how to get one.
+
+    Parameters
+    ----------
+    named : str or None
+        The user's own choice, as for `libfabric_files`.
+    """
+    get = "`pip install 'pplx_async[fabric]'` brings one (or `apt-get install libfabric1`)"
+    if named is None:
+        return f"What is needed is a libfabric: {get}; `pplx-async info` lists what was looked at."
+    found = [file.path for file in libfabric_files() if os.sep in file.path and file.path != named]
+    there = f"this machine has {', '.join(found)}, and without the option the first is used" if found else get
+    return (
+        f"What is needed is the shared object of a libfabric, {_SONAME}, for this processor "
+        f"({os.uname().machine}): {there}. `pplx-async info` without the option looks at each."
+    )
 
 
 def _on_loader_path() -> list[str]:

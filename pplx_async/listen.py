@@ -10,6 +10,7 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
 from ssl import CERT_REQUIRED, SSLContext
 from typing import Any, Final, Self
 
@@ -26,6 +27,10 @@ _log = logging.getLogger("pplx_async.control")
 _BACKLOG: Final = 1024
 _ACCEPTS: Final = 16  # in one turn of the loop: a flood must not hold it
 _ACCEPT_AGAIN: Final = 0.1  # seconds after an accept that failed
+# Seconds that a caller has to itself, before it must make room for one that waits to be accepted. Ours
+# speak at once. One that has spoken has longer: it may be far away.
+_SILENT_PATIENCE: Final = 0.1
+_HEARD_PATIENCE: Final = 1.0
 
 
 class _Throttle:
@@ -46,6 +51,20 @@ class _Throttle:
         self._lines += 1
         if self._lines <= self.LINES:
             _log.warning(text, *args)
+
+
+@dataclass(eq=False)
+class _Caller:
+    """A connection in the handshake."""
+
+    name: str
+    since: float
+    frames: Frames = field(default_factory=Frames)
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def patience_ends(self) -> float:
+        return self.since + (_HEARD_PATIENCE if self.frames.heard else _SILENT_PATIENCE)
 
 
 class ControlServer:
@@ -83,7 +102,7 @@ class ControlServer:
         self._tls = tls
         self._handshake_timeout = handshake_timeout
         self._max_pending = max_pending
-        self._pending = 0
+        self._callers: set[_Caller] = set()
         self._flood = _Throttle()
         self._failures = _Throttle()
         self._serving: set[asyncio.Task[None]] = set()
@@ -125,7 +144,8 @@ class ControlServer:
         handshake_timeout : float
             Seconds for a peer's handshake, TLS included.
         max_pending : int
-            Connections in the handshake at once; one more is closed at once.
+            Connections in the handshake at once. For one more, the one that has been silent longest
+            is closed; so silence keeps nobody out.
 
         Raises
         ------
@@ -168,6 +188,7 @@ class ControlServer:
         """
         if self._retry is not None:
             self._retry.cancel()
+            self._retry = None
         if self._listener.fileno() >= 0:
             self._loop.remove_reader(self._listener)
             self._listener.close()
@@ -188,7 +209,9 @@ class ControlServer:
 
     def _accept(self) -> None:
         # A callback, not a task in sock_accept(): cancelling that may lose a socket just accepted.
-        for _ in range(_ACCEPTS):
+        for accepted in range(_ACCEPTS):
+            if len(self._callers) >= self._max_pending and (accepted or not self._make_room()):
+                return  # if more wait, we are called again
             try:
                 connection, address = self._listener.accept()
             except BlockingIOError:
@@ -196,25 +219,51 @@ class ControlServer:
             except OSError as error:
                 # Out of descriptors or memory, as a rule. Who waits in the backlog is not lost.
                 self._flood.warning("cannot accept a connection on %s: %s", self.address, error)
-                self._loop.remove_reader(self._listener)
-                self._retry = self._loop.call_later(_ACCEPT_AGAIN, self._loop.add_reader, self._listener, self._accept)
+                self._pause(_ACCEPT_AGAIN)
                 return
-            peer = peer_name(address)
-            if self._pending >= self._max_pending:
-                connection.close()
-                self._flood.warning("closed a connection from %s: %d others are in the handshake", peer, self._pending)
-                continue
             connection.setblocking(False)
-            self._pending += 1
-            task = self._loop.create_task(self._serve(connection, peer), name=f"pplx_async control {peer}")
-            self._serving.add(task)
-            task.add_done_callback(self._serving.discard)
+            caller = _Caller(peer_name(address), self._loop.time())
+            caller.task = self._loop.create_task(
+                self._serve(connection, caller), name=f"pplx_async control {caller.name}"
+            )
+            self._callers.add(caller)
+            self._serving.add(caller.task)
+            caller.task.add_done_callback(self._serving.discard)
 
-    async def _serve(self, connection: socket.socket, peer: str) -> None:
+    def _make_room(self) -> bool:
+        """Close who has had its time and is not through; if there is none, wait for one."""
+        caller = min(self._callers, key=lambda caller: caller.patience_ends)
+        now = self._loop.time()
+        if caller.patience_ends > now:
+            self._pause(caller.patience_ends - now)
+            return False
+        self._flood.warning(
+            "closed a connection from %s to make room for another: %d were in the handshake, this one for %.1f s",
+            caller.name,
+            len(self._callers),
+            now - caller.since,
+        )
+        self._callers.discard(caller)
+        assert caller.task is not None  # it has begun: its time is longer than one turn of the loop
+        caller.task.cancel()
+        return True
+
+    def _pause(self, seconds: float) -> None:
+        self._loop.remove_reader(self._listener)
+        self._retry = self._loop.call_later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+            self._loop.add_reader(self._listener, self._accept)
+
+    async def _serve(self, connection: socket.socket, caller: _Caller) -> None:
         try:
-            channel = await self._shake(connection, peer)
+            channel = await self._shake(connection, caller)
         finally:
-            self._pending -= 1
+            self._callers.discard(caller)
+            self._resume()
         if channel is None:
             return
         try:
@@ -223,11 +272,11 @@ class ControlServer:
             channel.close()
             raise
         except Exception:
-            _log.exception("closed the control channel to %s: its handler failed", peer)
+            _log.exception("closed the control channel to %s: its handler failed", caller.name)
             channel.close()
 
-    async def _shake(self, connection: socket.socket, peer: str) -> ControlChannel | None:
-        frames = Frames()
+    async def _shake(self, connection: socket.socket, caller: _Caller) -> ControlChannel | None:
+        frames = caller.frames
         hello = self._identity.hello(self._secret is not None)
         try:
             async with asyncio.timeout(self._handshake_timeout):
@@ -249,7 +298,7 @@ class ControlServer:
         except BaseException:
             frames.fail("cancelled")
             raise
-        self._failures.warning("closed a connection from %s: %s", peer, wire.clip(why))
+        self._failures.warning("closed a connection from %s: %s", caller.name, wire.clip(why))
         return None
 
 

@@ -280,7 +280,7 @@ class Operations:
         PeerLost, ClosedResourceError
             A member is gone: it will never come.
         BrokenResourceError
-            A member has closed the group.
+            A member has closed the group, and had not come before.
 
         Cancelling
         ----------

@@ -8,8 +8,8 @@ Two engines meet on the control channel. Both do the same, whoever called:
 2. take the other's `Endpoints`, connect; this ends when every link carried a heartbeat both ways
 3. send `Ready`, wait for the other's
 
-The channel then carries fences, broken counters, groups and look-ups. When it ends without a
-`Goodbye`, the peer is lost.
+Who can't go on sends `Refused` with the reason. The channel then carries fences, broken counters,
+groups and look-ups. When it ends without a `Goodbye`, the peer is lost.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import asyncio
 import copy
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pplx_async import _loop, wire
 from pplx_async._core.memory import RemoteRecord
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pplx_async._typing import Buffer
     from pplx_async.control import ControlChannel
     from pplx_async.engine import TransferEngine
+    from pplx_async.group import Member
 
 __all__ = ["Message", "Peer"]
 
@@ -61,6 +62,15 @@ class Message:
 
     peer: Peer
     data: bytes
+
+
+class _Joined(NamedTuple):
+    """What the peer told us of a group that it wants to form: its counters, which are its attempt's name too."""
+
+    notify: RemoteCounter
+    barrier: RemoteCounter
+    key: int  # of `barrier`
+    answers: int | None  # key of ours that it has heard of
 
 
 class Peer:
@@ -100,8 +110,9 @@ class Peer:
         self._fences: dict[int, asyncio.Future[None]] = {}
         self._lookups: dict[int, asyncio.Future[bytes | None]] = {}
         # Groups: what the peer told us of each, the latest and not read yet, and who waits for more of it.
-        self._joined: dict[str, tuple[RemoteCounter, RemoteCounter]] = {}
+        self._joined: dict[str, _Joined] = {}
         self._joins: dict[str, asyncio.Future[None]] = {}
+        self._members: weakref.WeakSet[Member] = weakref.WeakSet()  # what it is in the groups that we formed
         self._bound: weakref.WeakSet[ImmCounter] = weakref.WeakSet()
         self._goodbye = asyncio.Event()
         self._closing: asyncio.Task[None] | None = None
@@ -324,6 +335,7 @@ class Peer:
         connected = asyncio.ensure_future(self._say_ready(connecting))
         try:
             await asyncio.wait({ready, connected}, return_when=asyncio.FIRST_EXCEPTION)
+            self._check_reason()  # that its channel ended only followed from it
             for task in (ready, connected):
                 if task.done():
                     task.result()
@@ -331,9 +343,12 @@ class Peer:
             for task in (ready, connected):
                 task.cancel()
             await asyncio.gather(ready, connected, return_exceptions=True)
-        if self._record.reason is not None:
-            raise copy.copy(self._record.reason)
+        self._check_reason()
         self._record.is_open = True
+
+    def _check_reason(self) -> None:
+        if self._record.reason is not None:
+            raise copy.copy(self._record.reason)  # its traceback is the raiser's: one instance would collect them all
 
     async def _say_ready(self, connecting: Transfer) -> None:
         await connecting
@@ -341,6 +356,11 @@ class Peer:
 
     async def _expect(self, kind: type[Any]) -> Any:
         message = await self._channel.receive()
+        if isinstance(message, wire.Refused):
+            raise BrokenResourceError(
+                f"peer {self.label} does not connect: {wire.clip(message.reason)}",
+                hint="This is what failed on its side; its log has the same line.",
+            )
         if not isinstance(message, kind):
             raise BrokenResourceError(f"peer {self.label} sent {type(message).__name__} where {kind.__name__} is due")
         return message
@@ -383,6 +403,9 @@ class Peer:
                 self._goodbye.set()
                 if self._closing is None:
                     self._closing = self._engine._spawn(self._close("the peer said goodbye"))
+            case wire.Refused():
+                self._lose(f"it gave up connecting: {wire.clip(message.reason)}")
+                self._channel.close()
             case _:
                 # Not due here, or too much: the end of the channel is the end of the peer.
                 self._channel.close()
@@ -402,7 +425,7 @@ class Peer:
     def _on_join(self, join: wire.GroupJoin) -> None:
         try:
             # Kept as remote counters: the fence of an attempt that the peer gives up finds them.
-            counters = (self._remote_counter(join.notify_counter), self._remote_counter(join.barrier_counter))
+            notify, barrier = self._remote_counter(join.notify_counter), self._remote_counter(join.barrier_counter)
         except BrokenResourceError:
             return  # it has given that attempt up
         if join.name not in self._joined and len(self._joined) >= MAX_UNREAD_JOINS:
@@ -412,13 +435,14 @@ class Peer:
             if len(self._joined) >= MAX_UNREAD_JOINS:
                 self._channel.close()  # it would fill our memory
                 return
-        self._joined[join.name] = counters  # in place of an earlier attempt
+        # In place of an earlier attempt.
+        self._joined[join.name] = _Joined(notify, barrier, join.barrier_counter, join.answers)
         self._resolve(self._joins.get(join.name), None)
 
-    def _unread_join(self, name: str) -> tuple[RemoteCounter, RemoteCounter] | None:
-        """Return the peer's counters for a group; None if it hasn't joined, or has given up since."""
-        counters = self._joined.get(name)
-        return None if counters is None or any(counter.closed for counter in counters) else counters
+    def _unread_join(self, name: str) -> _Joined | None:
+        """Return the peer's latest join of a group; None if it hasn't joined, or has given up since."""
+        joined = self._joined.get(name)
+        return None if joined is None or joined.notify.closed or joined.barrier.closed else joined
 
     async def _answer_fence(self, fence: wire.Fence) -> None:
         """Start nothing new into these regions and counters, wait for what is under way, confirm."""
@@ -436,6 +460,8 @@ class Peer:
             if remote is not None:
                 remote.closed = True
                 users.append(remote)
+        for member in list(self._members):
+            member.on_fence()
         for used in users:
             await _loop.idle(self._engine._loop, used)
         self._fencing -= 1
@@ -455,8 +481,8 @@ class Peer:
 
     def _check_open(self) -> None:
         if not self.is_open:
-            reason = self._record.reason or ClosedResourceError(f"peer {self.label} is closed")
-            raise copy.copy(reason)  # its traceback is the raiser's: one instance would collect them all
+            self._check_reason()
+            raise ClosedResourceError(f"peer {self.label} is closed")
 
     def _lose(self, why: str) -> None:
         """Tell the core that it is lost; that comes back as `_on_lost`."""

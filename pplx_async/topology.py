@@ -13,7 +13,7 @@ from typing import Any
 
 from pplx_async._core import rt
 from pplx_async.errors import PplxAsyncError, ProviderUnavailable
-from pplx_async.libraries import LibraryFile, libfabric_files
+from pplx_async.libraries import LibraryFile, libfabric_files, library_hint
 from pplx_async.options import EngineOptions, split_address
 from pplx_async.routes import fabric_of, host_network
 
@@ -183,8 +183,7 @@ def _choose_fabric(options: EngineOptions, node: str) -> Choice:
             f"fabric {options.fabric!r} is not available: {error.reason}{beside}",
             provider="fabric",
             soname="libfabric.so.1",
-            hint="`pip install 'pplx_async[fabric]'` brings a libfabric (or `apt-get install libfabric1`); "
-            "`pplx-async info` lists what was looked at.",
+            hint=library_hint(options.library),
         ) from error
     found = [str(device["provider"]) for device in devices]
     fabric = next((name for name in wanted if name in found), None)

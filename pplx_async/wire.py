@@ -247,7 +247,7 @@ class Proof(_Wire, frozen=True):
 
 
 class Refused(_Wire, frozen=True):
-    """The sender won't go on; the last message of a connection. The same in every version."""
+    """The sender won't go on, or can't; the last message of a connection. The same in every version."""
 
     reason: _Reason
 
@@ -311,11 +311,22 @@ class CounterBroken(_Wire, frozen=True):
 
 
 class GroupJoin(_Wire, frozen=True):
-    """Counters of the sender for one member of a peer group."""
+    """Counters of the sender for one member of a peer group.
+
+    Attributes
+    ----------
+    name : str
+        Of the group.
+    notify_counter, barrier_counter : int
+        Keys of two counters, u64. The second is the receiver's alone, and of this attempt to form the group.
+    answers : int or None
+        The receiver's own barrier counter, as its latest join told it.
+    """
 
     name: _Word
     notify_counter: _U64
     barrier_counter: _U64
+    answers: _U64 | None
 
 
 class Lookup(_Wire, frozen=True):

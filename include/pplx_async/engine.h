@@ -207,7 +207,8 @@ enum pplx_call {
     PPLX_CALL_PEER_CONNECT = 3, /* subject: pplx_peer: settles when every link has carried a heartbeat both ways */
     PPLX_CALL_PEER_CLOSE = 4,   /* subject: pplx_peer, an orderly goodbye: what is queued ends FLUSHED */
     PPLX_CALL_PEER_LOST = 5,    /* subject: pplx_peer; payload: why (text): all of it ends PEER_LOST */
-    PPLX_CALL_COUNTER_CLOSE = 6 /* subject: pplx_counter; once more when its peers have fenced */
+    PPLX_CALL_COUNTER_CLOSE = 6, /* subject: pplx_counter */
+    PPLX_CALL_DRAIN = 7          /* no subject: what has arrived by now is counted when it settles */
 };
 
 struct pplx_request {
@@ -245,10 +246,10 @@ enum pplx_progress {
 uint32_t pplx_submit_here(pplx_engine *engine, pplx_request *request);
 void pplx_submit_there(pplx_engine *engine, pplx_request *request);
 
-/* Where the owner listens to the NICs too (pplx_engine_config.owner_drives): when this fd is readable,
+/* Where the owner listens to the NICs too (pplx_engine_config.owner_drives): when one of these fds is readable,
  * call pplx_drive(). -1: it doesn't, or a provider has no wait fd. If that says neither DONE nor DROVE
  * the proxy is at work: don't listen until it says DROVE again. */
-int pplx_engine_wait_fd(const pplx_engine *engine);
+int pplx_engine_wait_fd(const pplx_engine *engine, size_t domain);
 uint32_t pplx_drive(pplx_engine *engine);
 void pplx_listens(pplx_engine *engine, bool listens); /* whether the owner watches that fd */
 

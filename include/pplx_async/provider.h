@@ -41,7 +41,8 @@ enum pplx_capability {
     PPLX_CAP_WAIT_FD = 2, /* wait_fd() and arm() work; otherwise the engine polls on a timer */
     PPLX_CAP_FENCE = 4,   /* endpoint_close() returns only when the endpoint's memory is let go */
     PPLX_CAP_CUDA = 8,    /* mr_open() takes PPLX_MEMORY_CUDA */
-    PPLX_CAP_DMABUF = 16  /* mr_open() takes PPLX_MEMORY_DMABUF */
+    PPLX_CAP_DMABUF = 16, /* mr_open() takes PPLX_MEMORY_DMABUF */
+    PPLX_CAP_STACKED = 32 /* its wait fd is a stack of epolls, and no epoll should take it on top: ppoll() only */
 };
 
 /* Heartbeats and returned credits may not wait until data has left: for so many immediates alone
@@ -117,10 +118,11 @@ typedef struct pplx_provider {
     size_t (*poll)(pplx_provider_domain *domain, pplx_completion *completions, size_t capacity);
 
     /* Before the thread blocks on wait_fd(): PPLX_OK, it may, and the fd will turn readable as soon
-     * as poll() has something to do; PPLX_AGAIN, poll again first. */
+     * as poll() has something to do; PPLX_AGAIN, poll again first; PPLX_UNSUPPORTED, at present the
+     * fd can't tell of everything: it may block, and polls on a timer as well. */
     pplx_status (*arm)(pplx_provider_domain *domain);
 
-    /* A descriptor for epoll that stays the same and stays the provider's; -1 without one. */
+    /* A descriptor for ppoll that stays the same and stays the provider's; -1 without one. */
     int (*wait_fd)(pplx_provider_domain *domain);
 } pplx_provider;
 

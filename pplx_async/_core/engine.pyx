@@ -18,6 +18,7 @@ from pplx_async._core.counters cimport CounterCore
 from pplx_async._core.includes.pplx cimport (
     PPLX_ADDRESS_BYTES,
     PPLX_CALL_COUNTER_CLOSE,
+    PPLX_CALL_DRAIN,
     PPLX_CALL_MR_CLOSE,
     PPLX_CALL_MR_OPEN,
     PPLX_CALL_PEER_CLOSE,
@@ -516,6 +517,10 @@ cdef class Engine(Waker):
         """Let an id be used again: no immediate for it can come any more."""
         if self.ptr != NULL:
             api.counter_recycle(self.ptr, counter)
+
+    def count_arrived(self) -> Transfer:
+        """Submit a look into every completion queue: what has arrived by now is counted then."""
+        return self.call(PPLX_CALL_DRAIN, NULL, "count what has arrived", None, None)
 
     # ---- peers ----
 

@@ -12,7 +12,7 @@ Two ways:
     then one turn in every turn of the loop as long as transfers or waits pend. After a moment
     without activity it is as above, until something comes.
 
-On few cores the loop watches the NICs too (`wait_fd`): one wake-up instead of two. In both a small operation is posted right where it is submitted, if the proxy sleeps.
+On few cores the loop watches the NICs too (`listen`): one wake-up instead of two. In both a small operation is posted right where it is submitted, if the proxy sleeps.
 """
 
 from libc.stdint cimport uint32_t
@@ -49,22 +49,22 @@ cdef class Waker:
         """The eventfd to watch; `on_readable` is what to call."""
         return api.engine_fd(self.ptr)
 
-    @property
-    def wait_fd(self) -> int:
-        """What to watch besides, -1 for nothing; `on_nic` is what to call."""
-        return -1 if self.ptr == NULL else api.engine_wait_fd(self.ptr)
-
     def listen(self, bint on) -> None:
         """Watch the NICs, or leave them to the proxy while that is at work."""
-        cdef int fd = self.wait_fd
-        if fd < 0 or on == self.listening or self.loop.is_closed():
+        cdef size_t domain
+        cdef int fd
+        if self.ptr == NULL or on == self.listening or self.loop.is_closed():
             return
+        for domain in range(api.engine_domains(self.ptr)):
+            fd = api.engine_wait_fd(self.ptr, domain)
+            if fd < 0:
+                return  # the proxy's alone
+            if on:
+                self.loop.add_reader(fd, self.on_nic)
+            else:
+                self.loop.remove_reader(fd)
         self.listening = on
         api.listens(self.ptr, on)
-        if on:
-            self.loop.add_reader(fd, self.on_nic)
-        else:
-            self.loop.remove_reader(fd)
 
     def on_nic(self) -> None:
         """A NIC has something: do the proxy's work."""

@@ -11,9 +11,11 @@ import re
 import resource
 from typing import Any
 
+import typer
+
 from pplx_async import __version__, topology
 from pplx_async.cli.arguments import Debug, Fabric, Json, Library, engine_options
-from pplx_async.cli.failures import CommandError
+from pplx_async.cli.failures import CommandError, ExitCode
 from pplx_async.cli.output import Output, size
 from pplx_async.errors import PplxAsyncError, ProviderUnavailable
 from pplx_async.lowlevel import core_version
@@ -32,8 +34,8 @@ _HIDDEN = "(set, not shown)"
 def info(fabric: Fabric = None, library: Library = None, json: Json = False, debug: Debug = False) -> None:
     """Say which libraries, providers and devices there are, what is missing, and how to get it.
 
-    It always succeeds: a machine without any fabric is an answer too. With --json, "available" says
-    whether an engine could be opened with this fabric.
+    The exit code is that of a program which opens an engine like this: 0 if it could, 3 if the fabric is
+    not available here, 2 if a variable of the environment is wrong. With --json, "ok" is true for 0.
     """
     output = Output(json=json, debug=debug)
     with output.guard():
@@ -42,6 +44,10 @@ def info(fabric: Fabric = None, library: Library = None, json: Json = False, deb
             output.result(facts)
         else:
             _show(output, facts)
+        if facts["environment_error"]:
+            raise typer.Exit(ExitCode.USAGE)
+        if not facts["available"]:
+            raise typer.Exit(ExitCode.UNAVAILABLE)
 
 
 def gather(*, fabric: str | None = None, library: str | None = None) -> dict[str, Any]:
@@ -72,7 +78,7 @@ def gather(*, fabric: str | None = None, library: str | None = None) -> dict[str
     chosen = _choose(options)
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     return {
-        "ok": True,
+        "ok": environment_error is None and chosen["fabric"] is not None,
         "available": chosen["fabric"] is not None,
         "versions": {
             "pplx_async": __version__,
@@ -112,7 +118,8 @@ def _choose(options: EngineOptions) -> dict[str, Any]:
         choice = topology.choose(options)
     except (PplxAsyncError, ValueError) as error:
         hint = getattr(error, "hint", "")
-        return row | {"reason": str(error).removesuffix(hint).rstrip(), "hint": hint or None}
+        row |= {"reason": str(error).removesuffix(hint).rstrip()}
+        return row | {"hint": hint if hint and hint != ProviderUnavailable.default_hint else None}
     return row | {"fabric": choice.fabric, "devices": list(choice.devices), "why": list(choice.why)}
 
 
@@ -191,6 +198,8 @@ def _show_choice(output: Output, choice: dict[str, Any]) -> None:
     output.line((f'fabric="{choice["asked"]}"', "bold"))
     if choice["fabric"] is None:
         output.line("  ", (choice["reason"], "red"))
+        if choice["hint"]:
+            output.line("  ", ("hint: ", "bold"), choice["hint"])
         return
     output.line("  would open ", (choice["fabric"], "green"), f" on {', '.join(choice['devices'])}")
     for reason in choice["why"]:

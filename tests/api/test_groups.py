@@ -194,6 +194,15 @@ async def test_forming_again_after_a_timeout(fabric):
         assert not pair.ba._joins
 
 
+async def test_forming_again_before_the_other_side_knows(fabric):
+    async with open_pair(fabric) as pair:
+        for _ in range(3):
+            await give_up(pair, "at once")
+            # b's first join is still unread at a, and a cannot know yet that b has given it up.
+            await meet(pair, pair.a.group("at once", [pair.ab]), pair.b.group("at once", [pair.ba]))
+        await eventually(lambda: not pair.ab._joined and not pair.ba._joined, "no join is left over", timeout=1)
+
+
 async def test_attempt_that_was_given_up_does_not_count(fabric):
     async with open_pair(fabric) as pair:
         await give_up(pair, "stale")
@@ -235,7 +244,7 @@ async def test_barrier_and_notify_of_a_group_that_a_member_closed(fabric):
         async with asyncio.timeout(5):
             one, two = await asyncio.gather(pair.a.group("left", [pair.ab]), pair.b.group("left", [pair.ba]))
         await two.close()
-        await eventually(lambda: all(remote.closed for remote in one._barrier_remotes), "a knows")
+        await eventually(lambda: all(member.barrier.closed for member in one._members), "a knows")
         for _ in range(2):
             with pytest.raises(BrokenResourceError, match="closed by peer"):
                 await asyncio.wait_for(pair.a.barrier(one), 5)
@@ -244,15 +253,83 @@ async def test_barrier_and_notify_of_a_group_that_a_member_closed(fabric):
         await one.close()
 
 
+async def test_barrier_ends_when_a_member_closes_the_group(fabric):
+    async with open_mesh(fabric) as mesh:
+        groups = await form(mesh, "left")
+        waiting = [asyncio.create_task(mesh[i][0].barrier(groups[i])) for i in (0, 1)]
+        _, pending = await asyncio.wait(waiting, timeout=0.05)
+        assert len(pending) == 2
+        await groups[2].close()
+        for task in waiting:
+            with pytest.raises(BrokenResourceError, match=r"group 'left' was closed by peer member 2"):
+                await asyncio.wait_for(task, 5)
+        for i in (0, 1):
+            with pytest.raises(BrokenResourceError, match="closed by peer member 2"):
+                await mesh[i][0].barrier(groups[i])
+        with pytest.raises(ClosedResourceError, match="'left' is closed"):
+            await mesh[2][0].barrier(groups[2])
+        # The peers are connected as before.
+        await asyncio.gather(groups[0].close(), groups[1].close())
+        again = await form(mesh, "left")
+        await asyncio.gather(*(engine.barrier(group) for (engine, _), group in zip(mesh, again, strict=True)))
+
+
+@pytest.mark.parametrize("closes", ["group", "engine"])
+async def test_barrier_that_all_have_come_to_does_not_fail(fabric, closes):
+    async with open_mesh(fabric) as mesh:
+        (a, _), (b, _), (c, _) = mesh
+        one, two, three = await form(mesh, "passed")
+        waiting = asyncio.create_task(a.barrier(one))
+        passing = asyncio.create_task(b.barrier(two))
+        # c has come as well, but a has not heard of it yet when b, who has, is gone already.
+        to_a, to_b = three._members
+        await c.notify(to_b.barrier)
+        await asyncio.wait_for(passing, 5)
+        await asyncio.wait_for(two.close() if closes == "group" else b.close(), 5)
+        await eventually(lambda: one._members[0].barrier.closed or not one.peers[0].is_open, "a knows")
+        _, pending = await asyncio.wait({waiting}, timeout=0.1)
+        assert pending
+        await c.notify(to_a.barrier)
+        await asyncio.wait_for(waiting, 5)
+        with pytest.raises((BrokenResourceError, ClosedResourceError)):
+            await a.barrier(one)
+
+
+@pytest.mark.deadline(40)
+async def test_leaving_right_after_a_barrier(mesh):
+    for _ in range(50):
+        groups = await form(mesh, "short")
+
+        async def member(index, groups=groups):
+            await mesh[index][0].barrier(groups[index])
+            await groups[index].close()
+
+        await asyncio.gather(*(member(index) for index in range(len(mesh))))
+
+
+async def test_cancelled_barrier_has_come_all_the_same(fabric):
+    async with open_pair(fabric) as pair:
+        async with asyncio.timeout(5):
+            one, two = await asyncio.gather(pair.a.group("in", [pair.ab]), pair.b.group("in", [pair.ba]))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(pair.b.barrier(two), 0.05)
+        coming = asyncio.create_task(pair.a.barrier(one))
+        await asyncio.wait_for(two.close(), 5)
+        await asyncio.wait_for(coming, 5)  # b had come before it left
+        await one.close()
+
+
 async def test_peer_cannot_name_groups_without_end(fabric):
     async with open_pair(fabric) as pair:
         async with asyncio.timeout(15):
             for round in range(2):  # the same names again take no more room
                 for i in range(MAX_UNREAD_JOINS):
-                    await pair.ba._channel.send(wire.GroupJoin(f"group {i}", (round << 20) + 2, (round << 20) + 3))
+                    await pair.ba._channel.send(
+                        wire.GroupJoin(f"group {i}", (round << 20) + 2, (round << 20) + 3, None)
+                    )
             await eventually(lambda: len(pair.ab._joined) == MAX_UNREAD_JOINS, "all are there")
             await asyncio.sleep(0.05)
             assert pair.ab.is_open
-            await pair.ba._channel.send(wire.GroupJoin("one more", 2, 3))
+            await pair.ba._channel.send(wire.GroupJoin("one more", 2, 3, None))
             await eventually(lambda: not pair.ab.is_open, "the peer is cut off")
             assert len(pair.ab._joined) == MAX_UNREAD_JOINS

@@ -3,6 +3,8 @@
 """connect, accept, close, stats and explain; who may connect at all."""
 
 import asyncio
+import logging
+import resource
 import shutil
 import ssl
 import subprocess
@@ -18,6 +20,7 @@ from pplx_async import (
     EngineOptions,
     EngineStats,
     Explanation,
+    NativeCallError,
     Peer,
     PeerLost,
     ProviderUnavailable,
@@ -262,6 +265,81 @@ async def test_library_that_is_not_there():
     with pytest.raises(ProviderUnavailable, match="no-such-file") as caught:
         await TransferEngine(fabric="tcp", library="/no-such-file/libfabric.so.1").open()
     assert caught.value.hint
+
+
+@pytest.mark.fabrics("tcp", "rxm")
+@pytest.mark.parametrize("fails", ["connecting", "listening"])
+async def test_failure_of_one_side_is_told_to_the_other(fabric, fails, monkeypatch, caplog):
+    """The side that fails has no file descriptor left for an endpoint."""
+    async with engine_on(fabric, name="a") as a, engine_on(fabric, name="b") as b:
+        failing = b if fails == "listening" else a
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        establish = Peer._establish
+
+        async def starved(peer):
+            if peer.engine is not failing:
+                return await establish(peer)
+            # The other side has its endpoints, and needs no more descriptors, once it tells of them.
+            await eventually(lambda: peer._channel._frames._front(), "the other side's endpoints")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+            try:
+                await peer.engine._core.peer_open(peer._record)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        before = [engine.stats().counters for engine in (a, b)]
+        with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "pplx_async"):
+            patch.setattr(Peer, "_establish", starved)
+            if fails == "listening":
+                # It hears what failed, and where.
+                with pytest.raises(BrokenResourceError, match=r"peer b \(.*: open endpoints failed: fi_\w+ ") as told:
+                    await a.connect(b.address)
+                assert "its side" in told.value.hint
+            else:
+                with pytest.raises(NativeCallError, match=r"open endpoints failed: fi_\w+ "):
+                    await a.connect(b.address)
+            await eventually(lambda: not a._peers and not b._peers and caplog.records, "nothing is left of it")
+        (record,) = caplog.records
+        assert "no connection with" in record.message
+        assert "open endpoints failed: fi_" in record.message
+        assert "\n" not in record.message
+        assert record.exc_info is None
+        assert [engine.stats().counters for engine in (a, b)] == before
+        assert not b._accepted
+        await connect(a, b)  # both work as before
+
+
+async def test_attempt_that_is_given_up_is_told_to_the_other(fabric, monkeypatch):
+    """The other side of an attempt that is given up hears that, and not only that a connection ended."""
+    async with engine_on(fabric, name="a") as a, engine_on(fabric, name="b") as b:
+        monkeypatch.setattr(Peer, "_say_ready", lambda peer, connecting: asyncio.sleep(60))
+        failures = []
+        meet = TransferEngine._meet
+
+        async def watched(engine, channel, deadline):
+            try:
+                return await meet(engine, channel, deadline)
+            except BaseException as error:
+                failures.append((engine, error))
+                raise
+
+        monkeypatch.setattr(TransferEngine, "_meet", watched)
+        with pytest.raises(TimeoutError, match="the NICs did not connect in time"):
+            await a.connect(b.address, timeout=0.3)
+        await eventually(lambda: len(failures) == 2, "b has given up too")
+        assert str(dict(failures)[b]).startswith(f"peer a ({a.id[:1].hex()}:")
+        assert "does not connect: it took too long" in str(dict(failures)[b])
+
+
+async def test_loss_while_connecting_says_why(fabric, monkeypatch):
+    async with engine_on(fabric, name="a") as a, engine_on(fabric, name="b") as b:
+        monkeypatch.setattr(Peer, "_say_ready", lambda peer, connecting: asyncio.sleep(60))
+        connecting = asyncio.create_task(a.connect(b.address))
+        await eventually(lambda: any(peer._message_nbytes for peer in a._peers), "a knows b's endpoints")
+        (peer,) = a._peers
+        peer._lose("unplugged")
+        with pytest.raises(BrokenResourceError, match=r"peer b \(.* was lost while connecting: unplugged"):
+            await asyncio.wait_for(connecting, 5)
 
 
 # ---- who may connect ----

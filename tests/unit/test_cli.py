@@ -16,7 +16,7 @@ from pplx_async import topology
 from pplx_async.cli import demo_child, failures, info, output, safetensors_file
 from pplx_async.cli.demo_link import Job
 from pplx_async.cli.failures import CommandError, ExitCode, Failure
-from pplx_async.libraries import LibraryFile
+from pplx_async.libraries import LibraryFile, libfabric_files
 
 SECRET = "tell-nobody"
 
@@ -88,10 +88,10 @@ def test_a_reader_that_leaves_is_no_error():
 
 def test_info_for_programs():
     result = cli("info", "--json")
-    assert result.returncode == 0
     assert result.stderr == ""
     facts = json.loads(result.stdout)
-    assert facts["ok"] is True
+    assert result.returncode == (ExitCode.OK if facts["available"] else ExitCode.UNAVAILABLE)
+    assert facts["ok"] is facts["available"]
     assert facts["versions"]["pplx_async"] == facts["versions"]["core"] == pplx_async.__version__
     assert facts["versions"]["kernel"] == os.uname().release
     assert facts["machine"]["usable_cpus"] == len(os.sched_getaffinity(0))
@@ -103,7 +103,7 @@ def test_info_for_programs():
 
 def test_info_for_humans():
     result = cli("info")
-    assert result.returncode == 0
+    assert result.returncode == (ExitCode.OK if "would open" in result.stdout else ExitCode.UNAVAILABLE)
     assert result.stderr == ""
     assert f"pplx_async {pplx_async.__version__}" in result.stdout
     for heading in ("libfabric", "libibverbs", 'fabric="auto"', "environment"):
@@ -116,15 +116,35 @@ def test_info_without_libfabric(by_environment, tmp_path):
     missing = str(tmp_path / "libfabric.so.1")
     arguments, variables = ([], {"LIBRARY": missing}) if by_environment else (["--library", missing], {})
     result = cli("info", *arguments, **variables)
-    assert result.returncode == 0
+    assert result.returncode == ExitCode.UNAVAILABLE
+    assert result.stderr == ""
     assert missing in result.stdout
     for way in ("pip install 'pplx_async[fabric]'", "apt-get install libfabric1", "--library", "loopback"):
         assert way in result.stdout
-    facts = json.loads(cli("info", "--json", *arguments, **variables).stdout)
-    assert facts["available"] is False
+    result = cli("info", "--json", *arguments, **variables)
+    assert result.returncode == ExitCode.UNAVAILABLE
+    facts = json.loads(result.stdout)
+    assert facts["ok"] is facts["available"] is False
     assert facts["choice"]["fabric"] is None
     assert "libfabric" in facts["choice"]["hint"]
     assert missing in facts["libfabric"][0]["reason"]
+
+
+@pytest.mark.parametrize("named", ["/etc/passwd", sys.executable], ids=["text", "program"])
+def test_info_on_a_file_that_is_no_libfabric(named):
+    result = cli("info", "--library", named)
+    assert result.returncode == ExitCode.UNAVAILABLE
+    hint = result.stdout.partition("hint: ")[2].splitlines()[0]
+    assert "What is needed is the shared object of a libfabric, libfabric.so.1, for this processor" in hint
+    others = [file.path for file in libfabric_files() if "/" in file.path]
+    if others:  # those that would do are named
+        assert all(path in hint for path in others)
+    else:
+        assert "pip install 'pplx_async[fabric]'" in hint
+    # The reason is what is wrong with this file, not that there is none.
+    reason = result.stdout.partition(f"no  {named}")[2].splitlines()[1]
+    assert named in reason
+    assert "install" not in reason
 
 
 def test_info_where_nothing_is_found(monkeypatch):
@@ -132,7 +152,7 @@ def test_info_where_nothing_is_found(monkeypatch):
     last = LibraryFile("libfabric-of-nobody.so.1", "the loader's search path")
     monkeypatch.setattr(topology, "libfabric_files", lambda named=None: [last])
     facts = info.gather()
-    assert facts["available"] is False
+    assert facts["ok"] is facts["available"] is False
     assert "libfabric-of-nobody.so.1" in facts["choice"]["reason"]
     assert [row["devices"] for row in facts["libfabric"]] == [[]]
     assert "libfabric-of-nobody.so.1" in facts["libfabric"][0]["reason"]
@@ -158,8 +178,10 @@ def test_info_shows_the_environment_but_no_secret():
 
 def test_info_tells_of_a_wrong_environment():
     result = cli("info", "--json", DOMAINS="77")
-    assert result.returncode == 0
-    assert "PPLX_ASYNC_DOMAINS" in json.loads(result.stdout)["environment_error"]
+    assert result.returncode == ExitCode.USAGE
+    facts = json.loads(result.stdout)
+    assert facts["ok"] is False
+    assert "PPLX_ASYNC_DOMAINS" in facts["environment_error"]
     assert "no engine opens with these" in cli("info", DOMAINS="77").stdout
     assert cli("demo", "pages", DOMAINS="77").returncode == ExitCode.USAGE
 

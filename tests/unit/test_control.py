@@ -474,7 +474,7 @@ def test_slow_strangers_are_closed(run, caplog, tls, request):
 
             await asyncio.gather(silent(), loris())
             assert 0.3 < time.monotonic() - started < 2
-            assert peers.server._pending == 0
+            assert not peers.server._callers
 
     run(main)
     assert caplog.text.count("no complete handshake in 0.4 s") + caplog.text.count("during the handshake") == 2
@@ -498,7 +498,7 @@ def test_many_connections_at_once(run, caplog, tls, request):
             assert closed.empty()
             assert tracemalloc.get_traced_memory()[0] < 200 * 80_000 + 16 * 600_000  # streams of this test; ours
             tracemalloc.stop()
-            assert peers.server._pending == 16
+            assert len(peers.server._callers) == 16
             for _, writer in strangers:
                 await shut(writer)
             await asyncio.wait(ends)
@@ -508,12 +508,42 @@ def test_many_connections_at_once(run, caplog, tls, request):
 
     run(main)
     assert len(caplog.records) < 30
-    assert "16 others are in the handshake" in caplog.text
+    assert "to make room for another: 16 were in the handshake" in caplog.text
 
 
-def test_many_friends_at_once(run):
+@pytest.mark.parametrize("speak", [False, True])
+@pytest.mark.parametrize("tls", [False, True])
+def test_strangers_keep_no_friend_out(run, tls, speak, request):
+    """However many are in the handshake and stay there, whoever comes next gets in."""
+    server_tls, client_tls = request.getfixturevalue("certificates") if tls else (None, None)
+
     async def main():
-        async with Peers(secret=SECRET, max_pending=256) as peers:
+        async with Peers(ssl=server_tls, secret=SECRET) as peers:
+            strangers = await asyncio.gather(*[raw(peers) for _ in range(64)])
+            if speak:
+                for _, writer in strangers:
+                    writer.write(b"\0")  # of a Hello, perhaps
+            await asyncio.sleep(listen._HEARD_PATIENCE)
+            assert len(peers.server._callers) == 64
+            strangers += await asyncio.gather(*[raw(peers) for _ in range(100)])
+            started = time.monotonic()
+            for _ in range(2):
+                client, server = await peers.pair(secret=SECRET, ssl=client_tls)
+                await client.aclose()
+                await server.aclose()
+            assert time.monotonic() - started < 1
+            assert len(peers.server._callers) <= 64
+            assert len(peers.server._serving) <= 64
+            for _, writer in strangers:
+                await shut(writer)
+
+    run(main)
+
+
+@pytest.mark.parametrize("max_pending", [256, 8, 1])
+def test_many_friends_at_once(run, max_pending):
+    async def main():
+        async with Peers(secret=SECRET, max_pending=max_pending) as peers:
             clients = await asyncio.gather(*[connect_channel(peers.address, CLIENT, secret=SECRET) for _ in range(200)])
             for client in clients:
                 client.post(wire.Ready())

@@ -54,7 +54,7 @@ MESSAGES = st.one_of(
     st.just(wire.Goodbye()),
     st.builds(wire.Fenced, U64),
     st.builds(wire.CounterBroken, COUNTER, U64, TEXT),
-    st.builds(wire.GroupJoin, WORD, COUNTER, COUNTER),
+    st.builds(wire.GroupJoin, WORD, COUNTER, COUNTER, st.none() | COUNTER),
     st.builds(wire.Lookup, U64, WORD),
     st.builds(wire.Found, U64, st.none() | st.binary(max_size=wire.MAX_DESCRIPTOR_NBYTES)),
 )
@@ -208,7 +208,7 @@ def test_region_ranges(change):
         wire.Lookup(1, ""),
         wire.Lookup(1, "\ud800"),
         wire.Found(1, b"x" * 257),
-        wire.GroupJoin("x" * 129, 1, 1),
+        wire.GroupJoin("x" * 129, 1, 1, None),
     ],
 )
 def test_message_ranges(message):

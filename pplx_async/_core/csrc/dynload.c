@@ -43,7 +43,7 @@ static const pplx_symbol libfabric_symbols[] = {
 
 const pplx_library pplx_library_libfabric = {
     .soname = "libfabric.so.1",
-    .remedy = "pip install 'pplx_async[fabric]' or apt-get install libfabric1",
+    .remedy = "; pip install 'pplx_async[fabric]' or apt-get install libfabric1",
     .symbols = libfabric_symbols,
     .nsymbols = sizeof libfabric_symbols / sizeof libfabric_symbols[0],
     .nbytes = sizeof(pplx_libfabric),
@@ -84,6 +84,11 @@ static const char *last_dlerror(const char *path) {
     return text ? text : path;
 }
 
+/* How to get one, for who has none; not for who named a file that is none. */
+static const char *remedy(const pplx_library *library, const char *path) {
+    return strchr(path, '/') ? "" : library->remedy;
+}
+
 static pplx_status bind_symbols(const pplx_library *library, const char *path, void *handle, void *functions,
                                 pplx_error *error) {
     for (size_t i = 0; i < library->nsymbols; i++) {
@@ -91,8 +96,8 @@ static pplx_status bind_symbols(const pplx_library *library, const char *path, v
         dlerror();
         void *address = symbol->version ? dlvsym(handle, symbol->name, symbol->version) : dlsym(handle, symbol->name);
         if (!address && symbol->required)
-            return fail(error, PPLX_UNAVAILABLE, "%s (%s is needed); %s", last_dlerror(path), symbol->name,
-                        library->remedy);
+            return fail(error, PPLX_UNAVAILABLE, "%s (%s is needed)%s", last_dlerror(path), symbol->name,
+                        remedy(library, path));
         /* POSIX gives functions as void pointers; copying the bytes is the portable conversion. */
         memcpy((char *)functions + symbol->offset, &address, sizeof address);
     }
@@ -126,7 +131,7 @@ static pplx_status load_locked(const pplx_library *library, const char *path, lo
     struct link_map *map = NULL;
     if (refuse_second(library, path, error) != PPLX_OK) return error->status;
     void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (!handle) return fail(error, PPLX_UNAVAILABLE, "%s; %s", last_dlerror(path), library->remedy);
+    if (!handle) return fail(error, PPLX_UNAVAILABLE, "%s%s", last_dlerror(path), remedy(library, path));
 
     loaded *entry = calloc(1, sizeof *entry);
     if (!entry) goto fail;

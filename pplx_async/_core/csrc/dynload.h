@@ -29,7 +29,7 @@ typedef struct pplx_symbol {
 
 typedef struct pplx_library {
     const char *soname; /* what is opened without a path */
-    const char *remedy; /* how to get it: "install X", ends the error text */
+    const char *remedy; /* how to get it: "; install X", ends the error text if no file was named */
     const pplx_symbol *symbols;
     size_t nsymbols;
     size_t nbytes; /* of the struct of function pointers */

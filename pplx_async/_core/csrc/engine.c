@@ -18,7 +18,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -44,7 +43,7 @@ pplx_status pplx_engine_open(const pplx_engine_config *config, pplx_engine **out
     pplx_engine *engine = calloc(1, sizeof *engine);
     if (!engine) return pplx_fail(error, PPLX_NO_MEMORY, ENOMEM, "no memory for an engine");
     engine->config = *config;
-    engine->submit_fd = engine->done_fd = engine->epoll_fd = -1;
+    engine->submit_fd = engine->done_fd = -1;
     pthread_mutex_init(&engine->pending_lock, NULL);
     pplx_done_init(&engine->done);
     if (!pplx_ring_init(&engine->ring, config->ring_entries)) {
@@ -60,10 +59,8 @@ pplx_status pplx_engine_open(const pplx_engine_config *config, pplx_engine **out
     }
     engine->submit_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     engine->done_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    engine->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    if (engine->submit_fd < 0 || engine->done_fd < 0 || engine->epoll_fd < 0) {
-        pplx_fail(error, PPLX_NATIVE, errno, "eventfd or epoll: %s (is the limit of open files reached?)",
-                  strerror(errno));
+    if (engine->submit_fd < 0 || engine->done_fd < 0) {
+        pplx_fail(error, PPLX_NATIVE, errno, "eventfd: %s (is the limit of open files reached?)", strerror(errno));
         goto fail;
     }
     *out = engine;
@@ -96,14 +93,7 @@ pplx_status pplx_engine_add_domain(pplx_engine *engine, const pplx_provider *pro
     domain->index = engine->ndomains;
     provider->domain_caps(domain->handle, &domain->caps);
     domain->wait_fd = domain->caps.flags & PPLX_CAP_WAIT_FD ? provider->wait_fd(domain->handle) : -1;
-    struct epoll_event event = {.events = EPOLLIN, .data.fd = domain->wait_fd};
-    if (domain->wait_fd < 0) {
-        engine->timed_poll = true;
-    } else if (epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, domain->wait_fd, &event)) {
-        int code = errno;
-        provider->domain_close(domain->handle);
-        return pplx_fail(error, PPLX_NATIVE, code, "epoll of the wait fd of %s: %s", device, strerror(code));
-    }
+    atomic_init(&domain->timed, domain->wait_fd < 0);
     engine->ndomains++;
     domain->max_message = most_message(engine, &domain->caps);
     return PPLX_OK;
@@ -120,7 +110,9 @@ pplx_status pplx_engine_start(pplx_engine *engine, pplx_error *error) {
     pplx_status status = pplx_mr_open_all(engine, &engine->landing, error);
     if (status != PPLX_OK) return status;
     engine->now_ns = pplx_now_ns();
-    engine->drives = engine->config.owner_drives && !engine->timed_poll;
+    engine->drives = engine->config.owner_drives != 0;
+    for (uint32_t i = 0; i < engine->ndomains; i++)
+        if (engine->domains[i].wait_fd < 0 || engine->domains[i].caps.flags & PPLX_CAP_STACKED) engine->drives = false;
     int code = pthread_create(&engine->thread, NULL, pplx_proxy_main, engine);
     if (code) return pplx_fail(error, PPLX_NATIVE, code, "pthread_create: %s", strerror(code));
     engine->started = true;
@@ -142,7 +134,6 @@ void pplx_engine_close(pplx_engine *engine) {
         engine->domains[i].provider->domain_close(engine->domains[i].handle);
     if (engine->submit_fd >= 0) close(engine->submit_fd);
     if (engine->done_fd >= 0) close(engine->done_fd);
-    if (engine->epoll_fd >= 0) close(engine->epoll_fd);
     if (engine->landing_page) munmap(engine->landing_page, LANDING_BYTES);
     pplx_counters_free(engine);
     pplx_ring_free(&engine->ring);
@@ -154,6 +145,9 @@ size_t pplx_engine_domains(const pplx_engine *engine) { return engine->ndomains;
 
 void pplx_engine_caps(const pplx_engine *engine, size_t domain, pplx_caps *caps) {
     *caps = engine->domains[domain].caps;
+    /* relaxed: what it says may change at once */
+    if (atomic_load_explicit(&engine->domains[domain].timed, memory_order_relaxed))
+        caps->flags &= ~(uint32_t)PPLX_CAP_WAIT_FD;
 }
 
 void pplx_engine_landing(const pplx_engine *engine, size_t domain, pplx_remote_key *key) {
@@ -204,7 +198,10 @@ void pplx_peer_free(pplx_peer *peer) { pplx_hand_in(peer->engine, &peer->lost_no
 /* ---- proxy to owner ---- */
 
 int pplx_engine_fd(const pplx_engine *engine) { return engine->done_fd; }
-int pplx_engine_wait_fd(const pplx_engine *engine) { return engine->drives ? engine->epoll_fd : -1; }
+
+int pplx_engine_wait_fd(const pplx_engine *engine, size_t domain) {
+    return engine->drives ? engine->domains[domain].wait_fd : -1;
+}
 
 bool pplx_arm(pplx_engine *engine) { return pplx_done_arm(&engine->done); }
 

@@ -257,7 +257,7 @@ static pplx_status arm_broken(const fabric_domain *domain) {
         const fabric_endpoint *endpoint = fabric_endpoint_of(link);
         int fd = -1;
         if (!fabric_list_empty(&endpoint->posted) || !fabric_list_empty(&endpoint->waiting)) return PPLX_AGAIN;
-        if (!domain->cq && fi_control(&endpoint->cq->fid, FI_GETWAIT, &fd) == 0)
+        if (endpoint->wakes && !domain->cq && fi_control(&endpoint->cq->fid, FI_GETWAIT, &fd) == 0)
             epoll_ctl(domain->wait_fd, EPOLL_CTL_DEL, fd, NULL);
     }
     return PPLX_OK;
@@ -269,9 +269,13 @@ pplx_status fabric_arm(pplx_provider_domain *handle) {
     if (!fabric_list_empty(&domain->kept) || domain->imms_count) return PPLX_AGAIN;
     if (domain->broken) return arm_broken(domain);
     if (domain->cq) return may_sleep(domain, domain->cq) ? PPLX_OK : PPLX_AGAIN;
-    for (fabric_link *link = domain->endpoints.next; link != &domain->endpoints; link = link->next)
-        if (fabric_endpoint_of(link)->settled_ns || !may_sleep(domain, fabric_endpoint_of(link)->cq)) return PPLX_AGAIN;
-    return PPLX_OK;
+    bool all_wake = true;
+    for (fabric_link *link = domain->endpoints.next; link != &domain->endpoints; link = link->next) {
+        const fabric_endpoint *endpoint = fabric_endpoint_of(link);
+        if (endpoint->settled_ns || (endpoint->wakes && !may_sleep(domain, endpoint->cq))) return PPLX_AGAIN;
+        all_wake &= endpoint->wakes;
+    }
+    return all_wake ? PPLX_OK : PPLX_UNSUPPORTED;
 }
 
 int fabric_wait_fd(pplx_provider_domain *handle) { return ((fabric_domain *)handle)->wait_fd; }

@@ -4,6 +4,7 @@
 /* A NIC opened: fid_fabric, fid_domain, address vector, completion queues; its memory. */
 #if PPLX_HAVE_LIBFABRIC
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,38 +46,62 @@ static pplx_status set_efa_options(fabric_domain *domain, struct fid_ep *ep, ppl
     return PPLX_OK;
 }
 
-/* With a wait fd (*fd, else -1) where the provider has it, without one otherwise. */
-static int open_cq(fabric_domain *domain, struct fid_cq **cq, int *fd) {
-    struct fi_cq_attr attr = {.format = FI_CQ_FORMAT_DATA, .wait_obj = FI_WAIT_FD};
-    if (domain->quirks->wait_fd && fi_cq_open(domain->domain, &attr, cq, domain) == 0) {
-        if (fi_control(&(*cq)->fid, FI_GETWAIT, fd) == 0) return 0;
-        fi_close(&(*cq)->fid);
-    }
-    *fd = -1;
-    attr.wait_obj = FI_WAIT_NONE;
+static bool wait_fd_of(struct fid_cq *cq, int *fd) { return fi_control(&cq->fid, FI_GETWAIT, fd) == 0; }
+
+static int open_cq(fabric_domain *domain, enum fi_wait_obj wait, struct fid_cq **cq) {
+    struct fi_cq_attr attr = {.format = FI_CQ_FORMAT_DATA, .wait_obj = wait};
     int ret = fi_cq_open(domain->domain, &attr, cq, domain);
     if (ret) *cq = NULL;
     return ret;
 }
 
+/* With a wait fd where the provider has it, without one otherwise. */
+static int open_shared_cq(fabric_domain *domain) {
+    if (domain->quirks->wait_fd && open_cq(domain, FI_WAIT_FD, &domain->cq) == 0) {
+        if (wait_fd_of(domain->cq, &domain->wait_fd)) return 0;
+        fi_close(&domain->cq->fid);
+    }
+    domain->wait_fd = -1;
+    return open_cq(domain, FI_WAIT_NONE, &domain->cq);
+}
+
+/* 0: any number. In 1.17 each CQ has an epoll for its own sockets only; versions between that and 2.5.1
+ * were not tried. */
+static uint32_t max_wait_fds(const fabric_domain *domain) {
+    return FI_VERSION_GE(domain->lib->version(), FI_VERSION(1, 18)) ? domain->quirks->max_wait_fds : 0;
+}
+
 static int open_own_cq(fabric_domain *domain, struct fid_cq **cq) {
+    const uint32_t most = max_wait_fds(domain);
     int fd = -1;
-    int ret = open_cq(domain, cq, &fd);
+    if (domain->wait_fd < 0 || (most && domain->wait_fds >= most)) return open_cq(domain, FI_WAIT_NONE, cq);
+    int ret = open_cq(domain, FI_WAIT_FD, cq);
     if (ret) return ret;
-    if (domain->wait_fd >= 0 &&
-        (fd < 0 || epoll_ctl(domain->wait_fd, EPOLL_CTL_ADD, fd, &(struct epoll_event){.events = EPOLLIN}))) {
+    if (!wait_fd_of(*cq, &fd))
+        ret = -FI_ENOSYS;
+    else if (epoll_ctl(domain->wait_fd, EPOLL_CTL_ADD, fd, &(struct epoll_event){.events = EPOLLIN}))
+        ret = -errno;
+    if (ret) {
         close_fid(*cq);
         *cq = NULL;
-        return -FI_ENOSYS;
+        return ret;
     }
+    domain->wait_fds++;
     return 0;
+}
+
+bool fabric_cq_wakes(fabric_domain *domain, struct fid_cq *cq) {
+    int fd;
+    return domain->wait_fd >= 0 && wait_fd_of(cq, &fd);
 }
 
 void fabric_cq_close(fabric_domain *domain, struct fid_cq *cq) {
     int fd = -1;
     if (!cq || cq == domain->cq) return;
-    if (domain->wait_fd >= 0 && fi_control(&cq->fid, FI_GETWAIT, &fd) == 0)
+    if (domain->wait_fd >= 0 && wait_fd_of(cq, &fd)) {
         epoll_ctl(domain->wait_fd, EPOLL_CTL_DEL, fd, NULL);
+        domain->wait_fds--;
+    }
     fi_close(&cq->fid);
 }
 
@@ -142,8 +167,11 @@ static void fill_caps(fabric_domain *domain, const char *file) {
     const struct fi_info *info = domain->info;
     pplx_caps *caps = &domain->caps;
     uint32_t version = domain->lib->version();
+    char wait[32];
+    snprintf(wait, sizeof wait, max_wait_fds(domain) ? "wait fds for %u peers" : "wait fd", max_wait_fds(domain));
     caps->flags = PPLX_CAP_READ;
     if (domain->wait_fd >= 0) caps->flags |= PPLX_CAP_WAIT_FD;
+    if (max_wait_fds(domain)) caps->flags |= PPLX_CAP_STACKED;
     if (quirks->endpoint_per_peer) caps->flags |= PPLX_CAP_FENCE;
     if (info->caps & FI_HMEM) caps->flags |= PPLX_CAP_CUDA;
     caps->max_inflight = smaller(quirks->max_inflight, info->tx_attr->size);
@@ -156,7 +184,7 @@ static void fill_caps(fabric_domain *domain, const char *file) {
     snprintf(caps->description, sizeof caps->description, "%s of libfabric %u.%u (%s): %s, %s, %s, %s", quirks->name,
              FI_MAJOR(version), FI_MINOR(version), file,
              quirks->endpoint_per_peer ? "an endpoint per peer" : "one endpoint for all peers",
-             domain->wait_fd >= 0 ? "wait fd" : "no wait fd",
+             domain->wait_fd >= 0 ? wait : "no wait fd",
              info->domain_attr->mr_mode & FI_MR_VIRT_ADDR ? "virtual addresses" : "offsets",
              info->domain_attr->mr_mode & FI_MR_PROV_KEY ? "keys of the NIC" : "random keys");
 }
@@ -191,7 +219,7 @@ pplx_status fabric_domain_open(const char *device, const pplx_option *options, s
         domain->wait_fd = domain->quirks->wait_fd ? epoll_create1(EPOLL_CLOEXEC) : -1;
     } else {
         call = "fi_cq_open";
-        ret = open_cq(domain, &domain->cq, &domain->wait_fd);
+        ret = open_shared_cq(domain);
         if (ret) goto fail;
     }
     call = "fi_av_open";

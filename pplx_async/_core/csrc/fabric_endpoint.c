@@ -27,6 +27,7 @@ pplx_status fabric_endpoint_open(pplx_provider_domain *handle, pplx_provider_end
     if (domain->quirks->endpoint_per_peer) {
         status = fabric_ep_open(domain, &endpoint->ep, &endpoint->cq, error);
         if (status != PPLX_OK) goto fail;
+        endpoint->wakes = fabric_cq_wakes(domain, endpoint->cq);
     }
     size_t capacity = *nbytes;
     int ret = fi_getname(&endpoint->ep->fid, address, nbytes);

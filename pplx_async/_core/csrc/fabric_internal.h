@@ -24,6 +24,7 @@ typedef struct fabric_quirks {
     bool endpoint_per_peer;   /* a fid_ep for each peer: closing it is a fence */
     bool cq_per_endpoint;     /* and a CQ for each of these */
     bool wait_fd;             /* a CQ can be opened with FI_WAIT_FD */
+    uint32_t max_wait_fds;    /* so many of a domain's; 0: any number */
     bool more;                /* FI_MORE on all posts of a batch but the last */
     bool event_queue;         /* wants an event queue bound to its endpoint */
     bool efa_options;         /* FI_OPT_SHARED_MEMORY_PERMITTED and FI_OPT_CUDA_API_PERMITTED to be false */
@@ -73,6 +74,7 @@ typedef struct fabric_endpoint {
     fabric_link in_domain;
     struct fid_ep *ep;       /* its own, or the domain's shared one; NULL once closed */
     struct fid_cq *cq;       /* its own, or the domain's */
+    bool wakes;              /* that CQ has a wait fd */
     fabric_peer *peer;       /* NULL until connected */
     fabric_link posted;      /* fabric_ops that the library holds */
     fabric_link waiting;     /* RECVs that it is not offered yet */
@@ -132,6 +134,7 @@ struct fabric_domain {
     struct fid_eq *eq;
     struct fid_ep *shared_ep; /* NULL with endpoint_per_peer */
     int wait_fd;              /* of `cq`; with cq_per_endpoint an epoll of ours over theirs; or -1 */
+    uint32_t wait_fds;        /* in that epoll */
     int32_t broken; /* the native error that ended the CQ; 0 as long as it works */
     uint32_t waiting; /* length of all fabric_endpoint.waiting together */
     fabric_link endpoints;
@@ -174,8 +177,10 @@ void fabric_domain_caps(pplx_provider_domain *handle, pplx_caps *caps);
 pplx_status fabric_mr_open(pplx_provider_domain *handle, const pplx_memory *memory, uint32_t access,
                            pplx_provider_mr **mr, pplx_remote_key *key, pplx_error *error);
 pplx_status fabric_mr_close(pplx_provider_mr *handle);
-/* A fid_ep and the CQ that it uses: the domain's, or a new one. */
+/* A fid_ep and the CQ that it uses: the domain's, or a new one, with a wait fd if there may be one more. */
 pplx_status fabric_ep_open(fabric_domain *domain, struct fid_ep **ep, struct fid_cq **cq, pplx_error *error);
+/* Whether it has a wait fd. */
+bool fabric_cq_wakes(fabric_domain *domain, struct fid_cq *cq);
 /* Close such a CQ; the domain's stays open. */
 void fabric_cq_close(fabric_domain *domain, struct fid_cq *cq);
 

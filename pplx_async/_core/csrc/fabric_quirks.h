@@ -50,11 +50,18 @@ static const fabric_quirks fabric_quirk_table[] = {
          * endpoint stays in the wait set of its CQ and fi_trywait() reads freed memory: so a CQ
          * dies with its endpoint. It looks for broken connections every 10 ms only
          * (FI_OFI_RXM_CM_PROGRESS_INTERVAL) and fails thousands of posts in between: hold them
-         * until it can have noticed. */
+         * until it can have noticed.
+         *
+         * In 2.5.1 a domain has one epoll for all its sockets, which lies in two epolls of each
+         * endpoint, these in the CQ's, and that in ours: so each peer adds two ways by which a
+         * socket reaches our epoll, and at this depth the kernel takes 50 of them (path_limits in
+         * fs/eventpoll.c; one level deeper, 10). It would refuse the next with EINVAL in
+         * fi_enable(), or in the middle of a connection. The CQs of further peers get no wait fd. */
         .name = "tcp;ofi_rxm",
         .endpoint_per_peer = true,
         .cq_per_endpoint = true,
         .wait_fd = true,
+        .max_wait_fds = 25,
         .warm_up = true,
         .takes_node = true,
         .settle_ms = 20,

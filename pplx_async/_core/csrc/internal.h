@@ -39,6 +39,7 @@ typedef struct pplx_domain {
     int wait_fd; /* -1: polled on a timer */
     uint32_t nendpoints;  /* open ones */
     uint64_t max_message; /* what it takes at once, and still lets heartbeats through in time */
+    _Atomic uint32_t timed; /* proxy writes, anyone reads: polled on a timer, now at least */
 } pplx_domain;
 
 typedef struct pplx_link pplx_link;
@@ -191,13 +192,11 @@ struct pplx_engine {
     pthread_t thread;
     bool started;         /* owner */
     _Atomic uint32_t stop; /* owner */
-    int epoll_fd;
     uint64_t now_ns; /* read once a turn */
     uint64_t active_ns;
     pplx_peer *peers;
     pplx_peer *busy;  /* those that may have something to post: a turn costs nothing for the others */
     uint64_t tick_ns; /* when the first of the peers wants a tick */
-    bool timed_poll; /* a domain has no wait fd */
     pplx_engine_stats stats;
 
     /* Tables: owner writes on open, proxy on close and reads. */
@@ -252,6 +251,7 @@ void pplx_stand_by(pplx_engine *engine);
 void pplx_let_owner(pplx_engine *engine);
 void pplx_hand_in(pplx_engine *engine, pplx_node *node); /* the owner's: turned here, or queued for the proxy */
 bool pplx_arm_domains(pplx_engine *engine);
+bool pplx_timed(const pplx_engine *engine);
 void pplx_ring_fd(int fd);
 
 /* proxy.c */

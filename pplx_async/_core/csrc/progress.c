@@ -61,15 +61,29 @@ void pplx_token_give(pplx_engine *engine) {
     atomic_store_explicit(&engine->token, 0, memory_order_release); /* release: pairs with pplx_token_take() */
 }
 
-/* Holder. True: nothing is left to do, and whoever sleeps on the wait fds will hear of what comes. */
+/* Whether the proxy may block, as far as this domain is concerned. */
+static bool arm(pplx_domain *domain) {
+    if (domain->wait_fd < 0) return true;
+    pplx_status status = domain->provider->arm(domain->handle);
+    atomic_store_explicit(&domain->timed, status == PPLX_UNSUPPORTED, memory_order_relaxed); /* relaxed: for humans */
+    return status == PPLX_OK || status == PPLX_UNSUPPORTED;
+}
+
+/* Holder. True: nothing is left to do, and whoever sleeps on the wait fds will hear of what comes, but
+ * for domains that are polled on a timer. */
 bool pplx_arm_domains(pplx_engine *engine) {
     bool may = !engine->taken && pplx_ring_empty(&engine->ring) &&
                atomic_load_explicit(&engine->npending, memory_order_seq_cst) == 0 &&
                atomic_load_explicit(&engine->stop, memory_order_seq_cst) == 0;
-    for (uint32_t d = 0; d < engine->ndomains && may; d++)
-        if (engine->domains[d].wait_fd >= 0)
-            may = engine->domains[d].provider->arm(engine->domains[d].handle) == PPLX_OK;
+    for (uint32_t d = 0; d < engine->ndomains && may; d++) may = arm(&engine->domains[d]);
     return may;
+}
+
+/* Holder. A domain is polled on a timer, now at least. */
+bool pplx_timed(const pplx_engine *engine) {
+    for (uint32_t d = 0; d < engine->ndomains; d++)
+        if (atomic_load_explicit(&engine->domains[d].timed, memory_order_relaxed)) return true; /* relaxed: ours */
+    return false;
 }
 
 /* ---- the proxy's side ---- */
@@ -122,7 +136,7 @@ static void hand_over(pplx_engine *engine) {
     const bool asleep = atomic_load_explicit(&engine->asleep, memory_order_relaxed);
     bool ring;
     if (engine->drives) {
-        bool armed = !engine->busy && pplx_arm_domains(engine);
+        bool armed = !engine->busy && pplx_arm_domains(engine) && !pplx_timed(engine);
         ring = !armed || (asleep && pplx_next_deadline(engine) < engine->sleep_until_ns);
         lease(engine, armed ? engine->now_ns + LEASE_NS : 0);
     } else {

@@ -7,7 +7,7 @@
  *          fill the pipelines of every peer
  *          poll every completion queue
  *          heartbeats and verdicts
- *   It turns as long as there is something to do, and for spin_us after. Then it blocks in epoll on
+ *   It turns as long as there is something to do, and for spin_us after. Then it blocks in ppoll on
  *   the submit eventfd and the providers' wait fds, until the next deadline.
  *
  * No Python, no allocation and no system call while busy. */
@@ -35,6 +35,7 @@ static void run_call(pplx_engine *engine, pplx_request *request) {
         pplx_drain(engine); /* what is in our queues already is still for this counter, or for none */
         pplx_counter_forget(engine, request->subject);
         break;
+    case PPLX_CALL_DRAIN: pplx_drain(engine); break;
     /* These settle the request themselves, some of them later. */
     case PPLX_CALL_PEER_OPEN: pplx_peer_run_open(request->subject, request); return;
     case PPLX_CALL_PEER_CONNECT: pplx_peer_run_connect(request->subject, request); return;
@@ -216,10 +217,6 @@ uint64_t pplx_next_deadline(const pplx_engine *engine) {
         uint64_t wants = pplx_peer_deadline(peer);
         if (wants < deadline) deadline = wants;
     }
-    if (engine->timed_poll && engine->peers) {
-        uint64_t next = engine->now_ns + engine->config.poll_interval_us * UINT64_C(1000);
-        if (next < deadline) deadline = next;
-    }
     return deadline;
 }
 
@@ -227,13 +224,16 @@ uint64_t pplx_next_deadline(const pplx_engine *engine) {
 static bool sleep_until(const pplx_engine *engine, uint64_t deadline) {
     uint64_t now = pplx_now_ns(), left = deadline > now ? deadline - now : 0;
     struct timespec limit = {.tv_sec = (time_t)(left / 1000000000), .tv_nsec = (long)(left % 1000000000)};
-    /* ppoll() and not epoll_wait(), which counts in milliseconds: an epoll fd is one more fd. */
-    struct pollfd readable[] = {{.fd = engine->submit_fd, .events = POLLIN}, {.fd = engine->epoll_fd, .events = POLLIN}};
-    ppoll(readable, 2, deadline == UINT64_MAX ? NULL : &limit, NULL);
+    /* Not an epoll of ours: it counts in milliseconds, and the fds may be epolls themselves, of which
+     * the kernel lets us stack few (fabric_quirks.h). */
+    struct pollfd readable[1 + PPLX_MAX_DOMAINS] = {{.fd = engine->submit_fd, .events = POLLIN}};
+    for (uint32_t d = 0; d < engine->ndomains; d++) /* ppoll() leaves out those below 0 */
+        readable[1 + d] = (struct pollfd){.fd = engine->domains[d].wait_fd, .events = POLLIN};
+    int n = ppoll(readable, 1 + engine->ndomains, deadline == UINT64_MAX ? NULL : &limit, NULL);
     uint64_t rung; /* the providers clear their own fds in poll() */
-    while (readable[0].revents && read(engine->submit_fd, &rung, sizeof rung) < 0 && errno == EINTR) {
+    while (n > 0 && readable[0].revents && read(engine->submit_fd, &rung, sizeof rung) < 0 && errno == EINTR) {
     }
-    return readable[1].revents && !readable[0].revents;
+    return n > 0 && !readable[0].revents;
 }
 
 static void take_token(pplx_engine *engine) {
@@ -242,13 +242,15 @@ static void take_token(pplx_engine *engine) {
 
 /* Called and left with the token; without it while asleep. */
 static void block(pplx_engine *engine) {
-    const uint64_t deadline = pplx_next_deadline(engine);
+    uint64_t deadline = pplx_next_deadline(engine);
+    const uint64_t next_poll = engine->now_ns + engine->config.poll_interval_us * UINT64_C(1000);
     /* seq_cst: pairs with the load in pplx_submit_node() (engine.c); argument in ring.h, "Sleeping" */
     atomic_store_explicit(&engine->asleep, 1, memory_order_seq_cst);
     if (!pplx_arm_domains(engine)) {
         atomic_store_explicit(&engine->asleep, 0, memory_order_relaxed); /* relaxed: an extra ring does no harm */
         return;
     }
+    if (pplx_timed(engine) && engine->peers && next_poll < deadline) deadline = next_poll;
     PPLX_COUNT(engine->stats.sleeps, 1);
     engine->sleep_until_ns = deadline;
     pplx_token_give(engine);

@@ -59,6 +59,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         PPLX_CALL_PEER_CLOSE
         PPLX_CALL_PEER_LOST
         PPLX_CALL_COUNTER_CLOSE
+        PPLX_CALL_DRAIN
 
     const char *PPLX_API_CAPSULE
 
@@ -271,7 +272,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         pplx_peer *(*node_peer)(pplx_node *) noexcept nogil
         uint32_t (*submit_here)(pplx_engine *, pplx_request *) noexcept nogil
         void (*submit_there)(pplx_engine *, pplx_request *) noexcept nogil
-        int (*engine_wait_fd)(const pplx_engine *) noexcept nogil
+        int (*engine_wait_fd)(const pplx_engine *, size_t) noexcept nogil
         uint32_t (*drive)(pplx_engine *) noexcept nogil
         void (*listens)(pplx_engine *, pplx_bool) noexcept nogil
         pplx_bool (*spin)(pplx_engine *, uint32_t) noexcept nogil
