@@ -93,6 +93,27 @@ static void test_write_and_read(void) {
     pair_close(&a, &b);
 }
 
+/* Large writes go past the cache, in lines: any start, any end, on both sides. */
+static void test_odd_places(void) {
+    side a, b;
+    uint64_t random = 4;
+    pair_open(&a, &b);
+    fill(a.arena[PLAIN], ARENA, 1);
+    for (int i = 0; i < 200; i++) {
+        watched w;
+        const uint64_t nbytes = (256 << 10) - 70 + check_random(&random) % 140;
+        const uint64_t from = check_random(&random) % 130, to = check_random(&random) % 130;
+        memset(b.arena[MAPPED], 0, nbytes + 512);
+        pplx_work_request request = request_of(&a, PLAIN, &b, MAPPED, &w, PPLX_WRITE, from, nbytes, 0);
+        request.remote_address = b.key[MAPPED].base + to;
+        CHECK_EQ(perform(&a, &b, &request), PPLX_OK);
+        CHECK(memcmp(b.arena[MAPPED] + to, a.arena[PLAIN] + from, nbytes) == 0);
+        for (uint64_t at = 0; at < to; at++) CHECK(b.arena[MAPPED][at] == 0);
+        for (uint64_t at = to + nbytes; at < nbytes + 512; at++) CHECK(b.arena[MAPPED][at] == 0);
+    }
+    pair_close(&a, &b);
+}
+
 static void test_immediates(void) {
     side a, b;
     pair_open(&a, &b);
@@ -495,6 +516,7 @@ int main(void) {
     RUN(test_options);
     RUN(test_addresses);
     RUN(test_write_and_read);
+    RUN(test_odd_places);
     RUN(test_immediates);
     RUN(test_many);
     RUN(test_reserved_immediates);

@@ -44,6 +44,7 @@
 enum {
     IPC_MAX_INFLIGHT = 1024,
     IPC_SMALL_COPY = 64 << 10,   /* bytes that post() copies at once */
+    IPC_LARGE_COPY = 256 << 10,  /* bytes of a write from which on it goes past the cache */
     IPC_PIECE = 256 << 10,       /* bytes of a command, and of a copy between looks at anything else */
     IPC_POST_BYTES = 256 << 10,  /* bytes that a post() copies at most */
     IPC_TURN_BYTES = 1 << 20,    /* bytes copied in a poll(), over all endpoints */
@@ -313,6 +314,7 @@ size_t pplx_ipc_poll(pplx_provider_domain *domain, pplx_completion *completions,
 
 /* ipc_copy.c */
 void pplx_ipc_copy(void *to, const void *from, size_t nbytes);
+void pplx_ipc_stream(void *to, const void *from, size_t nbytes); /* past the cache; done when it returns */
 
 static inline bool ipc_covers(const ipc_region *region, uint64_t address, uint64_t nbytes) {
     return address >= region->address && nbytes <= region->nbytes &&
