@@ -368,6 +368,38 @@ static int ask(attacker *a, side *victim, uint64_t key, ipc_note *note) {
     }
 }
 
+/* A memfd that two domains have registered is mapped through the first only: when its pages move, the
+ * second could not tell its peers. Both work, and do after the move. */
+static void test_two_domains(void) {
+    static side first, second;
+    const uint32_t access = PPLX_ACCESS_REMOTE_READ | PPLX_ACCESS_REMOTE_WRITE;
+    attacker a, b;
+    ipc_note note;
+    pplx_remote_key key;
+    side_open(&first);
+    side_open(&second);
+    pplx_provider_mr *mr = register_memory(&second, first.arena[MAPPED], ARENA, first.memfd, 0, access, &key);
+    attacker_connects(&b, &second);
+    CHECK_EQ(ask(&b, &second, key.key, &note), -1);
+    CHECK_EQ(note.extent, IPC_STAGED);
+    attacker_connects(&a, &first);
+    int fd = ask(&a, &first, first.key[MAPPED].key, &note);
+    CHECK(fd >= 0);
+    close_endpoint(&first, NULL); /* it doesn't let go: the pages move */
+    const ipc_command command = {.kind = IPC_COPY_IN, .flags = IPC_LAST, .key = key.key, .nbytes = 4096};
+    memset(b.outbox.staging, 0x77, 4096);
+    ipc_push_command(&b.outbox, 0, &command);
+    run_for(&second, NULL, 0.005);
+    CHECK(first.arena[MAPPED][0] == 0x77 && first.arena[MAPPED][4095] == 0x77);
+    CHECK_EQ(ipc->mr_close(mr), PPLX_OK);
+    close(fd);
+    attacker_leaves(&a);
+    attacker_leaves(&b);
+    close_endpoint(&second, NULL);
+    side_close(&second);
+    side_close(&first);
+}
+
 /* Nothing that is passed can be made shorter, and what may be read only can't be written. */
 static void test_what_is_passed(void) {
     static side victim;
@@ -482,6 +514,7 @@ int main(void) {
     RUN(test_garbage_in_the_rings);
     RUN(test_what_is_passed);
     RUN(test_keeps_the_mapping);
+    RUN(test_two_domains);
     RUN(test_many_connections);
     return check_done();
 }

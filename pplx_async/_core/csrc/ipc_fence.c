@@ -13,63 +13,9 @@
  * Before that the other peers that have the memfd are told to let go of it, so that no write of
  * theirs is lost between the copy and the switch; they get the new one when they ask again. Our own
  * threads must not write there in that moment, or what they write may be lost. */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* mremap, SEEK_DATA */
-#endif
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "ipc_internal.h"
-
-/* ------------------------------------------------------------------ moving pages */
-
-/* Only what was ever written: the rest of a sparse memfd stays unallocated. */
-static void copy_contents(const ipc_segment *segment, unsigned char *to) {
-    off_t at = 0, size = (off_t)segment->nbytes;
-    while (at < size) {
-        off_t data = lseek(segment->fd, at, SEEK_DATA);
-        if (data < 0 && errno == ENXIO) return; /* a hole up to the end */
-        off_t hole = data < 0 ? -1 : lseek(segment->fd, data, SEEK_HOLE);
-        if (data < 0 || hole < 0) { /* not told: all of it */
-            data = at;
-            hole = size;
-        }
-        memcpy(to + data, segment->address + data, (size_t)(hole - data));
-        at = hole;
-    }
-}
-
-/* False: it can't be done now, and nothing has changed. */
-static bool move_segment(ipc_segment *segment) {
-    const size_t nbytes = (size_t)segment->nbytes;
-    struct stat file;
-    int fd = pplx_ipc_memfd("pplx-ipc-moved", segment->nbytes);
-    if (fd < 0) return false;
-    void *fresh = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (fresh == MAP_FAILED || fstat(fd, &file) != 0) {
-        if (fresh != MAP_FAILED) munmap(fresh, nbytes);
-        close(fd);
-        return false;
-    }
-    copy_contents(segment, fresh);
-    if (mremap(fresh, nbytes, nbytes, MREMAP_MAYMOVE | MREMAP_FIXED, segment->address) == MAP_FAILED) {
-        munmap(fresh, nbytes);
-        close(fd);
-        return false;
-    }
-    /* The engine's descriptor goes with it: who registers this memory again means these pages. */
-    dup3(fd, segment->owner_fd, O_CLOEXEC);
-    close(segment->fd);
-    segment->fd = fd;
-    segment->device = file.st_dev;
-    segment->inode = file.st_ino;
-    return true;
-}
 
 /* ------------------------------------------------------------------ who has them */
 
@@ -118,7 +64,7 @@ static bool move_pages(const ipc_domain *domain) {
     bool all = true;
     for (ipc_segment *segment = domain->segments; segment; segment = segment->next) {
         if (!segment->moving || !segment->regions) continue;
-        if (move_segment(segment)) {
+        if (pplx_ipc_segment_move(segment)) {
             segment->moving = false;
             forget_holders(domain, segment);
         } else {

@@ -9,6 +9,7 @@
  *   ipc_visitors.c  connections whose endpoint isn't known yet
  *   ipc_socket.c    system calls: sockets, memfds, descriptors in messages
  *   ipc_memory.c    our regions, and who of the peers knows them
+ *   ipc_segment.c   the memfds behind them, and how their pages move
  *   ipc_keys.c      the peers' regions, as we have them mapped
  *   ipc_fence.c     closing an endpoint so that its peer writes no more
  *   ipc_post.c      our work requests: post, copy, acknowledgements
@@ -23,7 +24,8 @@
  * peer's inbox with a command each, and the peer's poll() copies them to where they belong. Either
  * way the immediate comes after the bytes.
  *
- * Threads. One thread calls a domain; there are no others, and no locks. What two processes (or two
+ * Threads. One thread calls a domain; there are no others, and one lock only, round the list of the
+ * process's memfds (ipc_segment.c). What two processes (or two
  * domains of one process) share is in ipc_wire.h.
  *
  * Looking at descriptors costs a system call. poll() does it when the thread may have slept, and
@@ -42,6 +44,7 @@
 enum {
     IPC_MAX_INFLIGHT = 1024,
     IPC_SMALL_COPY = 64 << 10,   /* bytes that post() copies at once */
+    IPC_LARGE_COPY = 256 << 10,  /* bytes of a write from which on it goes past the cache */
     IPC_PIECE = 256 << 10,       /* bytes of a command, and of a copy between looks at anything else */
     IPC_POST_BYTES = 256 << 10,  /* bytes that a post() copies at most */
     IPC_TURN_BYTES = 1 << 20,    /* bytes copied in a poll(), over all endpoints */
@@ -75,7 +78,8 @@ typedef struct ipc_watch {
 
 /* A memfd of the engine's. It is mapped whole, once, at `address`. */
 typedef struct ipc_segment {
-    struct ipc_segment *next;
+    struct ipc_segment *next;         /* of the same domain */
+    struct ipc_segment *process_next; /* of all domains */
     dev_t device;
     ino_t inode;
     int fd;       /* ours */
@@ -275,6 +279,12 @@ void pplx_ipc_unwant(ipc_export *export); /* then, for its endpoint: */
 void pplx_ipc_send_revokes(ipc_endpoint *endpoint);
 void pplx_ipc_drop_exports(ipc_endpoint *endpoint);
 
+/* ipc_segment.c */
+pplx_status pplx_ipc_segment_find(ipc_domain *domain, const pplx_memory *memory, ipc_segment **segment,
+                                  pplx_error *error);
+void pplx_ipc_segment_release(ipc_domain *domain, ipc_segment *segment); /* if nothing points to it any more */
+bool pplx_ipc_segment_move(ipc_segment *segment); /* false: it can't be done now, and nothing has changed */
+
 /* ipc_keys.c */
 ipc_key *pplx_ipc_key_find(const ipc_endpoint *endpoint, uint64_t key);
 ipc_key *pplx_ipc_key_use(ipc_endpoint *endpoint, uint64_t key); /* NULL: asked, or can't be asked now */
@@ -304,6 +314,7 @@ size_t pplx_ipc_poll(pplx_provider_domain *domain, pplx_completion *completions,
 
 /* ipc_copy.c */
 void pplx_ipc_copy(void *to, const void *from, size_t nbytes);
+void pplx_ipc_stream(void *to, const void *from, size_t nbytes); /* past the cache; done when it returns */
 
 static inline bool ipc_covers(const ipc_region *region, uint64_t address, uint64_t nbytes) {
     return address >= region->address && nbytes <= region->nbytes &&

@@ -1,7 +1,7 @@
 /* SPDX-FileCopyrightText: 2026 The pplx_async authors
  * SPDX-License-Identifier: Apache-2.0 */
 
-/* Our registered memory: regions by key, the memfds behind them, and which peer was told of what.
+/* Our registered memory: regions by key, and which peer was told of what.
  *
  * A region is *mappable* if the engine names the memfd it lies in. A peer that asks for it gets a
  * descriptor, one for reading only if it may not write there. Whoever has a descriptor has the whole
@@ -12,65 +12,15 @@
  * go; the word `news` makes them read that before their next operation. It is no fence: a copy that
  * a peer has begun goes on, into pages that nobody else gets as long as the peer has them. */
 #ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* seals */
+#define _GNU_SOURCE
 #endif
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "ipc_internal.h"
-
-/* ------------------------------------------------------------------ memfds */
-
-static void free_segment(ipc_domain *domain, ipc_segment *segment) {
-    if (segment->regions || segment->exports) return;
-    ipc_segment **at = &domain->segments;
-    while (*at != segment) at = &(*at)->next;
-    *at = segment->next;
-    close(segment->fd);
-    free(segment);
-}
-
-static pplx_status find_segment(ipc_domain *domain, const pplx_memory *memory, ipc_segment **out, pplx_error *error) {
-    const long page = sysconf(_SC_PAGESIZE);
-    const uint64_t base = memory->address - memory->fd_offset;
-    const int needed = F_SEAL_SHRINK | F_SEAL_GROW;
-    struct stat file;
-    int seals = fcntl(memory->fd, F_GET_SEALS);
-    if (seals < 0 || (seals & needed) != needed || fstat(memory->fd, &file) != 0)
-        return ipc_fail(error, PPLX_REGISTRATION, errno, "descriptor %d is no memfd sealed against resizing",
-                        memory->fd);
-    if (memory->fd_offset > (uint64_t)file.st_size || memory->nbytes > (uint64_t)file.st_size - memory->fd_offset ||
-        base > memory->address || base % (uint64_t)page != 0)
-        return ipc_fail(error, PPLX_REGISTRATION, 0, "the memory is not where descriptor %d can be mapped whole",
-                        memory->fd);
-    ipc_segment *segment = domain->segments;
-    while (segment && (segment->device != file.st_dev || segment->inode != file.st_ino)) segment = segment->next;
-    if (segment && !segment->regions) segment->address = (unsigned char *)(uintptr_t)base; /* mapped anew */
-    if (segment && segment->address != (unsigned char *)(uintptr_t)base)
-        return ipc_fail(error, PPLX_REGISTRATION, 0, "descriptor %d is registered at another address", memory->fd);
-    if (!segment) {
-        segment = calloc(1, sizeof *segment);
-        int fd = segment ? fcntl(memory->fd, F_DUPFD_CLOEXEC, 3) : -1;
-        if (fd < 0) {
-            free(segment);
-            return ipc_fail(error, PPLX_REGISTRATION, errno, "no descriptor for a region: %s", strerror(errno));
-        }
-        *segment = (ipc_segment){.next = domain->segments,
-                                 .device = file.st_dev,
-                                 .inode = file.st_ino,
-                                 .fd = fd,
-                                 .address = (unsigned char *)(uintptr_t)base,
-                                 .nbytes = (uint64_t)file.st_size};
-        domain->segments = segment;
-    }
-    segment->owner_fd = memory->fd;
-    *out = segment;
-    return PPLX_OK;
-}
 
 /* ------------------------------------------------------------------ regions */
 
@@ -128,7 +78,7 @@ pplx_status pplx_ipc_mr_open(pplx_provider_domain *handle, const pplx_memory *me
     while (random && (region->key == 0 || pplx_ipc_region_find(domain, region->key)));
     pplx_status status = PPLX_OK;
     if (!random) status = ipc_fail(error, PPLX_NATIVE, errno, "getrandom() gives no key");
-    if (status == PPLX_OK && memory->fd >= 0) status = find_segment(domain, memory, &region->segment, error);
+    if (status == PPLX_OK && memory->fd >= 0) status = pplx_ipc_segment_find(domain, memory, &region->segment, error);
     if (status != PPLX_OK) {
         free(region);
         return status;
@@ -182,7 +132,7 @@ pplx_status pplx_ipc_mr_close(pplx_provider_mr *handle) {
     }
     if (region->segment) {
         region->segment->regions--;
-        free_segment(domain, region->segment);
+        pplx_ipc_segment_release(domain, region->segment);
     }
     free(region);
     return PPLX_OK;
@@ -204,7 +154,7 @@ static void free_export(ipc_export *export) {
     endpoint->revoking -= export->state == IPC_EXPORT_REVOKED;
     if (export->segment) {
         export->segment->exports--;
-        free_segment(endpoint->domain, export->segment);
+        pplx_ipc_segment_release(endpoint->domain, export->segment);
     }
     free(export);
 }

@@ -154,6 +154,8 @@ static verdict run_mapped(ipc_endpoint *endpoint, ipc_record *record, const ipc_
         void *remote = key->memory + request->remote_address + record->moved;
         if (request->opcode == PPLX_READ)
             pplx_ipc_copy(local, remote, piece);
+        else if (request->nbytes >= IPC_LARGE_COPY)
+            pplx_ipc_stream(remote, local, piece);
         else
             pplx_ipc_copy(remote, local, piece);
         record->moved += piece;
