@@ -62,6 +62,10 @@ class Control:
         except (EOFError, ConnectionError):
             raise PartnerEnded from None
 
+    async def receive_while_running(self) -> Any:
+        """Wait for a value, in a thread: the event loop may still have something to send."""
+        return await asyncio.get_running_loop().run_in_executor(None, self.receive)
+
 
 class Target:
     """Rank 1: does what rank 0 asks for."""
@@ -71,12 +75,10 @@ class Target:
 
     async def run(self) -> None:
         """Serve requests until there are no more."""
-        loop = asyncio.get_running_loop()
         self.control.send((os.getpid(), await call(self.side.info)))
         await call(self.side.connect, self.control.receive())
         while True:
-            # In a thread: the event loop may still have something to send.
-            method, arguments = await loop.run_in_executor(None, self.control.receive)
+            method, arguments = await self.control.receive_while_running()
             if method == "close":
                 break
             self.control.send("ready")
@@ -118,7 +120,7 @@ class Leader:
         began = time.perf_counter()
         result = await call(getattr(self.side, mine), *arguments)
         seconds = time.perf_counter() - began
-        self.control.receive()
+        await self.control.receive_while_running()
         return result, seconds
 
     def ask(self, method: str, *arguments: Any) -> Any:
@@ -197,7 +199,7 @@ class Leader:
         await asyncio.sleep(self.options.idle_seconds)
         others = self.load.cores()
         await call(self.side.poke)
-        self.report(work, [(others, {"value": self.control.receive()})])
+        self.report(work, [(others, {"value": await self.control.receive_while_running()})])
 
 
 def _parse() -> argparse.Namespace:

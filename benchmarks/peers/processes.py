@@ -56,14 +56,13 @@ def _follow(processes: Sequence[_Process], end: float, on_line: Callable[[Row], 
     leader = processes[0]
     assert leader.stdout is not None
     for text in _lines(leader.stdout.fileno()):
-        if text is not None:
-            line = line_of(text)
-            if line is not None:
-                on_line(line)
-        elif time.monotonic() > end:
+        line = line_of(text or "")
+        if line is not None:
+            on_line(line)
+        if time.monotonic() > end:
             raise PeerFailed("it took too long")
         # A target that died leaves a leader that waits for it.
-        elif any(process.poll() for process in processes):
+        if text is None and any(process.poll() for process in processes):
             break
     with contextlib.suppress(subprocess.TimeoutExpired):
         leader.wait(_CLOSE_SECONDS)

@@ -35,17 +35,33 @@ _RESULTS = Path(__file__).parents[1] / "results"
 _ALL: dict[str, CRow | Peer] = {entry.name: entry for entry in (*C_ROWS, *PEERS)}
 
 
+def _works(text: str) -> list[works.Work]:
+    try:
+        return [works.find(name) for name in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _rows(text: str) -> list[Row]:
+    try:
+        return load_rows(Path(text))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"no file of results: {error!r}") from None
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"by default all: {', '.join(_ALL)}")
-    parser.add_argument("--works", default=",".join(work.key for work in works.WORKS), help="default: %(default)s")
+    parser.add_argument(
+        "--works", type=_works, default=",".join(work.key for work in works.WORKS), help="default: %(default)s"
+    )
     parser.add_argument("--runs", type=int, default=works.RUNS, help="repetitions (default: %(default)s)")
     parser.add_argument("--patience", type=float, default=2.0, help="seconds to wait for a quiet machine, each time")
     parser.add_argument("--idle-seconds", type=int, default=2, help="length of the work idle")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds that a peer may take")
     parser.add_argument("--library", default=libfabric_files()[0].path, help="libfabric for the C program")
     parser.add_argument("--provider", default="tcp", help="and its provider")
-    parser.add_argument("--include", action="append", type=Path, default=[], metavar="FILE", help="rows to add")
+    parser.add_argument("--include", action="extend", type=_rows, default=[], metavar="FILE", help="rows to add")
     parser.add_argument("--base", help=f"what to compare with (default: {_BASE}, or the first row included)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write (default: under benchmarks/results)")
     options = parser.parse_args()
@@ -95,10 +111,10 @@ def main() -> int:
     """Measure, write and show; return the exit code."""
     options = _parse()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
-    included = [row for path in options.include for row in load_rows(path)]
+    included: list[Row] = options.include
     entries = [_ALL[name] for name in options.names or _ALL]
     settings = Settings(
-        works=[works.find(name) for name in options.works.split(",")],
+        works=options.works,
         runs=options.runs,
         patience=options.patience,
         idle_seconds=options.idle_seconds,
