@@ -23,7 +23,7 @@ static void test_options(const char *library) {
     REQUIRE(fabric->discover(bad, 2, devices, 4, &count, &error) == PPLX_INVALID, "%s", error.text);
     bad[0] = (pplx_option){"library", "/nowhere/libfabric.so.1"};
     REQUIRE(fabric->discover(bad, 1, devices, 4, &count, &error) == PPLX_UNAVAILABLE, "%s", error.text);
-    REQUIRE(strstr(error.text, "/nowhere/libfabric.so.1") && strstr(error.text, "pip install"), "%s", error.text);
+    REQUIRE(strstr(error.text, "/nowhere/libfabric.so.1"), "%s", error.text);
     pplx_option elsewhere[] = {options[0], options[1], {"node", "192.0.2.1"}};
     if (!efa)
         REQUIRE(fabric->discover(elsewhere, 3, devices, 4, &count, &error) == PPLX_UNAVAILABLE && count == 0,
