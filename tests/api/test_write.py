@@ -13,6 +13,7 @@ from pplx_async import ClosedResourceError, QueueFull, TransferEngine
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MIB = 1 << 20
+LARGE = 128 << 10  # not posted where it is submitted
 
 
 @pytest.mark.parametrize("nbytes", [1, 2, 7, 63, 64, 65, 4095, 4097, 100_003, 262_144, 8 * MIB])
