@@ -18,14 +18,43 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pplx_async._typing import AccessName
+    from pplx_async._typing import AccessName, Buffer
     from pplx_async.engine import TransferEngine
     from pplx_async.peer import Peer
 
-__all__ = ["ACCESS", "ElementView", "MemoryRegion", "RemoteRegion", "shared_array"]
+__all__ = ["ACCESS", "ElementView", "MemoryRegion", "RemoteRegion", "check_buffer", "shared_array"]
 
 # What peers may do, as bits: 1 read, 2 write.
 ACCESS: dict[AccessName, int] = {"none": 0, "read": 1, "write": 2, "both": 3}
+
+
+def check_buffer(buffer: Buffer, access: AccessName | None) -> tuple[AccessName, bool]:
+    """Say what peers may do with a buffer, and whether it is writable; raise what keeps it from being registered.
+
+    Parameters
+    ----------
+    buffer : object with the buffer protocol
+        C-contiguous, of at least 1 B.
+    access : {"none", "read", "write", "both"}, optional
+        By default ``"both"``, or ``"read"`` if the buffer is read-only.
+
+    Raises
+    ------
+    ValueError, TypeError
+        No buffer, not contiguous, empty, or read-only where peers may write.
+    """
+    view = memoryview(buffer)
+    if access is None:
+        access = "read" if view.readonly else "both"
+    if access not in ACCESS:
+        raise ValueError(f"access={access!r}: expected one of {', '.join(ACCESS)}")
+    if view.nbytes == 0:
+        raise ValueError("there is nothing to register: the buffer is empty")
+    if not view.c_contiguous:
+        raise ValueError("the buffer is not C-contiguous: copy it first, or register the array it is a view of")
+    if view.readonly and ACCESS[access] & ACCESS["write"]:
+        raise ValueError(f'the buffer is read-only: register it with access="read", not {access!r}')
+    return access, not view.readonly
 
 
 class MemoryRegion(LocalSlice):

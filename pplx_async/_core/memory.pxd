@@ -6,6 +6,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from pplx_async._core.includes.pplx cimport pplx_mr, pplx_remote
 
 
+cdef tuple bounds(object index, uint64_t nbytes, str what)
+
+
 cdef class Used:
     cdef readonly Py_ssize_t uses
     cdef public Py_ssize_t stuck

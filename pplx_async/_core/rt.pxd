@@ -3,8 +3,9 @@
 from pplx_async._core.includes.pplx cimport pplx_api, pplx_error, pplx_option, pplx_provider
 
 cdef const pplx_api *api
+cdef const void *fabric_objects  # a pplx_fabric_api; other projects cimport this file, and lack its header
 
-cdef int check(const pplx_error *error, str operation) except -1
+cdef int check(const pplx_error *error, str operation, str provider=*) except -1
 cdef const pplx_provider *find_provider(str name) except NULL
 
 

@@ -7,6 +7,7 @@ Also here: what needs no engine. Which status codes exist, and which devices a p
 
 from cpython.pycapsule cimport PyCapsule_New
 
+from pplx_async._core.includes.fabric cimport pplx_fabric_objects
 from pplx_async._core.includes.pplx cimport (
     PPLX_API_CAPSULE,
     PPLX_ASYNC_VERSION,
@@ -23,6 +24,7 @@ from pplx_async import errors
 __all__ = ["Options", "core_version", "discover", "status_names", "status_text"]
 
 cdef const pplx_api *api = pplx_core_api()
+cdef const void *fabric_objects = pplx_fabric_objects()
 
 _C_API = PyCapsule_New(<void *>api, PPLX_API_CAPSULE, NULL)
 
@@ -48,7 +50,7 @@ def status_text(int status) -> str:
     return api.status_text(status).decode()
 
 
-cdef int check(const pplx_error *error, str operation) except -1:
+cdef int check(const pplx_error *error, str operation, str provider=None) except -1:
     """Raise what a failed call says. The only place where native errors become exceptions."""
     if error.status == PPLX_OK:
         return 0
@@ -57,6 +59,7 @@ cdef int check(const pplx_error *error, str operation) except -1:
         error.text.decode(errors="replace") or api.status_text(error.status).decode(),
         operation=operation,
         provider_error=error.provider_error,
+        provider=provider,
     )
 
 

@@ -26,11 +26,14 @@ def loop(request):
 @pytest.mark.fabric
 @pytest.mark.deadline(LIMIT)
 @pytest.mark.parametrize("name", ["rxm", "efa"])
-def test_public_api(name, loop, request):
+@pytest.mark.parametrize("folder", ["api", "lowlevel"])
+def test_public_api(folder, name, loop, request):
     if request.config.getoption("--fabric"):
         pytest.skip("the fabrics were chosen by --fabric")
+    command = [sys.executable, "-m", "pytest", f"tests/{folder}", "--fabric", name, "--loop", loop, "-q"]
+    command += ["-p", "no:cacheprovider"]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/api", "--fabric", name, "--loop", loop, "-q", "-p", "no:cacheprovider"],
+        command,
         cwd=ROOT,
         env=environment(),
         stdin=subprocess.DEVNULL,

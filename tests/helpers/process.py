@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real second processes: a Python module in this folder, spoken to in lines of JSON.
 
-A helper process runs ``serve(main)``; ``main(link)`` reads requests and answers each with one line.
-Whatever happens to the test, the process is killed at the end.
+A helper process runs ``serve(make)``: what it makes has a coroutine for each request, and the answer is
+one line. Whatever happens to the test, the process is killed at the end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+import traceback
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,30 @@ async def helper(module: str, *arguments: str) -> AsyncIterator[Helper]:
         process.stdin.close()
         process._transport.close()  # type: ignore[attr-defined]
         await asyncio.sleep(0)
+
+
+def serve(make: Callable[[dict[str, Any]], Any]) -> None:
+    """In the helper process: answer requests with the methods of what ``make`` makes of the first argument."""
+    given = json.loads(sys.argv[1])
+    factory = None
+    if given.pop("uvloop", False):
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_answer(make, given))
+
+
+async def _answer(make: Callable[[dict[str, Any]], Any], given: dict[str, Any]) -> None:
+    loop = asyncio.get_running_loop()
+    lines = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    helped = make(given)
+    while line := await lines.readline():
+        request = json.loads(line)
+        action = getattr(helped, request.pop("do"))
+        try:
+            answer = {"result": await action(**request)}
+        except Exception:
+            answer = {"error": traceback.format_exc()}
+        print(json.dumps(answer), flush=True)

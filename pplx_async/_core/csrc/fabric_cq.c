@@ -57,8 +57,7 @@ static pplx_status completion_status(const fabric_domain *domain, const fabric_o
     return no_connection || status == PPLX_OK || status == PPLX_AGAIN ? PPLX_TRANSPORT : status;
 }
 
-/* The library is done with the op. */
-static void finish(fabric_op *op, pplx_completion *completion, pplx_status status, int32_t provider_error,
+void fabric_finish(fabric_op *op, pplx_completion *completion, pplx_status status, int32_t provider_error,
                    uint64_t nbytes) {
     fabric_endpoint *endpoint = op->endpoint;
     fabric_list_remove(&op->link);
@@ -91,11 +90,11 @@ static size_t take_entry(fabric_domain *domain, const struct fi_cq_data_entry *e
         return 1;
     }
     if (!entry->op_context || is_doorbell(domain, entry->op_context)) return 0;
-    finish(entry->op_context, completion, PPLX_OK, 0, entry->len);
+    fabric_finish(entry->op_context, completion, PPLX_OK, 0, entry->len);
     return 1;
 }
 
-static size_t take_error(fabric_domain *domain, struct fid_cq *cq, pplx_completion *completion) {
+static size_t take_error(fabric_domain *domain, struct fid_cq *cq, pplx_completion *completion, uint64_t *flags) {
     struct fi_cq_err_entry entry;
     memset(&entry, 0, sizeof entry); /* err_data_size 0: the library lends its own buffer */
     ssize_t ret = fi_cq_readerr(cq, &entry, 0);
@@ -111,7 +110,8 @@ static size_t take_error(fabric_domain *domain, struct fid_cq *cq, pplx_completi
     int native = domain->quirks->efa_options && entry.prov_errno ? entry.prov_errno : entry.err;
     pplx_status status = completion_status(domain, op, &entry);
     if (status == PPLX_TRANSPORT || status == PPLX_CONNECTION) fabric_unsettle(op->endpoint);
-    finish(op, completion, status, native, entry.len);
+    fabric_finish(op, completion, status, native, entry.len);
+    *flags = entry.flags;
     return 1;
 }
 
@@ -126,19 +126,23 @@ static void check_events(fabric_domain *domain) {
     if (fi_eq_readerr(domain->eq, &error, 0) > 0) domain->broken = error.err ? error.err : FI_EOTHER;
 }
 
-size_t fabric_cq_read(fabric_domain *domain, struct fid_cq *cq, pplx_completion *completions, size_t capacity,
-                      bool *empty) {
+size_t fabric_cq_read(fabric_domain *domain, struct fid_cq *cq, pplx_completion *completions, uint64_t *flags,
+                      size_t capacity, bool *empty) {
     struct fi_cq_data_entry entries[BATCH];
     size_t count = 0;
+    uint64_t unwanted;
     *empty = false;
     while (count < capacity && !domain->broken) {
         size_t wanted = capacity - count < BATCH ? capacity - count : BATCH;
         ssize_t got = fi_cq_read(cq, entries, wanted);
         if (got > 0) {
-            for (ssize_t i = 0; i < got; i++) count += take_entry(domain, &entries[i], &completions[count]);
+            for (ssize_t i = 0; i < got; i++) {
+                if (flags) flags[count] = entries[i].flags; /* room for it: count + got - i <= capacity */
+                count += take_entry(domain, &entries[i], &completions[count]);
+            }
             if ((size_t)got < wanted) break;
         } else if (got == -FI_EAVAIL) {
-            count += take_error(domain, cq, &completions[count]);
+            count += take_error(domain, cq, &completions[count], flags ? &flags[count] : &unwanted);
         } else if (got == 0 || got == -FI_EAGAIN) {
             *empty = true;
             break;
@@ -182,9 +186,11 @@ static size_t take_lost(fabric_domain *domain, pplx_completion *completions, siz
     for (fabric_link *link = domain->endpoints.next; link != &domain->endpoints; link = link->next) {
         fabric_endpoint *endpoint = fabric_endpoint_of(link);
         while (count < capacity && !fabric_list_empty(&endpoint->posted))
-            finish(fabric_op_of(endpoint->posted.next), &completions[count++], PPLX_TRANSPORT, domain->broken, 0);
+            fabric_finish(fabric_op_of(endpoint->posted.next), &completions[count++], PPLX_TRANSPORT, domain->broken,
+                          0);
         while (count < capacity && !fabric_list_empty(&endpoint->waiting)) {
-            finish(fabric_op_of(endpoint->waiting.next), &completions[count++], PPLX_TRANSPORT, domain->broken, 0);
+            fabric_finish(fabric_op_of(endpoint->waiting.next), &completions[count++], PPLX_TRANSPORT, domain->broken,
+                          0);
             domain->waiting--;
         }
     }
@@ -207,11 +213,11 @@ void fabric_unsettle(fabric_endpoint *endpoint) {
         endpoint->settled_ns = now_ns() + endpoint->domain->quirks->settle_ms * 1000000ull;
 }
 
-/* An endpoint with a CQ of its own. It is settled by a read that began late enough: time alone is
- * not, the library notices a broken connection inside of reads only. */
-static size_t read_own(fabric_endpoint *endpoint, pplx_completion *completions, size_t capacity) {
+/* It is settled by a read that began late enough: time alone is not, the library notices a broken
+ * connection inside of reads only. */
+size_t fabric_cq_read_own(fabric_endpoint *endpoint, pplx_completion *completions, uint64_t *flags, size_t capacity) {
     bool empty, due = endpoint->settled_ns && now_ns() >= endpoint->settled_ns;
-    size_t count = fabric_cq_read(endpoint->domain, endpoint->cq, completions, capacity, &empty);
+    size_t count = fabric_cq_read(endpoint->domain, endpoint->cq, completions, flags, capacity, &empty);
     if (due && empty) endpoint->settled_ns = 0;
     return count;
 }
@@ -220,9 +226,9 @@ static size_t read_own(fabric_endpoint *endpoint, pplx_completion *completions, 
 static size_t read_all(fabric_domain *domain, pplx_completion *completions, size_t capacity) {
     size_t count = 0;
     bool empty;
-    if (domain->cq) return fabric_cq_read(domain, domain->cq, completions, capacity, &empty);
+    if (domain->cq) return fabric_cq_read(domain, domain->cq, completions, NULL, capacity, &empty);
     for (fabric_link *link = domain->endpoints.next; link != &domain->endpoints; link = link->next)
-        count += read_own(fabric_endpoint_of(link), completions + count, capacity - count);
+        count += fabric_cq_read_own(fabric_endpoint_of(link), completions + count, NULL, capacity - count);
     if (!fabric_list_empty(&domain->endpoints)) {
         fabric_link *first = domain->endpoints.next;
         fabric_list_remove(first);
@@ -243,9 +249,7 @@ size_t fabric_poll(pplx_provider_domain *handle, pplx_completion *completions, s
     return count;
 }
 
-/* Otherwise the fd turns readable for CQ entries from here on, and for sockets that need us, those
- * of connections being set up among them. */
-static bool may_sleep(fabric_domain *domain, struct fid_cq *cq) {
+bool fabric_may_sleep(const fabric_domain *domain, struct fid_cq *cq) {
     struct fid *fids[] = {&cq->fid};
     return fi_trywait(domain->fabric, fids, 1) == 0;
 }
@@ -268,11 +272,11 @@ pplx_status fabric_arm(pplx_provider_domain *handle) {
     if (domain->wait_fd < 0) return PPLX_UNSUPPORTED;
     if (!fabric_list_empty(&domain->kept) || domain->imms_count) return PPLX_AGAIN;
     if (domain->broken) return arm_broken(domain);
-    if (domain->cq) return may_sleep(domain, domain->cq) ? PPLX_OK : PPLX_AGAIN;
+    if (domain->cq) return fabric_may_sleep(domain, domain->cq) ? PPLX_OK : PPLX_AGAIN;
     bool all_wake = true;
     for (fabric_link *link = domain->endpoints.next; link != &domain->endpoints; link = link->next) {
         const fabric_endpoint *endpoint = fabric_endpoint_of(link);
-        if (endpoint->settled_ns || (endpoint->wakes && !may_sleep(domain, endpoint->cq))) return PPLX_AGAIN;
+        if (endpoint->settled_ns || (endpoint->wakes && !fabric_may_sleep(domain, endpoint->cq))) return PPLX_AGAIN;
         all_wake &= endpoint->wakes;
     }
     return all_wake ? PPLX_OK : PPLX_UNSUPPORTED;
@@ -312,7 +316,7 @@ pplx_status fabric_cq_drain(fabric_endpoint *endpoint) {
     while (!empty && !domain->broken) {
         pplx_completion completions[BATCH];
         if (!reserve_imms(domain)) return PPLX_AGAIN;
-        size_t count = fabric_cq_read(domain, endpoint->cq, completions, BATCH, &empty);
+        size_t count = fabric_cq_read(domain, endpoint->cq, completions, NULL, BATCH, &empty);
         for (size_t i = 0; i < count; i++) {
             const pplx_completion *completion = &completions[i];
             if (completion->kind == PPLX_COMPLETION_IMM) {

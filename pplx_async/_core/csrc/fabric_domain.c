@@ -55,14 +55,13 @@ static int open_cq(fabric_domain *domain, enum fi_wait_obj wait, struct fid_cq *
     return ret;
 }
 
-/* With a wait fd where the provider has it, without one otherwise. */
-static int open_shared_cq(fabric_domain *domain) {
-    if (domain->quirks->wait_fd && open_cq(domain, FI_WAIT_FD, &domain->cq) == 0) {
-        if (wait_fd_of(domain->cq, &domain->wait_fd)) return 0;
-        fi_close(&domain->cq->fid);
+int fabric_cq_open(fabric_domain *domain, struct fid_cq **cq, int *fd) {
+    if (domain->quirks->wait_fd && open_cq(domain, FI_WAIT_FD, cq) == 0) {
+        if (wait_fd_of(*cq, fd)) return 0;
+        fi_close(&(*cq)->fid);
     }
-    domain->wait_fd = -1;
-    return open_cq(domain, FI_WAIT_NONE, &domain->cq);
+    *fd = -1;
+    return open_cq(domain, FI_WAIT_NONE, cq);
 }
 
 /* 0: any number. In 1.17 each CQ has an epoll for its own sockets only; versions between that and 2.5.1
@@ -71,15 +70,15 @@ static uint32_t max_wait_fds(const fabric_domain *domain) {
     return FI_VERSION_GE(domain->lib->version(), FI_VERSION(1, 18)) ? domain->quirks->max_wait_fds : 0;
 }
 
-static int open_own_cq(fabric_domain *domain, struct fid_cq **cq) {
+int fabric_cq_open_in(fabric_domain *domain, int set, struct fid_cq **cq) {
     const uint32_t most = max_wait_fds(domain);
     int fd = -1;
-    if (domain->wait_fd < 0 || (most && domain->wait_fds >= most)) return open_cq(domain, FI_WAIT_NONE, cq);
-    int ret = open_cq(domain, FI_WAIT_FD, cq);
+    if (set < 0 || (most && domain->wait_fds >= most)) return open_cq(domain, FI_WAIT_NONE, cq);
+    int ret = fabric_cq_open(domain, cq, &fd);
     if (ret) return ret;
-    if (!wait_fd_of(*cq, &fd))
+    if (fd < 0)
         ret = -FI_ENOSYS;
-    else if (epoll_ctl(domain->wait_fd, EPOLL_CTL_ADD, fd, &(struct epoll_event){.events = EPOLLIN}))
+    else if (epoll_ctl(set, EPOLL_CTL_ADD, fd, &(struct epoll_event){.events = EPOLLIN}))
         ret = -errno;
     if (ret) {
         close_fid(*cq);
@@ -90,30 +89,29 @@ static int open_own_cq(fabric_domain *domain, struct fid_cq **cq) {
     return 0;
 }
 
-bool fabric_cq_wakes(fabric_domain *domain, struct fid_cq *cq) {
+bool fabric_cq_wakes(struct fid_cq *cq) {
     int fd;
-    return domain->wait_fd >= 0 && wait_fd_of(cq, &fd);
+    return wait_fd_of(cq, &fd);
 }
 
-void fabric_cq_close(fabric_domain *domain, struct fid_cq *cq) {
+void fabric_cq_close_in(fabric_domain *domain, int set, struct fid_cq *cq) {
     int fd = -1;
-    if (!cq || cq == domain->cq) return;
-    if (domain->wait_fd >= 0 && wait_fd_of(cq, &fd)) {
-        epoll_ctl(domain->wait_fd, EPOLL_CTL_DEL, fd, NULL);
+    if (set >= 0 && wait_fd_of(cq, &fd)) {
+        epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL);
         domain->wait_fds--;
     }
     fi_close(&cq->fid);
 }
 
-pplx_status fabric_ep_open(fabric_domain *domain, struct fid_ep **out, struct fid_cq **out_cq, pplx_error *error) {
+void fabric_cq_close(fabric_domain *domain, struct fid_cq *cq) {
+    if (cq && cq != domain->cq) fabric_cq_close_in(domain, domain->wait_fd, cq);
+}
+
+pplx_status fabric_ep_open_on(fabric_domain *domain, struct fid_cq *cq, struct fid_ep **out, pplx_error *error) {
     pplx_status status = PPLX_NATIVE;
     struct fid_ep *ep = NULL;
-    struct fid_cq *cq = domain->cq;
-    const char *call = "fi_cq_open";
-    int ret = domain->quirks->cq_per_endpoint ? open_own_cq(domain, &cq) : 0;
-    if (ret) goto fail;
-    call = "fi_endpoint";
-    ret = fi_endpoint(domain->domain, domain->info, &ep, domain);
+    const char *call = "fi_endpoint";
+    int ret = fi_endpoint(domain->domain, domain->info, &ep, domain);
     if (ret) {
         ep = NULL;
         goto fail;
@@ -131,14 +129,21 @@ pplx_status fabric_ep_open(fabric_domain *domain, struct fid_ep **out, struct fi
     ret = fi_enable(ep);
     if (ret) goto fail;
     *out = ep;
-    *out_cq = cq;
     return PPLX_OK;
 
 fail:
     status = native_fail(domain, error, ret, call);
 fail_said:
     close_fid(ep);
-    fabric_cq_close(domain, cq);
+    return status;
+}
+
+pplx_status fabric_ep_open(fabric_domain *domain, struct fid_ep **ep, struct fid_cq **cq, pplx_error *error) {
+    *cq = domain->cq;
+    int ret = domain->quirks->cq_per_endpoint ? fabric_cq_open_in(domain, domain->wait_fd, cq) : 0;
+    if (ret) return native_fail(domain, error, ret, "fi_cq_open");
+    pplx_status status = fabric_ep_open_on(domain, *cq, ep, error);
+    if (status != PPLX_OK) fabric_cq_close(domain, *cq);
     return status;
 }
 
@@ -155,7 +160,7 @@ static void warm_up(fabric_domain *domain) {
     fi_close(&ep->fid);
     while (!empty && !domain->broken) { /* its context is the doorbell, which is never reported */
         pplx_completion completion;
-        fabric_cq_read(domain, cq, &completion, 1, &empty);
+        fabric_cq_read(domain, cq, &completion, NULL, 1, &empty);
     }
     fabric_cq_close(domain, cq);
 }
@@ -189,15 +194,14 @@ static void fill_caps(fabric_domain *domain, const char *file) {
              info->domain_attr->mr_mode & FI_MR_PROV_KEY ? "keys of the NIC" : "random keys");
 }
 
-pplx_status fabric_domain_open(const char *device, const pplx_option *options, size_t noptions,
-                               pplx_provider_domain **out, pplx_error *error) {
+pplx_status fabric_domain_open_bare(const char *device, const pplx_option *options, size_t noptions,
+                                    fabric_domain **out, const char **file, pplx_error *error) {
     fabric_options parsed;
     const void *functions = NULL;
-    const char *file = NULL, *call = NULL;
+    const char *call = NULL;
     int ret = 0;
     pplx_status status = fabric_options_parse(options, noptions, &parsed, error);
-    if (status == PPLX_OK)
-        status = pplx_library_load(&pplx_library_libfabric, parsed.library, &functions, &file, error);
+    if (status == PPLX_OK) status = pplx_library_load(&pplx_library_libfabric, parsed.library, &functions, file, error);
     if (status != PPLX_OK) return status;
 
     fabric_domain *domain = calloc(1, sizeof *domain);
@@ -207,7 +211,7 @@ pplx_status fabric_domain_open(const char *device, const pplx_option *options, s
     fabric_list_init(&domain->endpoints);
     fabric_list_init(&domain->kept);
 
-    status = fabric_find(domain->lib, file, &parsed, device, &domain->info, &domain->quirks, error);
+    status = fabric_find(domain->lib, *file, &parsed, device, &domain->info, &domain->quirks, error);
     if (status != PPLX_OK) goto fail_said;
     call = "fi_fabric";
     ret = domain->lib->fabric(domain->info->fabric_attr, &domain->fabric, domain);
@@ -215,13 +219,6 @@ pplx_status fabric_domain_open(const char *device, const pplx_option *options, s
     call = "fi_domain";
     ret = fi_domain(domain->fabric, domain->info, &domain->domain, domain);
     if (ret) goto fail;
-    if (domain->quirks->cq_per_endpoint) {
-        domain->wait_fd = domain->quirks->wait_fd ? epoll_create1(EPOLL_CLOEXEC) : -1;
-    } else {
-        call = "fi_cq_open";
-        ret = open_shared_cq(domain);
-        if (ret) goto fail;
-    }
     call = "fi_av_open";
     ret = fi_av_open(domain->domain, &(struct fi_av_attr){.type = FI_AV_TABLE, .count = 64}, &domain->av, domain);
     if (ret) goto fail;
@@ -230,13 +227,7 @@ pplx_status fabric_domain_open(const char *device, const pplx_option *options, s
         ret = fi_eq_open(domain->fabric, &(struct fi_eq_attr){.wait_obj = FI_WAIT_NONE}, &domain->eq, domain);
         if (ret) goto fail;
     }
-    if (!domain->quirks->endpoint_per_peer) {
-        status = fabric_ep_open(domain, &domain->shared_ep, &(struct fid_cq *){NULL}, error);
-        if (status != PPLX_OK) goto fail_said;
-    }
-    warm_up(domain);
-    fill_caps(domain, file);
-    *out = (pplx_provider_domain *)domain;
+    *out = domain;
     return PPLX_OK;
 
 fail:
@@ -244,6 +235,30 @@ fail:
 fail_said:
     fabric_domain_close((pplx_provider_domain *)domain);
     return status;
+}
+
+pplx_status fabric_domain_open(const char *device, const pplx_option *options, size_t noptions,
+                               pplx_provider_domain **out, pplx_error *error) {
+    fabric_domain *domain = NULL;
+    const char *file = NULL;
+    pplx_status status = fabric_domain_open_bare(device, options, noptions, &domain, &file, error);
+    if (status != PPLX_OK) return status;
+    if (domain->quirks->cq_per_endpoint) {
+        domain->wait_fd = domain->quirks->wait_fd ? epoll_create1(EPOLL_CLOEXEC) : -1;
+    } else {
+        int ret = fabric_cq_open(domain, &domain->cq, &domain->wait_fd);
+        if (ret) status = native_fail(domain, error, ret, "fi_cq_open");
+    }
+    if (status == PPLX_OK && !domain->quirks->endpoint_per_peer)
+        status = fabric_ep_open(domain, &domain->shared_ep, &(struct fid_cq *){NULL}, error);
+    if (status != PPLX_OK) {
+        fabric_domain_close((pplx_provider_domain *)domain);
+        return status;
+    }
+    warm_up(domain);
+    fill_caps(domain, file);
+    *out = (pplx_provider_domain *)domain;
+    return PPLX_OK;
 }
 
 void fabric_domain_close(pplx_provider_domain *handle) {

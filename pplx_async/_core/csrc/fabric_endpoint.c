@@ -27,7 +27,7 @@ pplx_status fabric_endpoint_open(pplx_provider_domain *handle, pplx_provider_end
     if (domain->quirks->endpoint_per_peer) {
         status = fabric_ep_open(domain, &endpoint->ep, &endpoint->cq, error);
         if (status != PPLX_OK) goto fail;
-        endpoint->wakes = fabric_cq_wakes(domain, endpoint->cq);
+        endpoint->wakes = domain->wait_fd >= 0 && fabric_cq_wakes(endpoint->cq);
     }
     size_t capacity = *nbytes;
     int ret = fi_getname(&endpoint->ep->fid, address, nbytes);
@@ -49,20 +49,14 @@ fail:
     return status;
 }
 
-/* The bytes come from a stranger: nothing may reach the library that it would read beyond, take
- * for another family, or that leads out of loopback when we were told to stay there. */
-static pplx_status check_address(fabric_endpoint *endpoint, const void *address, size_t nbytes, pplx_error *error) {
-    unsigned char own[PPLX_ADDRESS_BYTES], theirs[PPLX_ADDRESS_BYTES];
+pplx_status fabric_address_check(const struct fi_info *info, const void *own, size_t own_nbytes, const void *address,
+                                 size_t nbytes, pplx_error *error) {
+    unsigned char theirs[PPLX_ADDRESS_BYTES];
     static const unsigned char nothing[PPLX_ADDRESS_BYTES];
-    size_t own_nbytes = sizeof own;
-    uint32_t format = endpoint->domain->info->addr_format;
-    int ret = fi_getname(&endpoint->ep->fid, own, &own_nbytes);
-    if (ret) return fabric_fail(error, PPLX_NATIVE, -ret, "fi_getname: %s", endpoint->domain->lib->strerror(-ret));
-    if (nbytes != own_nbytes || memcmp(address, nothing, nbytes) == 0)
+    uint32_t format = info->addr_format;
+    if (nbytes > sizeof theirs || nbytes != own_nbytes || memcmp(address, nothing, nbytes) == 0)
         return fabric_fail(error, PPLX_INVALID, 0, "not an address of this fabric: %zu B, %zu B are expected", nbytes,
                            own_nbytes);
-    if (endpoint->domain->quirks->endpoint_per_peer && memcmp(address, own, nbytes) == 0)
-        return fabric_fail(error, PPLX_INVALID, 0, "the endpoint's own address");
     memcpy(theirs, address, nbytes); /* aligned */
     if (format == FI_SOCKADDR_IN || (format == FI_SOCKADDR && nbytes == sizeof(struct sockaddr_in))) {
         struct sockaddr_in a, b;
@@ -84,7 +78,7 @@ static pplx_status check_address(fabric_endpoint *endpoint, const void *address,
     return PPLX_OK;
 }
 
-static pplx_status insert_peer(fabric_domain *domain, const void *address, size_t nbytes, fabric_peer **out,
+pplx_status fabric_peer_insert(fabric_domain *domain, const void *address, size_t nbytes, fabric_peer **out,
                                pplx_error *error) {
     fabric_peer *peer = domain->peers;
     while (peer && (peer->nbytes != nbytes || memcmp(peer->raw, address, nbytes) != 0)) peer = peer->next;
@@ -108,7 +102,19 @@ static pplx_status insert_peer(fabric_domain *domain, const void *address, size_
     return PPLX_OK;
 }
 
-static void remove_peer(fabric_domain *domain, fabric_peer *peer) {
+/* ... and not our own: the engine has no peer that is itself. */
+static pplx_status check_address(fabric_endpoint *endpoint, const void *address, size_t nbytes, pplx_error *error) {
+    unsigned char own[PPLX_ADDRESS_BYTES];
+    size_t own_nbytes = sizeof own;
+    int ret = fi_getname(&endpoint->ep->fid, own, &own_nbytes);
+    if (ret) return fabric_fail(error, PPLX_NATIVE, -ret, "fi_getname: %s", endpoint->domain->lib->strerror(-ret));
+    pplx_status status = fabric_address_check(endpoint->domain->info, own, own_nbytes, address, nbytes, error);
+    if (status == PPLX_OK && endpoint->domain->quirks->endpoint_per_peer && memcmp(address, own, nbytes) == 0)
+        return fabric_fail(error, PPLX_INVALID, 0, "the endpoint's own address");
+    return status;
+}
+
+void fabric_peer_remove(fabric_domain *domain, fabric_peer *peer) {
     if (!peer || --peer->references) return;
     fabric_peer **link = &domain->peers;
     while (*link != peer) link = &(*link)->next;
@@ -125,7 +131,7 @@ pplx_status fabric_endpoint_connect(pplx_provider_endpoint *handle, const void *
     if (endpoint->peer || endpoint->closing)
         return fabric_fail(error, PPLX_INVALID, 0, "the endpoint is connected already");
     pplx_status status = check_address(endpoint, address, nbytes, error);
-    if (status == PPLX_OK) status = insert_peer(endpoint->domain, address, nbytes, &endpoint->peer, error);
+    if (status == PPLX_OK) status = fabric_peer_insert(endpoint->domain, address, nbytes, &endpoint->peer, error);
     if (status == PPLX_OK) fabric_post_waiting(endpoint);
     return status;
 }
@@ -135,7 +141,7 @@ static pplx_status finish_close(fabric_endpoint *endpoint) {
         endpoint->domain->unrung = false; /* its work is done, so somebody has rung */
     fabric_list_remove(&endpoint->in_domain);
     fabric_cq_close(endpoint->domain, endpoint->cq);
-    remove_peer(endpoint->domain, endpoint->peer);
+    fabric_peer_remove(endpoint->domain, endpoint->peer);
     free(endpoint);
     return PPLX_OK;
 }

@@ -177,10 +177,21 @@ void fabric_domain_caps(pplx_provider_domain *handle, pplx_caps *caps);
 pplx_status fabric_mr_open(pplx_provider_domain *handle, const pplx_memory *memory, uint32_t access,
                            pplx_provider_mr **mr, pplx_remote_key *key, pplx_error *error);
 pplx_status fabric_mr_close(pplx_provider_mr *handle);
-/* A fid_ep and the CQ that it uses: the domain's, or a new one, with a wait fd if there may be one more. */
+/* Fabric, domain, address vector and event queue of a device: no completion queue and no endpoint
+ * yet. *file: the library's. fabric_domain_close() closes it. */
+pplx_status fabric_domain_open_bare(const char *device, const pplx_option *options, size_t noptions,
+                                    fabric_domain **domain, const char **file, pplx_error *error);
+/* A CQ: with a wait fd (*fd, else -1) where the provider has it, without one otherwise. */
+int fabric_cq_open(fabric_domain *domain, struct fid_cq **cq, int *fd);
+/* A CQ whose wait fd is in an epoll set of ours, if there may be one more; -1: without one. */
+int fabric_cq_open_in(fabric_domain *domain, int set, struct fid_cq **cq);
+void fabric_cq_close_in(fabric_domain *domain, int set, struct fid_cq *cq);
+/* A fid_ep that completes on this CQ. */
+pplx_status fabric_ep_open_on(fabric_domain *domain, struct fid_cq *cq, struct fid_ep **ep, pplx_error *error);
+/* A fid_ep and the CQ that it uses: the domain's, or a new one. */
 pplx_status fabric_ep_open(fabric_domain *domain, struct fid_ep **ep, struct fid_cq **cq, pplx_error *error);
 /* Whether it has a wait fd. */
-bool fabric_cq_wakes(fabric_domain *domain, struct fid_cq *cq);
+bool fabric_cq_wakes(struct fid_cq *cq);
 /* Close such a CQ; the domain's stays open. */
 void fabric_cq_close(fabric_domain *domain, struct fid_cq *cq);
 
@@ -190,10 +201,24 @@ pplx_status fabric_endpoint_open(pplx_provider_domain *handle, pplx_provider_end
 pplx_status fabric_endpoint_connect(pplx_provider_endpoint *handle, const void *address, size_t nbytes,
                                     pplx_error *error);
 pplx_status fabric_endpoint_close(pplx_provider_endpoint *handle);
+/* The bytes come from a stranger: nothing may reach the library that it would read beyond, take
+ * for another family, or that leads out of loopback when we were told to stay there. `own`: where
+ * we are bound. */
+pplx_status fabric_address_check(const struct fi_info *info, const void *own, size_t own_nbytes, const void *address,
+                                 size_t nbytes, pplx_error *error);
+/* The AV's entry for a checked address; an entry is removed as often as it was inserted. */
+pplx_status fabric_peer_insert(fabric_domain *domain, const void *address, size_t nbytes, fabric_peer **peer,
+                               pplx_error *error);
+void fabric_peer_remove(fabric_domain *domain, fabric_peer *peer);
 
 /* fabric_post.c */
 pplx_status fabric_post(pplx_provider_endpoint *handle, const pplx_work_request *requests, size_t count, size_t *posted,
                         int32_t *provider_error);
+/* Refuse at once what can't succeed. */
+pplx_status fabric_check(const fabric_endpoint *endpoint, const pplx_work_request *request);
+/* Hand a checked request to the library; `peer` of a RECV may be FI_ADDR_UNSPEC. The op is ours from
+ * here, the caller's again if the library does not take it: then its own, negative, code. */
+ssize_t fabric_post_to(fabric_endpoint *endpoint, fi_addr_t peer, const pplx_work_request *request, uint64_t flags);
 /* Tell the NIC of work that waits for a successor; from poll. */
 void fabric_ring(fabric_domain *domain);
 /* Offer the RECVs that came before the peer was known. */
@@ -203,10 +228,19 @@ void fabric_post_waiting(fabric_endpoint *endpoint);
 size_t fabric_poll(pplx_provider_domain *handle, pplx_completion *completions, size_t capacity);
 pplx_status fabric_arm(pplx_provider_domain *handle);
 int fabric_wait_fd(pplx_provider_domain *handle);
-/* Read one of the library's CQs; also drives its progress. *empty: it said that it has no more, which
- * is not asked after a batch that it did not fill: each call costs system calls on tcp. */
-size_t fabric_cq_read(fabric_domain *domain, struct fid_cq *cq, pplx_completion *completions, size_t capacity,
-                      bool *empty);
+/* Read one of the library's CQs; also drives its progress. `flags`, if not NULL, become those of each
+ * entry. *empty: it said that it has no more, which is not asked after a batch that it did not fill:
+ * each call costs system calls on tcp. */
+size_t fabric_cq_read(fabric_domain *domain, struct fid_cq *cq, pplx_completion *completions, uint64_t *flags,
+                      size_t capacity, bool *empty);
+/* The same for an endpoint with a CQ of its own, which may settle it. */
+size_t fabric_cq_read_own(fabric_endpoint *endpoint, pplx_completion *completions, uint64_t *flags, size_t capacity);
+/* Whether the thread may sleep: the CQ's fd then turns readable for entries from here on, and for
+ * sockets that need us, those of connections being set up among them. */
+bool fabric_may_sleep(const fabric_domain *domain, struct fid_cq *cq);
+/* The library is done with the op, or will never report it. */
+void fabric_finish(fabric_op *op, pplx_completion *completion, pplx_status status, int32_t provider_error,
+                   uint64_t nbytes);
 /* After the endpoint's fid_ep is closed: take all that the CQ has, forget what is of this endpoint,
  * keep the rest for later polls. PPLX_AGAIN: no memory to keep it, call again. */
 pplx_status fabric_cq_drain(fabric_endpoint *endpoint);

@@ -8,9 +8,9 @@
 
 #include "fabric_internal.h"
 
-/* Refuse at once what can't succeed. Local memory is checked here for every provider: EFA would
- * fail the completion, tcp would just read whatever lies at the address. */
-static pplx_status check(const fabric_endpoint *endpoint, const pplx_work_request *request) {
+/* Local memory is checked here for every provider: EFA would fail the completion, tcp would just
+ * read whatever lies at the address. */
+pplx_status fabric_check(const fabric_endpoint *endpoint, const pplx_work_request *request) {
     const fabric_mr *mr = (const fabric_mr *)request->local_mr;
     if (!request->op || !mr || request->opcode > PPLX_RECV) return PPLX_INVALID;
     if (endpoint->closing || !endpoint->ep) return PPLX_CLOSED;
@@ -34,22 +34,18 @@ static bool fits(const fabric_endpoint *endpoint, const pplx_work_request *reque
            (!bytes || bytes + request->nbytes <= caps->max_inflight_bytes);
 }
 
-static ssize_t post_receive(fabric_endpoint *endpoint, fabric_op *op, uint64_t address, uint64_t nbytes,
+static ssize_t post_receive(fabric_endpoint *endpoint, fi_addr_t peer, fabric_op *op, uint64_t address, uint64_t nbytes,
                             fabric_mr *mr) {
     struct iovec iov = {(void *)(uintptr_t)address, nbytes};
-    struct fi_msg message = {.msg_iov = &iov, .desc = &mr->desc, .iov_count = 1, .addr = FI_ADDR_UNSPEC, .context = op};
-    if (endpoint->domain->shared_ep) /* FI_DIRECTED_RECV: one queue of RECVs for each peer */
-        message.addr = endpoint->peer->address;
+    struct fi_msg message = {.msg_iov = &iov, .desc = &mr->desc, .iov_count = 1, .addr = peer, .context = op};
     return fi_recvmsg(endpoint->ep, &message, FI_COMPLETION);
 }
 
-static ssize_t post_send(fabric_endpoint *endpoint, fabric_op *op, const pplx_work_request *request, uint64_t flags) {
+static ssize_t post_send(fabric_endpoint *endpoint, fi_addr_t peer, fabric_op *op, const pplx_work_request *request,
+                         uint64_t flags) {
     struct iovec iov = {(void *)(uintptr_t)request->local_address, request->nbytes};
-    struct fi_msg message = {.msg_iov = &iov,
-                             .desc = &((fabric_mr *)request->local_mr)->desc,
-                             .iov_count = 1,
-                             .addr = endpoint->peer->address,
-                             .context = op};
+    struct fi_msg message = {
+        .msg_iov = &iov, .desc = &((fabric_mr *)request->local_mr)->desc, .iov_count = 1, .addr = peer, .context = op};
     return fi_sendmsg(endpoint->ep, &message, flags | FI_DELIVERY_COMPLETE);
 }
 
@@ -58,13 +54,14 @@ static ssize_t post_send(fabric_endpoint *endpoint, fabric_op *op, const pplx_wo
  *
  * FI_DELIVERY_COMPLETE must be in the flags of the call, fi_writemsg() ignores those of the
  * endpoint. Without it tcp reports success for a write that the target refused. */
-static ssize_t post_rma(fabric_endpoint *endpoint, fabric_op *op, const pplx_work_request *request, uint64_t flags) {
+static ssize_t post_rma(fabric_endpoint *endpoint, fi_addr_t peer, fabric_op *op, const pplx_work_request *request,
+                        uint64_t flags) {
     struct iovec iov = {(void *)(uintptr_t)request->local_address, request->nbytes};
     struct fi_rma_iov remote = {request->remote_address, request->nbytes, request->remote_key};
     struct fi_msg_rma message = {.msg_iov = &iov,
                                  .desc = &((fabric_mr *)request->local_mr)->desc,
                                  .iov_count = 1,
-                                 .addr = endpoint->peer->address,
+                                 .addr = peer,
                                  .rma_iov = &remote,
                                  .rma_iov_count = 1,
                                  .context = op,
@@ -74,29 +71,22 @@ static ssize_t post_rma(fabric_endpoint *endpoint, fabric_op *op, const pplx_wor
     return fi_writemsg(endpoint->ep, &message, flags | FI_DELIVERY_COMPLETE);
 }
 
-/* The op is ours from here, the caller's again if the library does not take it. */
-static ssize_t post_one(fabric_endpoint *endpoint, const pplx_work_request *request, uint64_t flags) {
-    fabric_op *op = (fabric_op *)request->op;
-    ssize_t ret = 0;
+static void prepare(fabric_endpoint *endpoint, fabric_op *op, const pplx_work_request *request) {
     op->endpoint = endpoint;
     op->opcode = (uint8_t)request->opcode;
     op->nbytes = request->nbytes & ((1ull << 56) - 1);
+}
 
+ssize_t fabric_post_to(fabric_endpoint *endpoint, fi_addr_t peer, const pplx_work_request *request, uint64_t flags) {
+    fabric_op *op = (fabric_op *)request->op;
+    ssize_t ret = 0;
+    prepare(endpoint, op, request);
     if (request->opcode == PPLX_RECV) {
-        fabric_mr *mr = (fabric_mr *)request->local_mr;
-        if (endpoint->domain->shared_ep && (!endpoint->peer || !fabric_list_empty(&endpoint->waiting))) {
-            op->state.receive.local_address = request->local_address;
-            op->state.receive.local_mr = mr;
-            fabric_list_append(&endpoint->waiting, &op->link);
-            endpoint->domain->waiting++;
-            endpoint->receives++;
-            return 0;
-        }
-        ret = post_receive(endpoint, op, request->local_address, request->nbytes, mr);
+        ret = post_receive(endpoint, peer, op, request->local_address, request->nbytes, (fabric_mr *)request->local_mr);
         if (!ret) endpoint->receives++;
     } else {
-        ret = request->opcode == PPLX_SEND ? post_send(endpoint, op, request, flags)
-                                           : post_rma(endpoint, op, request, flags);
+        ret = request->opcode == PPLX_SEND ? post_send(endpoint, peer, op, request, flags)
+                                           : post_rma(endpoint, peer, op, request, flags);
         if (!ret) {
             endpoint->inflight++;
             endpoint->inflight_bytes += request->nbytes;
@@ -106,12 +96,33 @@ static ssize_t post_one(fabric_endpoint *endpoint, const pplx_work_request *requ
     return ret;
 }
 
+/* FI_DIRECTED_RECV: where one endpoint serves all peers there is one queue of RECVs for each, which
+ * are directed once the peer is known. */
+static fi_addr_t receives_from(const fabric_endpoint *endpoint) {
+    return endpoint->domain->shared_ep ? endpoint->peer->address : FI_ADDR_UNSPEC;
+}
+
+static ssize_t post_one(fabric_endpoint *endpoint, const pplx_work_request *request, uint64_t flags) {
+    fabric_op *op = (fabric_op *)request->op;
+    if (request->opcode != PPLX_RECV) return fabric_post_to(endpoint, endpoint->peer->address, request, flags);
+    if (endpoint->domain->shared_ep && (!endpoint->peer || !fabric_list_empty(&endpoint->waiting))) {
+        prepare(endpoint, op, request);
+        op->state.receive.local_address = request->local_address;
+        op->state.receive.local_mr = (fabric_mr *)request->local_mr;
+        fabric_list_append(&endpoint->waiting, &op->link);
+        endpoint->domain->waiting++;
+        endpoint->receives++;
+        return 0;
+    }
+    return fabric_post_to(endpoint, receives_from(endpoint), request, flags);
+}
+
 void fabric_post_waiting(fabric_endpoint *endpoint) {
     while (endpoint->peer && !endpoint->closing && !fabric_list_empty(&endpoint->waiting)) {
         fabric_op *op = fabric_op_of(endpoint->waiting.next);
         uint64_t address = op->state.receive.local_address;
         fabric_mr *mr = op->state.receive.local_mr;
-        ssize_t ret = post_receive(endpoint, op, address, op->nbytes, mr);
+        ssize_t ret = post_receive(endpoint, receives_from(endpoint), op, address, op->nbytes, mr);
         if (ret == -FI_EAGAIN) {
             op->state.receive.local_address = address; /* the library may have used its words */
             op->state.receive.local_mr = mr;
@@ -133,7 +144,7 @@ void fabric_post_waiting(fabric_endpoint *endpoint) {
 static bool more_follows(const fabric_endpoint *endpoint, const pplx_work_request *request, size_t left) {
     return endpoint->domain->quirks->more && left > 1 &&
            (request->opcode == PPLX_WRITE || request->opcode == PPLX_WRITE_IMM) && request[1].opcode != PPLX_RECV &&
-           check(endpoint, request + 1) == PPLX_OK && fits(endpoint, request + 1, 1, request->nbytes);
+           fabric_check(endpoint, request + 1) == PPLX_OK && fits(endpoint, request + 1, 1, request->nbytes);
 }
 
 void fabric_ring(fabric_domain *domain) {
@@ -175,7 +186,7 @@ pplx_status fabric_post(pplx_provider_endpoint *handle, const pplx_work_request 
     *provider_error = 0;
     for (; done < count; done++) {
         const pplx_work_request *request = &requests[done];
-        status = check(endpoint, request);
+        status = fabric_check(endpoint, request);
         if (status != PPLX_OK) break;
         if (domain->broken) {
             status = PPLX_TRANSPORT;

@@ -10,6 +10,7 @@
  *   fabric_endpoint.c  the way to one peer; closing it
  *   fabric_post.c      work requests -> fi_*msg()
  *   fabric_cq.c        completions, errors, waiting; draining for a close
+ *   fabric_objects.c   the same library without the engine, on top of all these
  *
  * Two shapes, by quirk. With an endpoint per peer (tcp) each pplx endpoint is a fid_ep of its own,
  * with its own listening port, on the domain's AV and CQ (tcp;ofi_rxm: a CQ of its own): closing
