@@ -32,7 +32,6 @@ from pplx_async.errors import (
     ClosedResourceError,
     LeakWarning,
     PeerLost,
-    RegistrationError,
     UnreleasedMemory,
 )
 from pplx_async.memory import ACCESS, MemoryRegion, RemoteRegion
@@ -384,9 +383,6 @@ class TransferEngine(Operations):
             await opening
         except asyncio.CancelledError:
             opening.add_release_callback(lambda _: self._undo_register(registration))
-            raise
-        except RegistrationError as error:
-            error.nbytes = registration.nbytes
             raise
         self._next_region += 1
         return MemoryRegion(self, registration, access, self._next_region - 1)

@@ -15,6 +15,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from pplx_async._core.includes.pplx cimport (
     PPLX_ACCESS_REMOTE_WRITE,
+    PPLX_MAX_DOMAINS,
     PPLX_MEMORY_HOST,
     pplx_peer,
 )
@@ -113,6 +114,13 @@ cdef class Registration(Used):
     def register_ns(self) -> int:
         """What registering took, in nanoseconds."""
         return self.mr.register_ns
+
+    cdef size_t agreed(self):
+        """How many domains gave a key: while registering they are asked in turn, until one refuses."""
+        cdef size_t i = 0
+        while i < PPLX_MAX_DOMAINS and (self.mr.keys[i].key or self.mr.keys[i].base):
+            i += 1
+        return i
 
     def let_go(self) -> None:
         """Give the exporter its buffer back. No NIC may know it any more."""

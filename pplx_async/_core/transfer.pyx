@@ -15,13 +15,14 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_NO_COUNTER,
     PPLX_OK,
     PPLX_PEER_LOST,
+    PPLX_REGISTRATION,
     PPLX_REMOTE_ACCESS,
     PPLX_REQUEST_CALL,
     PPLX_REQUEST_TRANSFER,
     pplx_error,
     pplx_target,
 )
-from pplx_async._core.memory cimport PeerRecord, Used
+from pplx_async._core.memory cimport PeerRecord, Registration, Used
 from pplx_async._core.promise cimport Promise
 from pplx_async._core.rt cimport api
 from cpython.ref cimport Py_INCREF
@@ -159,7 +160,9 @@ cdef class Transfer(Promise):
         cdef const pplx_error *error = &self.request.error
         cdef pplx_target *target = NULL
         cdef PeerRecord record = None
-        peer = domain = None
+        peer = domain = nbytes = None
+        if self.request.kind != PPLX_REQUEST_CALL:
+            nbytes = self.nbytes
         if self.request.kind == PPLX_REQUEST_TRANSFER and self.request.ntargets:
             target = &self.request.targets[self.request.failed_target]
             record = self.peer_of(target)
@@ -167,6 +170,10 @@ cdef class Transfer(Promise):
             domain = self.engine.domain_names[target.domain]
         elif self.used0 is not None and isinstance(self.used0, PeerRecord):
             peer = (<PeerRecord>self.used0).label
+        elif error.status == PPLX_REGISTRATION and isinstance(self.used0, Registration):
+            nbytes = (<Registration>self.used0).nbytes
+            names = self.engine.domain_names[(<Registration>self.used0).agreed() :]
+            domain = names[0] if names else None
         status = api.status_name(error.status)
         text = error.text.decode(errors="replace") or api.status_text(error.status).decode()
         if error.status == PPLX_REMOTE_ACCESS and target != NULL and target.failed:
@@ -180,7 +187,7 @@ cdef class Transfer(Promise):
             operation=self.operation,
             peer=peer,
             domain=domain,
-            nbytes=self.nbytes if self.request.kind != PPLX_REQUEST_CALL else None,
+            nbytes=nbytes,
             provider_error=error.provider_error,
         )
 
