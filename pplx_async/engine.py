@@ -16,7 +16,7 @@ import logging
 import secrets
 import warnings
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -25,6 +25,7 @@ from pplx_async._core.engine import Engine as CoreEngine
 from pplx_async._core.memory import Registration, Used
 from pplx_async._core.transfer import Transfer
 from pplx_async._frames import say
+from pplx_async._messages import MessageStream
 from pplx_async.counters import ImmCounter
 from pplx_async.errors import (
     BrokenResourceError,
@@ -729,19 +730,14 @@ class TransferEngine(Operations):
         self._core.message_release(token)
         return message
 
-    async def messages(self) -> AsyncGenerator[Message, None]:
+    def messages(self) -> MessageStream:
         """Iterate over the messages that peers send (`Peer.send`), until the engine is closed.
 
-        Several iterators share one stream: each message goes to one of them. Who does not read
-        makes its peers wait: each may have ``EngineOptions.message_slots`` messages unread here.
+        Several iterators share one stream: each message goes to one of them. One may be given up
+        and asked again, as by a time-out: that loses nothing. Who does not read makes its peers
+        wait: each may have ``EngineOptions.message_slots`` messages unread here.
         """
-        while True:
-            while self._messages:
-                yield self._next_message()
-            try:
-                await self._wait_for_news()
-            except ClosedResourceError:
-                return
+        return MessageStream(self)
 
     # ---- telling ----
 
