@@ -31,6 +31,8 @@ class MessageStream:
     async def __anext__(self) -> Message:
         engine = self._engine
         while not self._ended:
+            if engine._open:
+                engine._check_here()
             if engine._messages:
                 return engine._next_message()
             try:

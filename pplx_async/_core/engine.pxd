@@ -18,8 +18,10 @@ cdef class Engine:
     cdef readonly double drain_timeout
     cdef readonly list domain_names
     cdef readonly bint running
+    cdef readonly bint forked  # this is a fork of the process that it runs in
     cdef bint fences
     cdef unsigned long thread
+    cdef long pid
     cdef dict peers
     cdef dict counters
     cdef set registrations
@@ -27,7 +29,10 @@ cdef class Engine:
     cdef public object on_message, on_peer_lost, on_missing
 
     cdef int _start(self, const pplx_provider *c_provider, object devices, Options c_options) except -1
+    cdef int check_running(self) except -1
+    cdef int check_loop(self) except -1
     cdef int check_usable(self) except -1
+    cdef int check_not_freed(self, PeerRecord peer) except -1
     cdef Transfer new_transfer(self, str operation, unsigned int opcode)
     cdef Transfer call(self, unsigned int opcode, void *subject, str operation, object used, object finisher)
     cdef Transfer call_later(self, unsigned int opcode, void *subject, str operation)

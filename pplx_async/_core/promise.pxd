@@ -8,6 +8,7 @@ cdef enum PromiseState:
 
 
 cdef object fresh(object exception)
+cdef object elsewhere(object loop)
 
 
 cdef class Promise:

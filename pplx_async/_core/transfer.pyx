@@ -49,6 +49,9 @@ cdef class Transfer(Promise):
         Cancelling an await ends that await only.
     """
 
+    def __init__(self, *args, **kwargs) -> None:
+        raise TypeError("a transfer is made by what it is of: engine.write(), for example")
+
     cdef int use(self, Used used) except -1:
         used.acquire()
         if self.used0 is None:
@@ -214,6 +217,10 @@ cdef class Transfer(Promise):
         if self.released or self.done():
             return False  # the core has let go of the request: nothing there may be told of it
         self._cancel_message = msg
+        if self.engine.forked:
+            self.become_cancelled()  # it is under way in another process, whose memory this no longer is
+            return True
+        self.engine.check_owner()
         if self.detached:
             self.become_cancelled()
         elif not self.cancel_requested:
@@ -240,6 +247,8 @@ cdef class Transfer(Promise):
 
     def add_release_callback(self, callback) -> None:
         """Call ``callback(self)`` from the loop once the memory is released."""
+        if not callable(callback):
+            raise TypeError(f"a callback is called, and {type(callback).__name__} cannot be")
         if self.released:
             self.loop.call_soon(callback, self)
         elif self.release_callbacks is None:
