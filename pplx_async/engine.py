@@ -265,6 +265,9 @@ class TransferEngine(Operations):
 
         What isn't finished within ``EngineOptions.drain_timeout`` ends with WorkFlushed.
 
+        An engine whose event loop was closed before it can be closed from any other: its thread is
+        stopped, and that is all; there is a CleanupWarning.
+
         Raises
         ------
         UnreleasedMemory
@@ -277,13 +280,28 @@ class TransferEngine(Operations):
         if not self._open or (self._closed is None and not self._core.running):
             self._closing = True  # never opened, or the child of a fork: nothing here is ours to close
             return
+        if self._core.running and self._loop.is_closed():
+            self._closing = True
+            self._stop()
+            warnings.warn(
+                f"the event loop of {self!r} was closed before it: its peers have heard no goodbye, and memory that "
+                "was registered stays so until the process ends",
+                CleanupWarning,
+                stacklevel=2,
+            )
+            return
         if self._closed is None:
+            self._check_here()
             self._closing = True
             self._closed = self._loop.create_task(self._close())
+        if not self._closed.done():
+            self._check_here()
         await asyncio.shield(self._closed)
 
     async def _wait(self, task: asyncio.Task[_T]) -> _T:
         """Wait for something of ours in the background; being cancelled ends the wait only."""
+        if not task.done():
+            self._check_here()
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -344,12 +362,27 @@ class TransferEngine(Operations):
                 "%r, one of %d: its memory is quarantined, since the provider has not let go", held[0], len(held)
             )
 
+    def _stop(self) -> None:
+        """End the proxy thread where no coroutine of ours can run any more, and keep what a NIC may still know."""
+        core = self._core
+        core.stop()
+        if self._server is not None:
+            self._server._listener.close()
+        for counter in self._counters.values():
+            counter.is_open = False
+        for peer in self._peers:
+            peer._record.is_open = False
+            with contextlib.suppress(RuntimeError):  # who waits there waits on the loop that is closed
+                peer._ended.set()
+        if core.inflight or self._peers or core.open_registrations():
+            _quarantined.append(core)
+        else:
+            core.close()
+
     def __del__(self) -> None:
-        if not getattr(self, "_open", False) or self._closed is not None or not self._core.running:
-            return
-        warnings.warn(f"{self!r} was never closed", LeakWarning, stacklevel=2, source=self)
-        self._core.stop()
-        _quarantined.append(self._core)
+        if getattr(self, "_open", False) and self._core.running:
+            warnings.warn(f"{self!r} was never closed", LeakWarning, stacklevel=2, source=self)
+            self._stop()
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed" if self._closing else "not open"

@@ -1,18 +1,24 @@
 # SPDX-FileCopyrightText: 2026 The pplx_async authors
 # SPDX-License-Identifier: Apache-2.0
-"""Calls from where the engine is not: other threads, other loops, a fork."""
+"""Calls from where the engine is not: other threads, other loops, after its loop's end, in a fork."""
 
 import asyncio
+import contextlib
+import gc
 import inspect
 import json
+import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import uvloop
 
-from helpers.engines import SOON
+from helpers.engines import SOON, engine_on, eventually
 from helpers.process import run_program
 from helpers.things import EVERY_CALL, Things, public_calls
+from pplx_async import CleanupWarning, LeakWarning
 
 HERE = "this engine belongs to the event loop that it was opened on"
 on_one_loop = pytest.mark.asyncio(loop_scope="module")
@@ -74,6 +80,9 @@ def home(request):
 def test_another_loop_on_the_same_thread(home, fabric):
     things = home.run_until_complete(Things.open(fabric))
     assert "asyncio.run_coroutine_threadsafe" in asyncio.run(all_refused(things))
+    error = asyncio.run(outcome(lambda x: x.a.close(), things))
+    assert type(error) is RuntimeError
+    assert str(error).startswith(HERE)
     assert things.a.address
     home.run_until_complete(things.pair.write(100))
     home.run_until_complete(meet(things))
@@ -151,6 +160,102 @@ def test_between_two_runs_of_its_loop(home, fabric):
     assert home.run_until_complete(transfer) == 100
     assert home.run_until_complete(things.ba.lookup("name")).nbytes == 100
     home.run_until_complete(things.close())
+
+
+# ---- the loop ended first ----
+
+
+def proxies():
+    """Return the ids of the proxy threads that run in this process."""
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has just ended
+            if (task / "comm").read_text() == "pplx-proxy\n":
+                found.add(task.name)
+    return found
+
+
+def have_ended(threads):
+    """Wait until none of them runs: a thread that was joined is listed a little longer."""
+    deadline = time.monotonic() + SOON
+    while threads & proxies() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return not threads & proxies()
+
+
+async def open_one(fabric, nbytes):
+    """Open an engine without peers; with memory, it holds what cannot be given back without a loop."""
+    engine = engine_on(fabric)
+    await engine.open()
+    await engine.counter().close()  # its thread has been through that, so it runs and has its name
+    region = await engine.register(bytearray(nbytes)) if nbytes else None
+    await eventually(lambda: not engine._tasks, "nothing is left to do")
+    return engine, region
+
+
+def run_and_close(loop, main):
+    """Run it as `asyncio.run` does, but for the tasks that it leaves."""
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        close(loop)
+
+
+@pytest.mark.parametrize("nbytes", [0, 100])
+def test_engine_whose_loop_is_closed_can_be_closed_on_another(home, fabric, nbytes):
+    before = proxies()
+    engine, region = run_and_close(home, open_one(fabric, nbytes))
+    own = proxies() - before
+    assert len(own) == 1
+
+    async def elsewhere():
+        for call in (engine.drain, engine.accept, lambda: engine.register(bytearray(5))):
+            with pytest.raises(RuntimeError, match=f"{HERE}, and that loop is closed: close the engine"):
+                await call()
+        with pytest.warns(CleanupWarning, match="event loop of .* was closed before it"):
+            await engine.close()
+        assert not engine.is_open
+        await engine.close()
+        await anext(engine.messages(), None)
+        with pytest.raises(Exception, match="the engine is closed"):
+            await engine.drain()
+
+    asyncio.run(elsewhere())
+    assert have_ended(own)
+    if region is not None:
+        # It is still registered, as far as anyone knows: nothing may say that it is closed.
+        assert region.is_open
+
+
+@pytest.mark.parametrize("nbytes", [0, 100])
+def test_engine_whose_loop_is_closed_ends_with_its_last_reference(home, fabric, nbytes):
+    before = proxies()
+    everything = [*run_and_close(home, open_one(fabric, nbytes))]
+    own = proxies() - before
+    assert len(own) == 1
+    with pytest.warns(LeakWarning, match="TransferEngine.* was never closed"):  # noqa: PT031
+        everything.clear()
+        gc.collect()
+    assert have_ended(own)
+
+
+def test_engine_with_peers_whose_loop_is_closed(home, fabric):
+    before = proxies()
+    # What is left of the connections is asyncio's, and it says so.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        things = run_and_close(home, Things.open(fabric))
+        own = proxies() - before
+        assert len(own) == 2
+        assert "that loop is closed" in asyncio.run(all_refused(things))
+        for engine in (things.a, things.b):
+            with pytest.warns(CleanupWarning):
+                asyncio.run(engine.close())
+        assert have_ended(own)
+        ends = {type(asyncio.run(outcome(call, things))).__name__ for call in EVERY_CALL.values()}
+        assert ends == {"NoneType", "StopAsyncIteration", "ClosedResourceError"}
+        del things, engine
+        gc.collect()
 
 
 # ---- a fork ----
