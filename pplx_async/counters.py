@@ -50,6 +50,7 @@ class ImmCounter(CounterCore):
 
     def to_bytes(self) -> bytes:
         """Return the descriptor with which peers count here (`Peer.counter`)."""
+        self._engine._check_here()
         return encode_counter(CounterDescriptor(engine=self._engine.id, counter=self._key))
 
     async def close(self) -> None:
@@ -76,6 +77,7 @@ class RemoteCounter(RemoteCounterRecord):
     """A counter of a peer; pass it to ``write(..., counter=)``. Made by `Peer.counter`."""
 
     def __init__(self, peer: Peer, record: PeerRecord, counter: int) -> None:
+        peer.engine._check_here()
         super().__init__(record, counter)
         self.owner = peer
 

@@ -17,15 +17,17 @@ import os
 import secrets
 import warnings
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pplx_async import _loop, control, listen, topology
+from pplx_async._checks import check_name, check_timeout
 from pplx_async._core.engine import Engine as CoreEngine
 from pplx_async._core.memory import Registration, Used
 from pplx_async._core.transfer import Transfer
 from pplx_async._frames import say
+from pplx_async._messages import MessageStream
 from pplx_async.counters import ImmCounter
 from pplx_async.errors import (
     BrokenResourceError,
@@ -34,7 +36,6 @@ from pplx_async.errors import (
     LeakWarning,
     PeerLost,
     PplxAsyncError,
-    RegistrationError,
     UnreleasedMemory,
 )
 from pplx_async.memory import ACCESS, MemoryRegion, RemoteRegion, shared_array
@@ -53,6 +54,8 @@ __all__ = ["TransferEngine"]
 
 _log = logging.getLogger("pplx_async.engine")
 _T = TypeVar("_T")
+
+_ENTER_IT = "Enter it with `async with` first."
 
 # Peers that may be in the middle of connecting to us at a time; the others wait for their turn.
 _MOST_MEETINGS = 32
@@ -90,10 +93,16 @@ class TransferEngine(Operations):
 
     Threads
     -------
-    Everything on the thread of the event loop that entered it.
+    Everything on the event loop that entered it: from another one, or from another thread, each
+    call raises RuntimeError. Attributes may be read anywhere.
     """
 
     def __init__(self, options: EngineOptions | None = None, **overrides: Any) -> None:
+        if options is not None and not isinstance(options, EngineOptions):
+            raise TypeError(
+                f"options must be an EngineOptions, not {type(options).__name__}: "
+                'give single ones by name, as in TransferEngine(fabric="tcp")'
+            )
         if options is not None and overrides:
             raise TypeError("give an EngineOptions or single options, not both: dataclasses.replace() makes one of two")
         self.options = options if options is not None else EngineOptions.from_env(**overrides)
@@ -183,7 +192,7 @@ class TransferEngine(Operations):
     def __getattr__(self, name: str) -> Any:
         # What open() makes is missing before it: say that, and not which attribute.
         if name in ("_core", "_loop"):
-            raise ClosedResourceError("the engine is not open yet", hint="Enter it with `async with` first.")
+            raise ClosedResourceError("the engine is not open yet", hint=_ENTER_IT)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
@@ -204,7 +213,8 @@ class TransferEngine(Operations):
     @property
     def address(self) -> str:
         """``"host:port"`` that peers connect to."""
-        self._check_open()
+        if not self.is_open:
+            self._check_open()
         assert self._server is not None
         if self.options.advertise is None:
             return self._server.address
@@ -217,16 +227,32 @@ class TransferEngine(Operations):
         """Everyone who is connected."""
         return tuple(peer for peer in self._peers if peer.is_open)
 
+    def _check_here(self) -> None:
+        """Refuse a call from another event loop, thread or process than ours, while there is anything to guard."""
+        self._core.check_owner()
+
+    def _check_name(self, name: str) -> None:
+        """Whether something may be published, or looked up, under a name, and here."""
+        self._check_here()
+        check_name(name)
+
     def _check_open(self) -> None:
+        if not self._open and not self._closing:
+            raise ClosedResourceError("the engine is not open yet", hint=_ENTER_IT)
+        if self._open:
+            self._check_here()
         if not self.is_open:
-            if not self._open:
-                raise ClosedResourceError("the engine is closed" if self._closing else "the engine is not open yet")
-            raise ClosedResourceError(
-                "the engine is closed" if self._closing else "this is the child of a fork: the engine is its parent's"
-            )
+            raise ClosedResourceError("the engine is closed")
 
     def _spawn(self, coroutine: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         """Run something of ours in the background; what it fails with is logged."""
+        try:
+            self._check_here()
+            if self._loop.is_closed():
+                raise ClosedResourceError("the engine is closed")
+        except BaseException:
+            coroutine.close()  # or Python complains that nobody awaited it
+            raise
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
@@ -242,6 +268,9 @@ class TransferEngine(Operations):
 
         What isn't finished within ``EngineOptions.drain_timeout`` ends with WorkFlushed.
 
+        An engine whose event loop was closed before it can be closed from any other: its thread is
+        stopped, and that is all; there is a CleanupWarning.
+
         Raises
         ------
         UnreleasedMemory
@@ -254,13 +283,28 @@ class TransferEngine(Operations):
         if not self._open or (self._closed is None and not self._core.running):
             self._closing = True  # never opened, or the child of a fork: nothing here is ours to close
             return
+        if self._core.running and self._loop.is_closed():
+            self._closing = True
+            self._stop()
+            warnings.warn(
+                f"the event loop of {self!r} was closed before it: its peers have heard no goodbye, and memory that "
+                "was registered stays so until the process ends",
+                CleanupWarning,
+                stacklevel=2,
+            )
+            return
         if self._closed is None:
+            self._check_here()
             self._closing = True
             self._closed = self._loop.create_task(self._close())
+        if not self._closed.done():
+            self._check_here()
         await asyncio.shield(self._closed)
 
     async def _wait(self, task: asyncio.Task[_T]) -> _T:
         """Wait for something of ours in the background; being cancelled ends the wait only."""
+        if not task.done():
+            self._check_here()
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -321,12 +365,27 @@ class TransferEngine(Operations):
                 "%r, one of %d: its memory is quarantined, since the provider has not let go", held[0], len(held)
             )
 
+    def _stop(self) -> None:
+        """End the proxy thread where no coroutine of ours can run any more, and keep what a NIC may still know."""
+        core = self._core
+        core.stop()
+        if self._server is not None:
+            self._server._listener.close()
+        for counter in self._counters.values():
+            counter.is_open = False
+        for peer in self._peers:
+            peer._record.is_open = False
+            with contextlib.suppress(RuntimeError):  # who waits there waits on the loop that is closed
+                peer._ended.set()
+        if core.inflight or self._peers or core.open_registrations():
+            _quarantined.append(core)
+        else:
+            core.close()
+
     def __del__(self) -> None:
-        if not getattr(self, "_open", False) or self._closed is not None or not self._core.running:
-            return
-        warnings.warn(f"{self!r} was never closed", LeakWarning, stacklevel=2, source=self)
-        self._core.stop()
-        _quarantined.append(self._core)
+        if getattr(self, "_open", False) and self._core.running:
+            warnings.warn(f"{self!r} was never closed", LeakWarning, stacklevel=2, source=self)
+            self._stop()
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed" if self._closing else "not open"
@@ -398,9 +457,17 @@ class TransferEngine(Operations):
         fi_mr(3), fi_mr_regattr; ibv_reg_mr(3).
         """
         self._check_open()
-        view = memoryview(buffer)
+        try:
+            view = memoryview(buffer)
+        except TypeError:
+            raise TypeError(
+                "buffer must be memory with the buffer protocol, such as a bytearray or a NumPy array, "
+                f"not {type(buffer).__name__}"
+            ) from None
         if access is None:
             access = "read" if view.readonly else "both"
+        if not isinstance(access, str):
+            raise TypeError(f"access is one of {', '.join(ACCESS)}, not of type {type(access).__name__}")
         if access not in ACCESS:
             raise ValueError(f"access={access!r}: expected one of {', '.join(ACCESS)}")
         if view.nbytes == 0:
@@ -417,9 +484,6 @@ class TransferEngine(Operations):
         except asyncio.CancelledError:
             opening.add_release_callback(lambda _: self._undo_register(registration))
             raise
-        except RegistrationError as error:
-            error.nbytes = registration.nbytes
-            raise
         self._next_region += 1
         return MemoryRegion(self, registration, access, self._next_region - 1)
 
@@ -428,13 +492,26 @@ class TransferEngine(Operations):
         if registration.is_open and self._core.running:
             self._core.deregister(registration).add_done_callback(_let_go(registration))
 
+    def _check_close(self, region: MemoryRegion) -> bool:
+        """Return whether there is anything to close; an engine takes its regions with it."""
+        self._check_here()
+        if self._core.running or region._ending is not None:
+            return True
+        if region.is_open:
+            raise ClosedResourceError("the engine is closed, and a NIC may still know this region of it")
+        return False
+
     async def _close_region(self, region: MemoryRegion) -> None:
+        if not self._check_close(region):
+            return
         if region._ending is None:
             region.registration.is_open = False
             region._ending = self._spawn(self._end_region(region.registration, region._fence_id))
         await self._wait(region._ending)
 
     async def _revoke(self, region: MemoryRegion) -> None:
+        if not self._check_close(region):
+            return
         if not region._revoking:
             region._revoking = True
             region.registration.is_open = False
@@ -513,7 +590,7 @@ class TransferEngine(Operations):
 
     def _abandon_region(self, registration: Registration, region: int | None) -> bool:
         """Deregister a region that was garbage-collected open; return whether that is worth a warning."""
-        if self._closing or self._loop.is_closed():
+        if self._closing or not self._core.running or self._loop.is_closed():
             return False
         registration.is_open = False
         # The collector may run on any thread; the loop's is ours.
@@ -529,18 +606,26 @@ class TransferEngine(Operations):
         Raises
         ------
         ValueError
-            It belongs to another engine, or is a region that peers may not reach.
+            It belongs to another engine, or is a region that peers may not reach; or the name has
+            other than 1 to 128 characters.
+        TypeError
+            It is neither region nor counter: a slice, for example.
         ClosedResourceError
             It is closed.
         """
+        self._check_name(name)
+        if not isinstance(what, (MemoryRegion, ImmCounter)):
+            raise TypeError(f"publish a MemoryRegion or an ImmCounter, not {type(what).__name__}")
         if what._engine is not self:
             raise ValueError("it belongs to another engine")
+        self._check_open()
         if not what.is_open:
             raise ClosedResourceError("it is closed")
         self._publications[name] = (what, what.to_bytes())
 
     def unpublish(self, name: str) -> None:
         """Let nobody find it any more. Who has the descriptor keeps it: see `MemoryRegion.revoke`."""
+        self._check_name(name)
         self._publications.pop(name, None)
 
     def _published(self, name: str) -> bytes | None:
@@ -587,6 +672,7 @@ class TransferEngine(Operations):
         closable = tuple(counter for counter in counters if counter.is_open)
         if not closable:
             return
+        self._check_here()
         closing = self._spawn(self._end_counters(closable))
         self._spawn(self._recycle(closable, closing))
         await self._wait(closing)
@@ -641,6 +727,8 @@ class TransferEngine(Operations):
         ------
         BrokenResourceError
             Nobody listens there, the handshake was refused, or the NICs don't reach each other.
+        ValueError, TypeError
+            It is no address, or no number of seconds.
         TimeoutError
             It took too long; the text says what was being waited for.
 
@@ -649,7 +737,9 @@ class TransferEngine(Operations):
         Nothing is left of it.
         """
         self._check_open()
-        seconds = self.options.connect_timeout if timeout is None else timeout
+        if not isinstance(address, str):
+            raise TypeError(f'address must be a str, "host:port", not {type(address).__name__}')
+        seconds = self.options.connect_timeout if timeout is None else check_timeout(timeout)
         deadline = self._loop.time() + seconds
         channel = await control.connect_channel(
             address,
@@ -723,6 +813,7 @@ class TransferEngine(Operations):
         ----------
         No peer is lost from the queue.
         """
+        self._check_here()
         while not self._accepted:
             await self._wait_for_news()
         return self._accepted.popleft()
@@ -740,6 +831,8 @@ class TransferEngine(Operations):
             self._accepted.remove(peer)
 
     def _check_peer(self, peer: Peer) -> None:
+        if not isinstance(peer, Peer):
+            raise TypeError(f"a peer is what connect() and accept() return, not {type(peer).__name__}")
         if peer._engine is not self:
             raise ValueError(f"peer {peer.label} belongs to another engine")
         peer._check_open()
@@ -752,6 +845,7 @@ class TransferEngine(Operations):
         ValueError
             The bytes are no descriptor, or no connected peer owns them.
         """
+        self._check_open()
         owner = decode_region(descriptor).engine
         owners = [peer for peer in self.peers if peer.id == owner]
         if len(owners) > 1:
@@ -774,19 +868,14 @@ class TransferEngine(Operations):
         self._core.message_release(token)
         return message
 
-    async def messages(self) -> AsyncGenerator[Message, None]:
+    def messages(self) -> MessageStream:
         """Iterate over the messages that peers send (`Peer.send`), until the engine is closed.
 
-        Several iterators share one stream: each message goes to one of them. Who does not read
-        makes its peers wait: each may have ``EngineOptions.message_slots`` messages unread here.
+        Several iterators share one stream: each message goes to one of them. One may be given up
+        and asked again, as by a time-out: that loses nothing. Who does not read makes its peers
+        wait: each may have ``EngineOptions.message_slots`` messages unread here.
         """
-        while True:
-            while self._messages:
-                yield self._next_message()
-            try:
-                await self._wait_for_news()
-            except ClosedResourceError:
-                return
+        return MessageStream(self)
 
     # ---- telling ----
 

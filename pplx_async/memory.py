@@ -112,6 +112,7 @@ class MemoryRegion(LocalSlice):
         ClosedResourceError
             The region is closed or revoked.
         """
+        self._engine._check_here()
         if not self.is_open:
             raise ClosedResourceError("the region is closed")
         if self.access == "none":
@@ -187,6 +188,7 @@ class RemoteRegion(RemoteSlice):
     """
 
     def __init__(self, peer: Peer, record: RemoteRecord) -> None:
+        peer.engine._check_here()
         super().__init__(record, 0, record.nbytes)
         self.peer = peer
 

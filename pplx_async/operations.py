@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from pplx_async import _loop
+from pplx_async._checks import check_name
 from pplx_async._core.memory import LocalSlice, RemoteSlice
 from pplx_async._core.transfer import Transfer
 from pplx_async.batch import Batch
@@ -220,9 +221,18 @@ class Operations:
         ValueError, ClosedResourceError, BrokenResourceError, QueueFull
             As for `write`; then nothing is posted to anyone.
         """
+        if not isinstance(targets, Iterable):
+            raise TypeError(f"scatter takes any number of (local, remote, counter), not {type(targets).__name__}")
         batch = Batch(self._engine)
-        for local, remote, *counter in targets:
-            batch.write(local, remote, counter=counter[0] if counter else None)
+        for target in targets:
+            if not isinstance(target, (tuple, list)):
+                raise TypeError(f"each target is a tuple, not {type(target).__name__}")
+            if len(target) not in (2, 3):
+                raise ValueError(
+                    f"each target is (local, remote) or (local, remote, counter), not {len(target)} things"
+                )
+            local, remote, counter = target if len(target) == 3 else (*target, None)
+            batch.write(local, remote, counter=counter)
         return batch._submit("scatter", detach)
 
     def batch(self) -> Batch:
@@ -239,9 +249,14 @@ class Operations:
             Awaited: it is counted everywhere. A notification overtakes writes: await those first.
         """
         if isinstance(targets, PeerGroup):
+            self._check_group(targets)
             return targets._notify()
+        if isinstance(targets, RemoteCounter):
+            targets = [targets]
+        elif not isinstance(targets, Iterable):
+            raise TypeError(f"notify a RemoteCounter, several of them, or a PeerGroup, not {type(targets).__name__}")
         batch = Batch(self._engine)
-        for counter in [targets] if isinstance(targets, RemoteCounter) else targets:
+        for counter in targets:
             batch.notify(counter)
         return batch._submit("notify", False)
 
@@ -260,10 +275,14 @@ class Operations:
         The others keep waiting for us.
         """
         self._engine._check_open()
-        if not peers or len(set(peers)) != len(peers):
-            raise ValueError("a group has at least one other member, and each only once")
+        check_name(name)
+        if not isinstance(peers, Iterable):
+            raise TypeError(f"peers are the other members, not {type(peers).__name__}")
+        peers = tuple(peers)
         for peer in peers:
             self._engine._check_peer(peer)
+        if not peers or len(set(peers)) != len(peers):
+            raise ValueError("a group has at least one other member, and each only once")
         group = PeerGroup(self._engine, name, peers)
         try:
             await group._form()
@@ -286,10 +305,18 @@ class Operations:
         ----------
         We have come to the barrier all the same, and the group is out of step: close it.
         """
+        self._check_group(group)
         await group._barrier()
+
+    def _check_group(self, group: PeerGroup) -> None:
+        if not isinstance(group, PeerGroup):
+            raise TypeError(f"a group is what engine.group() returns, not {type(group).__name__}")
+        if group._engine is not self:
+            raise ValueError(f"group {group.name!r} belongs to another engine")
 
     def scope(self) -> TransferScope:
         """Start a scope: ``async with engine.scope() as scope: scope.write(...)``."""
+        self._engine._check_open()
         return TransferScope(self._engine)
 
     async def drain(self) -> None:

@@ -164,6 +164,7 @@ class Peer:
         ----------
         Changes nothing.
         """
+        self._engine._check_here()
         await self._ended.wait()
         return self.lost
 
@@ -247,6 +248,7 @@ class Peer:
         return self.counter(await self._lookup(name))
 
     async def _lookup(self, name: str) -> bytes:
+        self._engine._check_name(name)
         self._check_open()
         self._serial += 1
         serial = self._serial

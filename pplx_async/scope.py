@@ -54,6 +54,7 @@ class TransferScope:
         self._changed: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
+        self._engine._check_open()
         if self._entered:
             raise RuntimeError("a scope is entered once")
         self._entered = True
@@ -136,6 +137,12 @@ class TransferScope:
     def add(self, transfer: Transfer) -> Transfer:
         """Put a transfer under the scope; the methods below do it for what they submit."""
         self._check_entered()
+        self._engine._check_open()
+        if not isinstance(transfer, Transfer):
+            raise TypeError(f"a transfer is what engine.write() returns, for example, not {type(transfer).__name__}")
+        return self._add(transfer)
+
+    def _add(self, transfer: Transfer) -> Transfer:
         self._open.add(transfer)
         transfer.add_done_callback(self._on_done)
         transfer.add_release_callback(self._on_released)
@@ -173,24 +180,24 @@ class TransferScope:
     def write(self, local: LocalSlice, remote: RemoteSlice, *, counter: RemoteCounter | None = None) -> Transfer:
         """As `TransferEngine.write`."""
         self._check_entered()
-        return self.add(self._engine.write(local, remote, counter=counter))
+        return self._add(self._engine.write(local, remote, counter=counter))
 
     def write_pages(self, local: LocalSlice, remote: RemoteSlice, **pages: Any) -> Transfer:
         """As `TransferEngine.write_pages`."""
         self._check_entered()
-        return self.add(self._engine.write_pages(local, remote, **pages))
+        return self._add(self._engine.write_pages(local, remote, **pages))
 
     def scatter(self, targets: Sequence[Any]) -> Transfer:
         """As `TransferEngine.scatter`."""
         self._check_entered()
-        return self.add(self._engine.scatter(targets))
+        return self._add(self._engine.scatter(targets))
 
     def read(self, remote: RemoteSlice, local: LocalSlice) -> Transfer:
         """As `TransferEngine.read`."""
         self._check_entered()
-        return self.add(self._engine.read(remote, local))
+        return self._add(self._engine.read(remote, local))
 
     def notify(self, targets: RemoteCounter | PeerGroup | Sequence[RemoteCounter]) -> Transfer:
         """As `TransferEngine.notify`."""
         self._check_entered()
-        return self.add(self._engine.notify(targets))
+        return self._add(self._engine.notify(targets))

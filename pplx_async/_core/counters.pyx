@@ -7,6 +7,7 @@ from heapq import heapify, heappop, heappush
 
 from libc.stdint cimport uint64_t
 
+from pplx_async._core.arguments cimport whole
 from pplx_async._core.includes.pplx cimport PPLX_EIGHTHS
 from pplx_async._core.promise cimport CANCELLED, PENDING, Promise, fresh
 from pplx_async._core.rt cimport api
@@ -23,7 +24,9 @@ cdef uint64_t MOST = <uint64_t>1 << 60  # so that neither eighths nor a sum of t
 cdef class CounterWait(Promise):
     """A wait for a count, or for a share of it. Cancelling it takes nothing from the counter."""
 
-    def __lt__(self, CounterWait other) -> bool:
+    def __lt__(self, other) -> bool:
+        if not isinstance(other, CounterWait):
+            return NotImplemented
         return (self.count, self.order) < (other.count, other.order)
 
     def __hash__(self) -> int:
@@ -97,11 +100,7 @@ cdef class CounterCore:
 
     def wait(self, count) -> CounterWait:
         """Wait until ``count`` writes in all have landed."""
-        if count < 0:
-            raise ValueError(f"count must not be negative, not {count}")
-        if count > MOST:
-            raise ValueError(f"count must be at most 2**60, not {count}")
-        cdef CounterWait promise = self._promise(count)
+        cdef CounterWait promise = self._promise(whole(count, "count", 0, MOST))
         if promise.state == PENDING and self.value >= promise.count:
             promise.fulfil(self.value)
         if promise.state == PENDING and self._lost is not None:
@@ -113,11 +112,7 @@ cdef class CounterCore:
 
     def take(self, count) -> CounterWait:
         """Wait until ``count`` writes have landed that nobody took, and take them."""
-        if count < 1:
-            raise ValueError(f"count must be at least 1, not {count}")
-        if count > MOST:
-            raise ValueError(f"count must be at most 2**60, not {count}")
-        cdef CounterWait promise = self._promise(count)
+        cdef CounterWait promise = self._promise(whole(count, "count", 1, MOST))
         if promise.state == PENDING:
             self._takes.append(promise)
             self._rearm()
@@ -125,7 +120,8 @@ cdef class CounterCore:
             promise.fail(fresh(self._lost))
         return promise
 
-    def _promise(self, count):
+    def _promise(self, uint64_t count):
+        self.engine.check_owner()
         cdef Waker waker = self.engine
         cdef CounterWait promise = CounterWait(waker.loop)
         waker.waiting += 1
@@ -140,7 +136,7 @@ cdef class CounterCore:
         elif not self.is_open:
             promise.fail(ClosedResourceError("the counter is closed"))
         elif not self.engine.running:
-            promise.fail(ClosedResourceError("the engine is closed, or this is the child of a fork"))
+            promise.fail(ClosedResourceError("the engine is closed"))
         return promise
 
     def break_(self, exception) -> None:

@@ -15,7 +15,9 @@ cdef class Engine(Waker):
     cdef readonly double drain_timeout
     cdef readonly list domain_names
     cdef list fences  # of each domain
+    cdef readonly bint forked  # this is a fork of the process that it runs in
     cdef unsigned long thread
+    cdef long pid
     cdef dict peers
     cdef dict counters
     cdef set registrations
@@ -24,7 +26,9 @@ cdef class Engine(Waker):
 
     cdef int _open_domains(self, const pplx_provider *c_provider, object devices, Options c_options) except -1
     cdef int _start(self) except -1
+    cdef int check_loop(self) except -1
     cdef int check_usable(self) except -1
+    cdef int check_not_freed(self, PeerRecord peer) except -1
     cdef Transfer new_transfer(self, str operation, unsigned int opcode)
     cdef Transfer call(self, unsigned int opcode, void *subject, str operation, object used, object finisher)
     cdef Transfer call_later(self, unsigned int opcode, void *subject, str operation)

@@ -29,6 +29,8 @@ class Engine(Waker):
     def drain_timeout(self) -> float: ...
     @property
     def domain_names(self) -> list[str]: ...
+    @property
+    def forked(self) -> bool: ...
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -38,6 +40,7 @@ class Engine(Waker):
         drain_timeout: float,
         spins: bool = False,
     ) -> None: ...
+    def check_owner(self) -> None: ...
     def write(
         self,
         local: LocalSlice,

@@ -7,6 +7,8 @@ Whatever the core points into (transfers, registrations, counters, peers) is hel
 core has let go.
 """
 
+import asyncio
+import os
 import weakref
 
 from cpython.pythread cimport PyThread_get_thread_ident
@@ -14,6 +16,7 @@ from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from pplx_async._core.arguments cimport flag
 from pplx_async._core.counters cimport CounterCore
 from pplx_async._core.includes.pplx cimport (
     PPLX_ADDRESS_BYTES,
@@ -32,7 +35,6 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_CAP_WAIT_FD,
     PPLX_LATENCY_BUCKETS,
     PPLX_MAX_DOMAINS,
-    PPLX_ACCESS_REMOTE_READ,
     PPLX_NO_COUNTER,
     PPLX_NODE_COUNTER,
     PPLX_NODE_MESSAGE,
@@ -69,7 +71,17 @@ from pplx_async._core.memory cimport (
     RemoteRecord,
     RemoteSlice,
 )
-from pplx_async._core.plan cimport Plan, check_peer, check_write, counter_for
+from pplx_async._core.plan cimport (
+    Plan,
+    check_lengths,
+    check_peer,
+    check_read,
+    check_write,
+    counter_for,
+    local_of,
+    remote_of,
+)
+from pplx_async._core.promise cimport elsewhere
 from pplx_async._core.rt cimport Options, api, check, find_provider
 from pplx_async._core.transfer cimport Transfer
 from pplx_async._core.waker cimport Waker
@@ -77,8 +89,6 @@ from pplx_async._core.waker cimport Waker
 from pplx_async.errors import BrokenResourceError, ClosedResourceError, PeerLost, QueueFull
 
 __all__ = ["Engine", "forget_after_fork", "running_engines"]
-
-_ASK_AGAIN = "Ask the peer for the descriptor of another region."
 
 _running = weakref.WeakSet()
 # What could not be deregistered: a NIC may still know the memory, which is kept until the process ends.
@@ -95,6 +105,7 @@ def forget_after_fork() -> None:
     cdef Engine engine
     for engine in list(_running):
         engine.running = False
+        engine.forked = True
         engine.ptr = NULL  # the parent's; nothing of it may be touched or freed here
     _running.clear()
 
@@ -111,12 +122,6 @@ cdef int check_open(object engine, object used) except -1:
             raise BrokenResourceError(f"a region was revoked by peer {(<RemoteRecord>used).peer.label}")
     elif (<RemoteCounterRecord?>used).closed:
         raise BrokenResourceError(f"a counter was closed by peer {(<RemoteCounterRecord>used).peer.label}")
-    return 0
-
-
-cdef int check_not_freed(PeerRecord peer) except -1:
-    if peer.ptr == NULL:
-        raise ClosedResourceError(f"peer {peer.label} is closed")
     return 0
 
 
@@ -208,6 +213,7 @@ cdef class Engine(Waker):
             error.status = api.engine_start(ptr, &error)
         check(&error, "start the engine")
         self.thread = PyThread_get_thread_ident()
+        self.pid = os.getpid()
         self.running = True
         self.fences = [caps["fence"] for caps in self.caps()]
         _running.add(self)
@@ -286,15 +292,47 @@ cdef class Engine(Waker):
 
     # ---- submitting ----
 
-    cdef int check_usable(self) except -1:
+    cdef int check_running(self) except -1:
+        if self.forked:
+            raise ClosedResourceError(
+                f"the engine was opened in process {self.pid}, and this is a fork of it",
+                hint="Open a new one after the fork.",
+            )
         if not self.running:
-            raise ClosedResourceError("the engine is closed, or this is the child of a fork")
-        if PyThread_get_thread_ident() != self.thread:
-            raise RuntimeError("an engine is used from the thread of its event loop only: loop.call_soon_threadsafe")
+            raise ClosedResourceError("the engine is closed")
         return 0
 
+    cdef int check_loop(self) except -1:
+        if PyThread_get_thread_ident() == self.thread:
+            if self.loop.is_running():
+                return 0
+            # Between two runs of it nothing is under way on its thread, so calls do no harm.
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError:
+                if not self.loop.is_closed():
+                    return 0
+        raise elsewhere(self.loop)
+
+    cdef int check_usable(self) except -1:
+        self.check_running()
+        return self.check_loop()
+
+    def check_owner(self) -> None:
+        """Refuse a call from another loop, thread or process than the engine's; a closed one is anybody's."""
+        if self.forked:
+            self.check_running()
+        if self.running:
+            self.check_loop()
+
     cdef Transfer new_transfer(self, str operation, unsigned int opcode):
-        self.check_usable()
+        self.check_running()
+        if PyThread_get_thread_ident() != self.thread:
+            raise elsewhere(self.loop)
+        # Another loop on our thread: a write takes 0.4 us, to ask a loop whether it runs a tenth of that.
+        # While none runs nothing is reaped, so it is found here, or by asyncio when the transfer is awaited.
+        if self.inflight == 0:
+            self.check_loop()
         if self.inflight >= self.max_pending:
             raise QueueFull(f"{self.inflight} requests are in flight, max_pending is {self.max_pending}")
         cdef Transfer transfer = Transfer.__new__(Transfer)
@@ -335,9 +373,8 @@ cdef class Engine(Waker):
 
     cdef Transfer call_later(self, unsigned int opcode, void *subject, str operation):
         """A call that the caller completes and submits."""
+        self.check_running()
         cdef Transfer transfer = Transfer.__new__(Transfer)
-        if not self.running:
-            raise ClosedResourceError("the engine is closed, or this is the child of a fork")
         transfer.loop = self.loop
         transfer.waker = self if self.spins else None
         transfer.engine = self
@@ -358,43 +395,28 @@ cdef class Engine(Waker):
         self.calls += 1
         return transfer
 
-    def write(
-        self,
-        LocalSlice local not None,
-        RemoteSlice remote not None,
-        RemoteCounterRecord counter=None,
-        bint detached=False,
-    ) -> Transfer:
+    def write(self, local, remote, counter=None, detached=False) -> Transfer:
         """Submit one write."""
-        check_write(self, local, remote)
-        if local.nbytes != remote.nbytes:
-            raise ValueError(
-                f"lengths differ: {local.nbytes} B here, {remote.nbytes} B at peer {remote.record.peer.label}"
-            )
-        cdef uint32_t c_counter = counter_for(remote.record.peer, counter)
+        cdef LocalSlice source = local_of(local)
+        cdef RemoteSlice sink = remote_of(remote)
+        cdef bint c_detached = flag(detached, "detach")
+        check_write(self, source, sink)
+        check_lengths(source, sink)
+        cdef uint32_t c_counter = counter_for(sink.record.peer, counter)
         cdef Transfer transfer = self.new_transfer("write", PPLX_WRITE)
         if counter is not None:
             transfer.use(counter)
-        return self._submit_one(transfer, local, remote, c_counter, detached)
+        return self._submit_one(transfer, source, sink, c_counter, c_detached)
 
-    def read(self, RemoteSlice remote not None, LocalSlice local not None, bint detached=False) -> Transfer:
+    def read(self, remote, local, detached=False) -> Transfer:
         """Submit one read."""
-        cdef PeerRecord peer = remote.record.peer
-        check_peer(self, peer)
-        if local.registration.engine is not self:
-            raise ValueError("the local region is registered with another engine")
-        if not local.registration.is_open:
-            raise ClosedResourceError("the local region is closed")
-        if not local.registration.writable:
-            raise ValueError("the local region is read-only: nothing can be read into it")
-        if remote.record.revoked:
-            raise BrokenResourceError(f"the region was closed or revoked by peer {peer.label}", hint=_ASK_AGAIN)
-        if not remote.record.access & PPLX_ACCESS_REMOTE_READ:
-            raise ValueError(f"peer {peer.label} did not allow reads from this region")
-        if local.nbytes != remote.nbytes:
-            raise ValueError(f"lengths differ: {local.nbytes} B here, {remote.nbytes} B at peer {peer.label}")
+        cdef RemoteSlice source = remote_of(remote)
+        cdef LocalSlice sink = local_of(local)
+        cdef bint c_detached = flag(detached, "detach")
+        check_read(self, sink, source)
+        check_lengths(sink, source)
         cdef Transfer transfer = self.new_transfer("read", PPLX_READ)
-        return self._submit_one(transfer, local, remote, <uint32_t>PPLX_NO_COUNTER, detached)
+        return self._submit_one(transfer, sink, source, <uint32_t>PPLX_NO_COUNTER, c_detached)
 
     cdef Transfer _submit_one(
         self, Transfer transfer, LocalSlice local, RemoteSlice remote, uint32_t counter, bint detached
@@ -423,16 +445,16 @@ cdef class Engine(Waker):
     def plan(self) -> Plan:
         """Start a request of many writes."""
         self.check_usable()
-        return Plan(self)
+        return Plan(self, self.thread)
 
-    def submit(self, Plan plan not None, str operation, bint detached=False) -> Transfer:
+    def submit(self, Plan plan not None, str operation, detached=False) -> Transfer:
         """Submit a plan; it is used up."""
-        return self.submit_plan(operation, plan, detached)
+        return self.submit_plan(operation, plan, flag(detached, "detach"))
 
     def send(self, PeerRecord peer not None, data) -> Transfer:
         """Submit a two-sided message; ``data`` is copied now."""
         check_peer(self, peer)
-        check_not_freed(peer)
+        self.check_not_freed(peer)
         cdef Transfer transfer = self.new_transfer("send", 0)
         cdef bytes payload = bytes(data)
         transfer.payload = payload
@@ -524,6 +546,12 @@ cdef class Engine(Waker):
 
     # ---- peers ----
 
+    cdef int check_not_freed(self, PeerRecord peer) except -1:
+        self.check_running()
+        if peer.ptr == NULL:
+            raise ClosedResourceError(f"peer {peer.label} is closed")
+        return 0
+
     def peer_new(self, str label, uint32_t remote_domains, routes, owner) -> PeerRecord:
         """Make a peer that is not open yet; ``routes``: (domain of ours, domain of its) of each link."""
         cdef pplx_route c_routes[<int>PPLX_MAX_DOMAINS]
@@ -548,12 +576,12 @@ cdef class Engine(Waker):
 
     def peer_open(self, PeerRecord peer not None) -> Transfer:
         """Submit the opening of its endpoints."""
-        check_not_freed(peer)
+        self.check_not_freed(peer)
         return self.call(PPLX_CALL_PEER_OPEN, peer.ptr, "open endpoints", peer, None)
 
     def peer_endpoints(self, PeerRecord peer not None) -> dict[str, object]:
         """What the other side must know, once the endpoints are open."""
-        check_not_freed(peer)
+        self.check_not_freed(peer)
         cdef pplx_link_address address
         cdef pplx_remote_key key
         cdef pplx_peer *ptr = <pplx_peer *>peer.ptr
@@ -589,7 +617,7 @@ cdef class Engine(Waker):
 
         Whether it is open then is for the caller to say: ``is_open``.
         """
-        check_not_freed(peer)
+        self.check_not_freed(peer)
         cdef pplx_peer_config config
         memset(&config, 0, sizeof(config))
         cdef bytes address
@@ -618,13 +646,13 @@ cdef class Engine(Waker):
 
     def peer_close(self, PeerRecord peer not None) -> Transfer:
         """Submit its end; it settles when every endpoint is closed. Then `peer_free`."""
-        check_not_freed(peer)
+        self.check_not_freed(peer)
         peer.is_open = False
         return self.call(PPLX_CALL_PEER_CLOSE, peer.ptr, "close a peer", None, None)
 
     def peer_lost(self, PeerRecord peer not None, str why) -> Transfer:
         """Submit that it is lost, which the core could not know; ``why`` goes into every PeerLost."""
-        check_not_freed(peer)
+        self.check_not_freed(peer)
         cdef bytes text = why.encode()
         cdef Transfer transfer = self.call_later(PPLX_CALL_PEER_LOST, peer.ptr, "drop a peer")
         transfer.payload = text
@@ -707,6 +735,7 @@ cdef class Engine(Waker):
         cdef pplx_link_stats stats
         cdef size_t i
         cdef int op, bucket
+        self.check_owner()
         result = []
         if peer.ptr == NULL or self.ptr == NULL:
             return result

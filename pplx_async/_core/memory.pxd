@@ -28,6 +28,8 @@ cdef class Registration(Used):
     cdef readonly bint writable
     cdef public bint is_open
 
+    cdef size_t agreed(self)
+
 
 cdef class LocalSlice:
     cdef readonly Registration registration

@@ -11,9 +11,11 @@ import struct
 
 cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.number cimport PyIndex_Check
 from libc.stdint cimport uint32_t, uint64_t
 
 from pplx_async._core.allocation cimport Allocation, find_allocation
+from pplx_async._core.arguments cimport integer, whole
 from pplx_async._core.includes.pplx cimport (
     PPLX_ACCESS_REMOTE_WRITE,
     PPLX_MAX_DOMAINS,
@@ -120,6 +122,13 @@ cdef class Registration(Used):
         """What registering took, in nanoseconds."""
         return self.mr.register_ns
 
+    cdef size_t agreed(self):
+        """How many domains gave a key: while registering they are asked in turn, until one refuses."""
+        cdef size_t i = 0
+        while i < PPLX_MAX_DOMAINS and (self.mr.keys[i].key or self.mr.keys[i].base):
+            i += 1
+        return i
+
     def let_go(self) -> None:
         """Give the exporter its buffer back. No NIC may know it any more."""
         if self.has_view:
@@ -133,28 +142,36 @@ cdef class Registration(Used):
             PyBuffer_Release(&self.view)
 
 
-cdef tuple bounds(object index, uint64_t nbytes, str what):
-    """Offset and length of ``index`` in ``nbytes`` bytes, or a helpful error."""
+cdef object end_of(object given, uint64_t default, uint64_t size):
+    """One end of a slice, counted from the start."""
+    if given is None:
+        return default
+    if not PyIndex_Check(given):
+        raise TypeError(f"the ends of a slice are integers, not {type(given).__name__}")
+    end = given.__index__()
+    return end + size if end < 0 else end
+
+
+cdef tuple bounds(object index, uint64_t size, str what, str unit="bytes"):
+    """Start and length of a slice of ``size`` bytes or elements, or a helpful error."""
     if not isinstance(index, slice):
-        raise TypeError(f"slice {what} by bytes, as in region[0:4096], not with {type(index).__name__}")
-    if index.step not in (None, 1):
+        raise TypeError(f"slice {what} by {unit}, as in [0:4096], not with {type(index).__name__}")
+    if index.step is not None and index.step != 1:
         raise ValueError(f"a slice of {what} is contiguous: no step ({index.step})")
-    start = 0 if index.start is None else index.start.__index__()
-    stop = nbytes if index.stop is None else index.stop.__index__()
+    start, stop = end_of(index.start, 0, size), end_of(index.stop, size, size)
     # Unlike a list's, a slice that reaches past the end is an error: lengths decide what is moved.
-    if start < 0:
-        start += nbytes
-    if stop < 0:
-        stop += nbytes
-    if not 0 <= start <= stop <= nbytes:
-        raise IndexError(f"[{index.start}:{index.stop}] is not inside {what} of {nbytes} B")
+    if not 0 <= start <= stop <= size:
+        short = "B" if unit == "bytes" else unit
+        raise IndexError(f"[{index.start}:{index.stop}] is not inside {what} of {size} {short}")
     return start, stop - start
 
 
-cdef int itemsize_of(object dtype) except? -1:
+cdef object itemsize_of(object dtype):
     """Bytes of an element: of a number, a type code of `struct`, or what NumPy takes for a type."""
-    if isinstance(dtype, int):
-        return dtype
+    if dtype is None or isinstance(dtype, bool):
+        raise TypeError(f"an element's type is bytes of it, a type code or a dtype, not {dtype}")
+    if PyIndex_Check(dtype):
+        return integer(dtype, "the size of an element")
     itemsize = getattr(dtype, "itemsize", None)
     if isinstance(itemsize, int):
         return itemsize
@@ -164,8 +181,10 @@ cdef int itemsize_of(object dtype) except? -1:
         except struct.error:
             raise ValueError(f"{dtype!r} is no type code of struct") from None
     # NumPy's scalar types and its strings, such as numpy.float32 and "f4", are NumPy's to read.
-    import numpy
-
+    try:
+        import numpy
+    except ImportError:
+        raise TypeError(f"{dtype!r} is a type of NumPy's, if of anyone's, and NumPy is not installed") from None
     return int(numpy.dtype(dtype).itemsize)
 
 
@@ -173,7 +192,9 @@ class ElementView:
     """A slice that is sliced in elements instead of bytes; made by its ``view``."""
 
     def __init__(self, memory, itemsize: int) -> None:
-        if itemsize < 1:
+        if not isinstance(memory, (LocalSlice, RemoteSlice)):
+            raise TypeError(f"a view is of a region or a slice of one, not of {type(memory).__name__}")
+        if integer(itemsize, "the size of an element") < 1:
             raise ValueError(f"an element has at least 1 B, not {itemsize}")
         if memory.nbytes % itemsize:
             raise ValueError(f"{memory.nbytes} B are no whole number of elements of {itemsize} B")
@@ -183,18 +204,20 @@ class ElementView:
     def __len__(self) -> int:
         return self._memory.nbytes // self.itemsize
 
-    def __getitem__(self, index: slice):
-        start, count = bounds(index, len(self), f"a view of elements of {self.itemsize} B")
+    def __getitem__(self, index):
+        start, count = bounds(index, len(self), "a view", "elements")
         return self._memory[start * self.itemsize : (start + count) * self.itemsize]
 
 
 cdef class LocalSlice:
     """A range of registered local memory. Free to make; keeps the region that it is of alive."""
 
-    def __init__(self, Registration registration, uint64_t offset, uint64_t nbytes, owner) -> None:
+    def __init__(self, registration, offset, nbytes, owner) -> None:
+        if not isinstance(registration, Registration):
+            raise TypeError(f"a slice is of registered memory, not of {type(registration).__name__}: slice a region")
         self.registration = registration
-        self.offset = offset
-        self.nbytes = nbytes
+        self.nbytes = whole(nbytes, "nbytes", 0, self.registration.nbytes)
+        self.offset = whole(offset, "offset", 0, self.registration.nbytes - self.nbytes)
         if owner is not self:  # a region is its own largest slice, and no cycle
             self.owner = owner
 
@@ -203,8 +226,12 @@ cdef class LocalSlice:
 
     def __getitem__(self, index) -> "LocalSlice":
         offset, nbytes = bounds(index, self.nbytes, "a region")
-        owner = self if self.owner is None else self.owner
-        return LocalSlice(self.registration, self.offset + <uint64_t>offset, nbytes, owner)
+        cdef LocalSlice piece = LocalSlice.__new__(LocalSlice)
+        piece.registration = self.registration
+        piece.offset = self.offset + <uint64_t>offset
+        piece.nbytes = nbytes
+        piece.owner = self if self.owner is None else self.owner
+        return piece
 
     def view(self, dtype) -> ElementView:
         """Slice in elements: ``region.view("f4")[i:j]``.
@@ -232,7 +259,7 @@ cdef class PeerRecord(Used):
 cdef class RemoteRecord(Used):
     """What a descriptor says of a peer's memory."""
 
-    def __init__(self, PeerRecord peer, uint64_t region, uint64_t nbytes, uint32_t access, keys) -> None:
+    def __init__(self, PeerRecord peer not None, uint64_t region, uint64_t nbytes, uint32_t access, keys) -> None:
         if not 1 <= len(keys) <= PPLX_MAX_DOMAINS:
             raise ValueError(f"a region has 1 to {PPLX_MAX_DOMAINS} keys, not {len(keys)}")
         self.peer = peer
@@ -251,17 +278,23 @@ cdef class RemoteRecord(Used):
 cdef class RemoteSlice:
     """A range of a peer's memory. Free to make; says nothing about what the peer thinks of it."""
 
-    def __init__(self, RemoteRecord record, uint64_t offset, uint64_t nbytes) -> None:
+    def __init__(self, record, offset, nbytes) -> None:
+        if not isinstance(record, RemoteRecord):
+            raise TypeError(f"a slice is of a peer's memory, not of {type(record).__name__}: slice a remote region")
         self.record = record
-        self.offset = offset
-        self.nbytes = nbytes
+        self.nbytes = whole(nbytes, "nbytes", 0, self.record.nbytes)
+        self.offset = whole(offset, "offset", 0, self.record.nbytes - self.nbytes)
 
     def __len__(self) -> int:
         return self.nbytes
 
     def __getitem__(self, index) -> "RemoteSlice":
         offset, nbytes = bounds(index, self.nbytes, "a remote region")
-        return RemoteSlice(self.record, self.offset + <uint64_t>offset, nbytes)
+        cdef RemoteSlice piece = RemoteSlice.__new__(RemoteSlice)
+        piece.record = self.record
+        piece.offset = self.offset + <uint64_t>offset
+        piece.nbytes = nbytes
+        return piece
 
     def view(self, dtype) -> ElementView:
         """Slice in elements; see `LocalSlice.view`."""
@@ -274,6 +307,6 @@ cdef class RemoteSlice:
 cdef class RemoteCounterRecord(Used):
     """A counter of a peer, as its descriptor tells."""
 
-    def __init__(self, PeerRecord peer, uint32_t counter) -> None:
+    def __init__(self, PeerRecord peer not None, uint32_t counter) -> None:
         self.peer = peer
         self.counter = counter

@@ -16,11 +16,14 @@ from cpython.buffer cimport (
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
+from pplx_async._core.arguments cimport whole
 from pplx_async._core.includes.pplx cimport (
+    PPLX_ACCESS_REMOTE_READ,
     PPLX_ACCESS_REMOTE_WRITE,
     PPLX_NO_COUNTER,
     pplx_peer,
@@ -37,7 +40,38 @@ __all__ = ["Plan"]
 _ASK_AGAIN = "Ask the peer for the descriptor of another region."
 
 
-# ---- checks ----
+cdef uint64_t MOST_BYTES = <uint64_t>-1
+
+
+# ---- what was given ----
+
+cdef LocalSlice local_of(object memory):
+    if not isinstance(memory, LocalSlice) or (<LocalSlice>memory).registration is None:
+        raise TypeError(
+            "local must be a MemoryRegion, which engine.register() makes, or a slice of one, "
+            f"not {type(memory).__name__}"
+        )
+    return <LocalSlice>memory
+
+
+cdef RemoteSlice remote_of(object memory):
+    if not isinstance(memory, RemoteSlice) or (<RemoteSlice>memory).record is None:
+        raise TypeError(
+            "remote must be a RemoteRegion, which peer.region() makes, or a slice of one, "
+            f"not {type(memory).__name__}"
+        )
+    return <RemoteSlice>memory
+
+
+cdef RemoteCounterRecord counter_of(object counter):
+    if not isinstance(counter, RemoteCounterRecord) or (<RemoteCounterRecord>counter).peer is None:
+        raise TypeError(
+            f"counter must be a RemoteCounter, which peer.counter() makes, not {type(counter).__name__}"
+        )
+    return <RemoteCounterRecord>counter
+
+
+# ---- whether it may be used ----
 
 cdef int check_peer(object engine, PeerRecord peer) except -1:
     if peer.engine is not engine:
@@ -58,15 +92,31 @@ cdef int check_local(object engine, LocalSlice local) except -1:
     return 0
 
 
-cdef int check_write(object engine, LocalSlice local, RemoteSlice remote) except -1:
-    check_local(engine, local)
-    check_peer(engine, remote.record.peer)
+cdef int check_not_revoked(RemoteSlice remote) except -1:
     if remote.record.revoked:
         raise BrokenResourceError(
             f"the region was closed or revoked by peer {remote.record.peer.label}", hint=_ASK_AGAIN
         )
+    return 0
+
+
+cdef int check_write(object engine, LocalSlice local, RemoteSlice remote) except -1:
+    check_local(engine, local)
+    check_peer(engine, remote.record.peer)
+    check_not_revoked(remote)
     if not remote.record.access & PPLX_ACCESS_REMOTE_WRITE:
         raise ValueError(f"peer {remote.record.peer.label} did not allow writes into this region")
+    return 0
+
+
+cdef int check_read(object engine, LocalSlice local, RemoteSlice remote) except -1:
+    check_peer(engine, remote.record.peer)
+    check_local(engine, local)
+    if not local.registration.writable:
+        raise ValueError("the local region is read-only: nothing can be read into it")
+    check_not_revoked(remote)
+    if not remote.record.access & PPLX_ACCESS_REMOTE_READ:
+        raise ValueError(f"peer {remote.record.peer.label} did not allow reads from this region")
     return 0
 
 
@@ -78,9 +128,10 @@ cdef int check_lengths(LocalSlice local, RemoteSlice remote) except -1:
     return 0
 
 
-cdef uint32_t counter_for(PeerRecord peer, RemoteCounterRecord counter) except? 0xfffffffe:
-    if counter is None:
+cdef uint32_t counter_for(PeerRecord peer, object given) except? 0xfffffffe:
+    if given is None:
         return <uint32_t>PPLX_NO_COUNTER
+    cdef RemoteCounterRecord counter = counter_of(given)
     if counter.peer is not peer:
         raise ValueError(f"the counter belongs to peer {counter.peer.label}, the region to peer {peer.label}")
     if counter.closed:
@@ -109,13 +160,15 @@ cdef class Indices:
                 pages = array("q", pages)
                 PyObject_GetBuffer(pages, &self.view, PyBUF_STRIDES | PyBUF_FORMAT)
         except TypeError as error:
-            raise TypeError(f"{what} are no integers: {error}") from error
+            raise TypeError(f"{what} must be integers: {error}") from error
         except (BufferError, OverflowError, ValueError) as error:
             raise ValueError(f"{what} cannot be read: {error}") from error
         self.held = True
         kind = self.view.format.decode().lstrip("@=<") if self.view.format != NULL else "B"
         if self.view.ndim != 1 or kind not in tuple("bhilqnBHILQN"):
-            raise TypeError(f"{what} are a one-dimensional buffer of integers, not {self.view.ndim}-d {kind!r}")
+            hint = "" if self.view.len else ": NumPy makes an empty array of floats unless it is given a dtype"
+            shape = f"{self.view.ndim}-d {kind!r}"
+            raise TypeError(f"{what} must be a one-dimensional buffer of integers, not {shape}{hint}")
         self.signed = kind.islower()
         self.count = <size_t>(self.view.len // self.view.itemsize)
         self.stride = self.view.strides[0]
@@ -150,8 +203,9 @@ cdef uint64_t page_limit(uint64_t nbytes, uint64_t page, uint64_t stride, uint64
 cdef class Plan:
     """Targets and segments of one request under construction. Handed to a `Transfer` in the end."""
 
-    def __init__(self, engine) -> None:
+    def __init__(self, engine, unsigned long thread) -> None:
         self.engine = engine
+        self.thread = thread
         self.used = set()
 
     @property
@@ -159,8 +213,17 @@ cdef class Plan:
         """Bytes planned so far."""
         return self.nbytes
 
+    cdef int check_place(self) except -1:
+        """Whether the engine is open and this its thread: another one's could grow the arrays under us."""
+        # Whether its loop runs takes longer to find out, and is asked when something is begun.
+        if self.nsegments == 0 or not self.engine.running or PyThread_get_thread_ident() != self.thread:
+            self.engine.check_owner()
+            if not self.engine.running:
+                raise ClosedResourceError("the engine is closed")
+        return 0
+
     cdef pplx_target *target(
-        self, LocalSlice local, RemoteSlice remote, PeerRecord peer, RemoteCounterRecord counter
+        self, LocalSlice local, RemoteSlice remote, PeerRecord peer, object counter
     ) except NULL:
         """The target for this triple: the last one again if it is the same, otherwise a new one."""
         cdef pplx_target *targets
@@ -219,28 +282,34 @@ cdef class Plan:
             first += self.targets[i].nsegments
         return 0
 
-    def add_write(self, LocalSlice local not None, RemoteSlice remote not None, RemoteCounterRecord counter) -> None:
+    def add_write(self, local, remote, counter) -> None:
         """Add one write."""
-        check_write(self.engine, local, remote)
-        check_lengths(local, remote)
+        cdef LocalSlice source = local_of(local)
+        cdef RemoteSlice sink = remote_of(remote)
+        self.check_place()
+        check_write(self.engine, source, sink)
+        check_lengths(source, sink)
         cdef pplx_segment *segment = self.room(1)
-        cdef pplx_target *target = self.target(local, remote, remote.record.peer, counter)
-        segment.local = local.offset
-        segment.remote = remote.offset
-        segment.nbytes = local.nbytes
+        cdef pplx_target *target = self.target(source, sink, sink.record.peer, counter)
+        segment.local = source.offset
+        segment.remote = sink.offset
+        segment.nbytes = source.nbytes
         segment.pages = 1
         target.nsegments += 1
         self.nsegments += 1
-        self.nbytes += local.nbytes
+        self.nbytes += source.nbytes
 
-    def add_notify(self, RemoteCounterRecord counter not None, uint32_t times=1) -> None:
+    def add_notify(self, counter, times=1) -> None:
         """Add an immediate alone: the counter counts ``times`` more."""
-        check_peer(self.engine, counter.peer)
+        cdef PeerRecord peer = counter_of(counter).peer
+        cdef uint64_t c_times = whole(times, "times", 0, 0xffffffff)
         cdef pplx_segment *segment
         cdef pplx_target *target
-        for _ in range(times):
+        self.check_place()
+        check_peer(self.engine, peer)
+        for _ in range(c_times):
             segment = self.room(1)
-            target = self.target(None, None, counter.peer, counter)
+            target = self.target(None, None, peer, counter)
             segment.local = segment.remote = segment.nbytes = 0
             segment.pages = 1
             target.nsegments += 1
@@ -248,30 +317,32 @@ cdef class Plan:
 
     def add_pages(
         self,
-        LocalSlice local not None,
-        RemoteSlice remote not None,
+        local,
+        remote,
         page_nbytes,
         local_pages,
         remote_pages,
-        RemoteCounterRecord counter,
+        counter,
         local_stride,
         remote_stride,
         local_offset,
         remote_offset,
     ) -> int:
         """Add page ``local_pages[i]`` to page ``remote_pages[i]``, for all i; return how many."""
-        check_write(self.engine, local, remote)
-        if page_nbytes <= 0:
-            raise ValueError(f"page_nbytes must be positive, not {page_nbytes}")
-        if local_offset < 0 or remote_offset < 0:
-            raise ValueError("page offsets must not be negative")
-        cdef uint64_t page = page_nbytes
-        cdef uint64_t from_stride = page if local_stride is None else local_stride
-        cdef uint64_t to_stride = page if remote_stride is None else remote_stride
-        cdef uint64_t from_offset = local_offset
-        cdef uint64_t to_offset = remote_offset
-        cdef uint64_t from_limit = page_limit(local.nbytes, page, from_stride, from_offset, "local")
-        cdef uint64_t to_limit = page_limit(remote.nbytes, page, to_stride, to_offset, "remote")
+        cdef LocalSlice here = local_of(local)
+        cdef RemoteSlice there = remote_of(remote)
+        cdef uint64_t page = whole(page_nbytes, "page_nbytes", 1, MOST_BYTES)
+        cdef uint64_t from_stride = page, to_stride = page
+        if local_stride is not None:
+            from_stride = whole(local_stride, "local_stride", 1, MOST_BYTES)
+        if remote_stride is not None:
+            to_stride = whole(remote_stride, "remote_stride", 1, MOST_BYTES)
+        cdef uint64_t from_offset = whole(local_offset, "local_offset", 0, MOST_BYTES)
+        cdef uint64_t to_offset = whole(remote_offset, "remote_offset", 0, MOST_BYTES)
+        self.check_place()
+        check_write(self.engine, here, there)
+        cdef uint64_t from_limit = page_limit(here.nbytes, page, from_stride, from_offset, "local")
+        cdef uint64_t to_limit = page_limit(there.nbytes, page, to_stride, to_offset, "remote")
         cdef Indices sources = Indices(local_pages, "local_pages")
         cdef Indices sinks = Indices(remote_pages, "remote_pages")
         if sources.count != sinks.count:
@@ -281,8 +352,8 @@ cdef class Plan:
         if sources.count == 0:
             return 0
         cdef pplx_segment *segment = self.room(sources.count)
-        cdef pplx_target *target = self.target(local, remote, remote.record.peer, counter)
-        cdef bint adjacent = from_stride == page and to_stride == page and page <= remote.record.peer.max_message
+        cdef pplx_target *target = self.target(here, there, there.record.peer, counter)
+        cdef bint adjacent = from_stride == page and to_stride == page and page <= there.record.peer.max_message
         cdef size_t bad = sources.count
         cdef size_t made = 0
         cdef size_t i
@@ -298,8 +369,8 @@ cdef class Plan:
                     segment[made - 1].nbytes += page
                     segment[made - 1].pages += 1
                 else:
-                    segment[made].local = local.offset + from_offset + <uint64_t>source * from_stride
-                    segment[made].remote = remote.offset + to_offset + <uint64_t>sink * to_stride
+                    segment[made].local = here.offset + from_offset + <uint64_t>source * from_stride
+                    segment[made].remote = there.offset + to_offset + <uint64_t>sink * to_stride
                     segment[made].nbytes = page
                     segment[made].pages = 1
                     made += 1

@@ -11,6 +11,7 @@ cdef enum PromiseState:
 
 
 cdef object fresh(object exception)
+cdef object elsewhere(object loop)
 
 
 cdef class Promise:

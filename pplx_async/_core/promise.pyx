@@ -27,6 +27,17 @@ cdef object fresh(object exception):
     return again
 
 
+cdef object elsewhere(object loop):
+    """The error of a call that comes from another thread, or from another loop, than the engine's."""
+    belongs = "this engine belongs to the event loop that it was opened on"
+    if loop.is_closed():
+        return RuntimeError(f"{belongs}, and that loop is closed: close the engine, and open a new one")
+    return RuntimeError(
+        f"{belongs}: call it there, from another thread with asyncio.run_coroutine_threadsafe "
+        "or loop.call_soon_threadsafe"
+    )
+
+
 cdef class Promise:
     """Base of `Transfer` and of the waits of a counter; not made by users.
 

@@ -7,6 +7,7 @@ Also here: what needs no engine. Which status codes exist, and which devices a p
 
 from cpython.pycapsule cimport PyCapsule_New
 
+from pplx_async._core.arguments cimport whole
 from pplx_async._core.includes.fabric cimport pplx_fabric_objects
 from pplx_async._core.includes.pplx cimport (
     PPLX_API_CAPSULE,
@@ -45,9 +46,9 @@ def status_names() -> dict[int, str]:
     return names
 
 
-def status_text(int status) -> str:
+def status_text(status: int) -> str:
     """Return what a status code says, as the end of a sentence."""
-    return api.status_text(status).decode()
+    return api.status_text(<int>whole(status, "status", 0, 0x7fffffff)).decode()
 
 
 cdef int check(const pplx_error *error, str operation, str provider=None) except -1:
@@ -66,7 +67,9 @@ cdef int check(const pplx_error *error, str operation, str provider=None) except
 cdef class Options:
     """Provider options as C strings, alive as long as this object."""
 
-    def __init__(self, options: dict[str, str]) -> None:
+    def __init__(self, dict options not None) -> None:
+        if not all(isinstance(word, str) for pair in options.items() for word in pair):
+            raise TypeError("provider options are names and values, both of them text")
         self.keep = [(name.encode(), text.encode()) for name, text in options.items()]
         if len(self.keep) > 32:
             raise ValueError(f"at most 32 provider options, not {len(self.keep)}")

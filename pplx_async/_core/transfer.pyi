@@ -12,6 +12,7 @@ __all__ = ["Transfer"]
 
 @disjoint_base
 class Transfer(Promise):
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     @property
     def operation(self) -> str: ...
     @property

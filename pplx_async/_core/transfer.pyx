@@ -16,13 +16,14 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_NO_COUNTER,
     PPLX_OK,
     PPLX_PEER_LOST,
+    PPLX_REGISTRATION,
     PPLX_REMOTE_ACCESS,
     PPLX_REQUEST_CALL,
     PPLX_REQUEST_TRANSFER,
     pplx_error,
     pplx_target,
 )
-from pplx_async._core.memory cimport PeerRecord, Used
+from pplx_async._core.memory cimport PeerRecord, Registration, Used
 from pplx_async._core.promise cimport Promise
 from pplx_async._core.rt cimport api
 from pplx_async._core.waker cimport Waker
@@ -52,6 +53,9 @@ cdef class Transfer(Promise):
     detached : bool
         Cancelling an await ends that await only.
     """
+
+    def __init__(self, *args, **kwargs) -> None:
+        raise TypeError("a transfer is made by what it is of: engine.write(), for example")
 
     cdef int use(self, Used used) except -1:
         used.acquire()
@@ -167,7 +171,9 @@ cdef class Transfer(Promise):
         cdef const pplx_error *error = &self.request.error
         cdef pplx_target *target = NULL
         cdef PeerRecord record = None
-        peer = domain = None
+        peer = domain = nbytes = None
+        if self.request.kind != PPLX_REQUEST_CALL:
+            nbytes = self.nbytes
         if self.request.kind == PPLX_REQUEST_TRANSFER and self.request.ntargets:
             target = &self.request.targets[self.request.failed_target]
             record = self.peer_of(target)
@@ -175,6 +181,10 @@ cdef class Transfer(Promise):
             domain = self.engine.domain_names[target.domain]
         elif self.used0 is not None and isinstance(self.used0, PeerRecord):
             peer = (<PeerRecord>self.used0).label
+        elif error.status == PPLX_REGISTRATION and isinstance(self.used0, Registration):
+            nbytes = (<Registration>self.used0).nbytes
+            names = self.engine.domain_names[(<Registration>self.used0).agreed() :]
+            domain = names[0] if names else None
         status = api.status_name(error.status)
         text = error.text.decode(errors="replace") or api.status_text(error.status).decode()
         if error.status == PPLX_REMOTE_ACCESS and target != NULL and target.failed:
@@ -188,7 +198,7 @@ cdef class Transfer(Promise):
             operation=self.operation,
             peer=peer,
             domain=domain,
-            nbytes=self.nbytes if self.request.kind != PPLX_REQUEST_CALL else None,
+            nbytes=nbytes,
             provider_error=error.provider_error,
         )
 
@@ -215,6 +225,10 @@ cdef class Transfer(Promise):
         if self.released or self.done():
             return False  # the core has let go of the request: nothing there may be told of it
         self._cancel_message = msg
+        if self.engine.forked:
+            self.become_cancelled()  # it is under way in another process, whose memory this no longer is
+            return True
+        self.engine.check_owner()
         if self.detached:
             self.become_cancelled()
         elif not self.cancel_requested:
@@ -241,6 +255,8 @@ cdef class Transfer(Promise):
 
     def add_release_callback(self, callback) -> None:
         """Call ``callback(self)`` from the loop once the memory is released."""
+        if not callable(callback):
+            raise TypeError(f"a callback is called, and {type(callback).__name__} cannot be")
         if self.released:
             self.loop.call_soon(callback, self)
         elif self.release_callbacks is None:

@@ -16,12 +16,13 @@ cdef class Waker:
     cdef readonly bint spins
     cdef bint polling        # poll() is scheduled
     cdef bint reaping
-    cdef int at_once         # awaits since the last one that had to suspend
+    cdef int at_once         # awaits since the loop had a turn
     cdef bint listening      # to wait_fd
     cdef double active       # loop time of the last activity
 
     cdef int hand_in(self, pplx_request *request, bint small) except -1
-    cdef bint is_fair(self) noexcept
+    cdef bint is_fair(self) except -1
+    cdef int check_running(self) except -1
     cdef bint spin(self) except -1
     cdef int keep_polling(self) except -1
     cdef int reap(self) except -1

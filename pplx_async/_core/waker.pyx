@@ -47,6 +47,8 @@ cdef class Waker:
     @property
     def fd(self) -> int:
         """The eventfd to watch; `on_readable` is what to call."""
+        if self.ptr == NULL:
+            self.check_running()
         return api.engine_fd(self.ptr)
 
     def listen(self, bint on) -> None:
@@ -111,6 +113,9 @@ cdef class Waker:
     cdef int reap(self) except -1:
         raise NotImplementedError
 
+    cdef int check_running(self) except -1:
+        raise NotImplementedError
+
     cdef int hand_in(self, pplx_request *request, bint small) except -1:
         cdef uint32_t flags
         if not small:
@@ -119,20 +124,24 @@ cdef class Waker:
         flags = api.submit_here(self.ptr, request)
         if flags & PPLX_DROVE and not self.listening:
             self.listen(True)
-        if flags & PPLX_DONE and not self.reaping:
-            if self.is_fair():
-                self.drain_done_list()
-            else:
-                self.loop.call_soon(self.drain_done_list)
+        if flags & PPLX_DONE and not self.reaping and self.is_fair():
+            self.drain_done_list()
         return 0
 
-    cdef bint is_fair(self) noexcept:
-        """What is done at once does not suspend its awaiter; now and then the loop's others get a turn."""
+    cdef bint is_fair(self) except -1:
+        """What is done at once does not suspend its awaiter: now and then the loop's others get a turn."""
+        if self.at_once == MOST_AT_ONCE:
+            return False  # until `take_turn`
         self.at_once += 1
         if self.at_once < MOST_AT_ONCE:
             return True
-        self.at_once = 0
+        self.loop.call_soon(self.take_turn)
         return False
+
+    def take_turn(self) -> None:
+        """The loop has run everyone who was ready."""
+        self.at_once = 0
+        self.drain_done_list()
 
     # ---- spinning ----
 
@@ -143,7 +152,6 @@ cdef class Waker:
         if ptr == NULL or self.calls or self.reaping or not self.running:
             return False
         if not self.is_fair():
-            self.keep_polling()
             return False
         with nogil:
             found = api.spin(ptr, SPIN_US)

@@ -103,8 +103,11 @@ async def main():
         pid = os.fork()
         if pid == 0:
             told = 0
-            for wait in (counter.wait(1), counter.take(1)):
-                told += wait.done() and isinstance(wait.exception(), pplx_async.ClosedResourceError)
+            for call in (counter.wait, counter.take):
+                try:
+                    call(1)
+                except pplx_async.ClosedResourceError:
+                    told += 1
             os._exit(40 + told)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 asyncio.run(main())

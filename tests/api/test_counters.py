@@ -42,6 +42,17 @@ async def test_negative_counts_are_refused(pair, count):
         counter.take(0)
 
 
+async def test_waits_compare_among_themselves_only(pair):
+    counter, _ = pair.counter()
+    one, two = counter.wait(1), counter.wait(2)
+    assert one < two
+    for other in (None, 5, counter, asyncio.Future()):
+        with pytest.raises(TypeError, match="not supported"):
+            one < other  # noqa: B015
+    one.cancel()
+    two.cancel()
+
+
 async def test_wait_never_consumes(pair):
     counter, remote = pair.counter()
     waits = [counter.wait(2) for _ in range(4)]

@@ -113,6 +113,21 @@ async def test_cancelled_reader_loses_nothing(pair):
     assert (await receive(pair.b, 1))[0].data == b"later"
 
 
+async def test_iterator_survives_a_timeout(pair):
+    messages = pair.b.messages()
+    for i in range(3):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(messages), 0.01)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await anext(messages)
+        await pair.ab.send(bytes([i]))
+        assert (await asyncio.wait_for(anext(messages), SOON)).data == bytes([i])
+    await messages.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await anext(messages)
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [(64, 4096), (4096, 64)])
 async def test_the_smaller_limit_holds(fabric, ours, theirs):
     async with open_pair(fabric, message_nbytes=ours, b={"message_nbytes": theirs}) as pair:
@@ -137,8 +152,12 @@ async def test_end_of_the_engine_ends_the_iterator(fabric):
         await pair.ab.send(b"last")
         await eventually(lambda: pair.b.stats().peers[0].operations, "something was done")
         await asyncio.sleep(0.05)
+        messages = pair.b.messages()
         await pair.b.close()
         assert await asyncio.wait_for(reader, SOON) == [b"last"]
+        for _ in range(2):
+            with pytest.raises(StopAsyncIteration):
+                await anext(messages)
         with pytest.raises((ClosedResourceError, PeerLost)):
             await pair.ab.send(b"too late")
 

@@ -214,8 +214,8 @@ async def test_last_page_must_fit_whole(pair):
     ("options", "error", "message"),
     [
         ({"local_pages": [0, 1], "remote_pages": [0]}, ValueError, "2 local pages but 1 remote pages"),
-        ({"page_nbytes": 0}, ValueError, "page_nbytes must be positive"),
-        ({"page_nbytes": -5}, ValueError, "page_nbytes must be positive"),
+        ({"page_nbytes": 0}, ValueError, "page_nbytes must be at least 1"),
+        ({"page_nbytes": -5}, ValueError, "page_nbytes must be at least 1"),
         ({"local_stride": 9}, ValueError, "a local page of 10 B at offset 0 does not fit the stride of 9 B"),
         ({"remote_stride": 12, "remote_offset": 3}, ValueError, "remote page"),
         ({"local_offset": 1}, ValueError, "does not fit the stride"),

@@ -360,7 +360,7 @@ static void test_stopped(void) {
         uint64_t start = check_now_ns();
         close_endpoint(&s, NULL);
         double took = 1e-9 * (double)(check_now_ns() - start);
-        CHECK(took > 0.05 && took < 0.3 * SLOW);
+        CHECK(took > 0.05 && took < 2 * SLOW);
         memcpy(before, s.arena[MAPPED], ARENA);
         s.endpoint = alive;
         kill(c.pid, SIGCONT);

@@ -4,6 +4,7 @@
 
 import asyncio
 import contextlib
+import errno
 import time
 
 import numpy as np
@@ -258,10 +259,12 @@ async def test_refused_registration_is_typed_and_leaves_nothing(domains):
     async with open_pair(faults=plan, b={"faults": FaultPlan()}, domains=domains) as pair:
         before = pair.a.stats().regions
         buffer = bytearray(5000)
-        for _ in range(domains):  # each of them refuses its third one
-            with pytest.raises(RegistrationError) as caught:
+        for domain in pair.a.explain().domains:  # each of them refuses its third one
+            with pytest.raises(RegistrationError, match=f"register of 5000 B failed: .* on {domain['name']}") as caught:
                 await pair.a.register(buffer)
             assert caught.value.nbytes == 5000
+            assert caught.value.domain == domain["name"]
+            assert caught.value.provider_error == errno.ENOMEM
             assert caught.value.hint
             assert pair.a.stats().regions == before
         buffer.extend(b"not held")

@@ -19,6 +19,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         PPLX_NO_MEMORY
         PPLX_CLOSED
         PPLX_PEER_LOST
+        PPLX_REGISTRATION
         PPLX_REMOTE_ACCESS
         PPLX_CANCELLED
         PPLX_UNAVAILABLE
