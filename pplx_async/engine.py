@@ -157,7 +157,8 @@ class TransferEngine(Operations):
                 "shard_nbytes": options.shard_nbytes,
                 "message_nbytes": options.message_nbytes,
                 "message_slots": options.message_slots,
-                "owner_drives": options.progress == "loop" or (options.progress == "auto" and len(os.sched_getaffinity(0)) < 4),
+                "owner_drives": options.progress == "loop"
+                or (options.progress == "auto" and len(os.sched_getaffinity(0)) < 4),
                 "cpu": -1 if options.cpu is None else options.cpu,
             },
             [(part.provider, part.devices, part.options) for part in self._choice.parts],
@@ -759,7 +760,8 @@ class TransferEngine(Operations):
         except (PplxAsyncError, TimeoutError, MemoryError) as error:
             why = str(error) or f"too many others connect: it had no turn in {self.options.connect_timeout} s"
             channel.refuse(why)
-            _log.warning("no connection with %s: %s", channel.peername, clip(why))
+            if not self._closing:
+                _log.warning("no connection with %s: %s", channel.peername, clip(why))
             return
         self._accepted.append(peer)
         self._news.set()

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import warnings
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -195,15 +197,16 @@ class RemoteRegion(RemoteSlice):
 
 def shared_array(shape: int | tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """Make an array of zeros on a memfd; see `TransferEngine.empty`."""
-    import math
-
     import numpy as np  # the engine itself needs none
 
     dtype = np.dtype(dtype)
     if dtype.hasobject:
         raise TypeError(f"{dtype} holds references, which mean nothing to another process")
-    count = math.prod(shape) if isinstance(shape, tuple) else shape
-    if count < 1 or dtype.itemsize < 1:
-        raise ValueError(f"an array to be registered is not empty, as {shape} elements of {dtype.itemsize} B are")
+    lengths = shape if isinstance(shape, (tuple, list)) else (shape,)
+    if any(isinstance(length, bool) or not hasattr(length, "__index__") for length in lengths):
+        raise TypeError(f"a shape is an integer or a tuple of integers, not {shape!r}")
+    count = math.prod(operator.index(length) for length in lengths)
+    if dtype.itemsize < 1 or any(length < 1 for length in lengths):
+        raise ValueError(f"an array of shape {shape!r} and {dtype.itemsize} B an element is empty")
     memory: Any = Allocation(count * dtype.itemsize)
     return np.frombuffer(memory, dtype).reshape(shape)

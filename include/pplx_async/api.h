@@ -65,7 +65,7 @@ extern "C" {
     X(pplx_peer *, node_peer, (pplx_node *))                                                           \
     X(uint32_t, submit_here, (pplx_engine *, pplx_request *))                                          \
     X(void, submit_there, (pplx_engine *, pplx_request *))                                             \
-    X(int, engine_wait_fd, (const pplx_engine *, size_t))                                                      \
+    X(int, engine_wait_fd, (const pplx_engine *, size_t))                                              \
     X(uint32_t, drive, (pplx_engine *))                                                                \
     X(void, listens, (pplx_engine *, bool))                                                            \
     X(bool, spin, (pplx_engine *, uint32_t))                                                           \

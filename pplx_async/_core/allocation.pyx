@@ -53,9 +53,13 @@ cdef class Allocation:
         No memory, or too many open files.
     """
 
-    def __cinit__(self, uint64_t nbytes):
+    def __cinit__(self):
         self.fd = -1
-        if nbytes < 1 or nbytes > <uint64_t>1 << 62:
+
+    def __init__(self, nbytes: int) -> None:
+        if self.fd >= 0:
+            raise RuntimeError("an allocation is made once")
+        if not 1 <= nbytes <= 1 << 62:
             raise ValueError(f"an allocation has 1 B to 2**62 B, not {nbytes}")
         self.nbytes = nbytes
         self.fd = memfd_create("pplx_async", MFD_CLOEXEC | MFD_ALLOW_SEALING)

@@ -6,7 +6,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from pplx_async._core.includes.pplx cimport pplx_mr, pplx_remote
 
 
-cdef tuple bounds(object index, uint64_t nbytes, str what)
+cdef tuple bounds(object index, uint64_t nbytes, str what, str unit=*)
 
 
 cdef class Used:

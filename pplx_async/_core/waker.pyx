@@ -12,7 +12,8 @@ Two ways:
     then one turn in every turn of the loop as long as transfers or waits pend. After a moment
     without activity it is as above, until something comes.
 
-On few cores the loop watches the NICs too (`listen`): one wake-up instead of two. In both a small operation is posted right where it is submitted, if the proxy sleeps.
+On few cores the loop watches the NICs too (`listen`): one wake-up instead of two. In both a small
+operation is posted right where it is submitted, if the proxy sleeps.
 """
 
 from libc.stdint cimport uint32_t

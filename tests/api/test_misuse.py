@@ -277,6 +277,16 @@ MISUSE = {
         (lambda x: TransferEngine(domains=9), ValueError, "domains=9: expected 1 to 8"),
     ],
     "TransferEngine.open": [(lambda x: x.a.open(), RuntimeError, "an engine is opened once")],
+    "TransferEngine.empty": [
+        (lambda x: x.a.empty(0), ValueError, "an array of shape 0 .* is empty"),
+        (lambda x: x.a.empty((3, -1)), ValueError, "is empty"),
+        (lambda x: x.a.empty(1.5), TypeError, "a shape is an integer"),
+        (lambda x: x.a.empty("10"), TypeError, "a shape is an integer or a tuple of integers, not '10'"),
+        (lambda x: x.a.empty(None), TypeError, "a shape is an integer"),
+        (lambda x: x.a.empty(2**63), ValueError, "an allocation has 1 B to"),
+        (lambda x: x.a.empty(10, object), TypeError, "holds references"),
+        (lambda x: x.a.empty(10, "no such type"), TypeError, "no such type"),
+    ],
     "TransferEngine.register": [
         *(
             (lambda x, bad=bad: x.a.register(bad), TypeError, f"buffer must be memory .* not {type(bad).__name__}")

@@ -46,7 +46,7 @@ async def open_silent():
 
 async def test_drain_ends_when_the_engine_gives_memory_up():
     """Nothing comes back any more that could make room: who waits for room hears that."""
-    async with open_silent() as (engine, source, remote):
+    async with open_silent() as (engine, _, _):
         room = asyncio.ensure_future(_loop.room(engine._core, 0))
         await asyncio.sleep(0)
     with pytest.raises(ClosedResourceError):

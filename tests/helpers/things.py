@@ -84,6 +84,7 @@ PAGES: dict[str, Any] = {"page_nbytes": 10, "local_pages": [0, 1], "remote_pages
 
 # Every call that needs the engine, each of them right. What it returns may have to be awaited.
 EVERY_CALL: dict[str, Callable[[Things], Any]] = {
+    "TransferEngine.empty": lambda x: x.a.empty(10),
     "TransferEngine.register": lambda x: x.a.register(bytearray(10)),
     "TransferEngine.publish": lambda x: x.a.publish("name", x.local),
     "TransferEngine.unpublish": lambda x: x.a.unpublish("name"),

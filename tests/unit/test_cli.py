@@ -152,6 +152,11 @@ def test_info_where_nothing_is_found(monkeypatch):
     last = LibraryFile("libfabric-of-nobody.so.1", "the loader's search path")
     monkeypatch.setattr(topology, "libfabric_files", lambda named=None: [last])
     facts = info.gather()
+    assert facts["ok"] is facts["available"] is True  # within this host
+    assert facts["choice"]["fabric"] == "ipc"
+    assert any("no peers on other hosts: " in why and "libfabric-of-nobody" in why for why in facts["choice"]["why"])
+    monkeypatch.setenv("PPLX_ASYNC_FABRIC", "tcp")
+    facts = info.gather()
     assert facts["ok"] is facts["available"] is False
     assert "libfabric-of-nobody.so.1" in facts["choice"]["reason"]
     assert [row["devices"] for row in facts["libfabric"]] == [[]]

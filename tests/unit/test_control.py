@@ -739,7 +739,7 @@ def test_start_that_fails_leaves_nothing(run):
                 await ControlServer.start(host, 0, SERVER, peers.channels.put)
         with pytest.raises(ValueError, match="secret is empty"):
             await ControlServer.start("127.0.0.1", 0, SERVER, peers.channels.put, secret=b"")
-        with pytest.raises(ValueError, match="provider"):
+        with pytest.raises(ValueError, match="networks"):
             await ControlServer.start("127.0.0.1", 0, Identity(engine=b"x" * 16, networks=("",)), peers.channels.put)
         open_to_all = await ControlServer.start("0.0.0.0", 0, SERVER, peers.channels.put, secret=SECRET)
         await open_to_all.aclose()

@@ -117,6 +117,8 @@ def test_every_variable_is_read():
         "secret": ("s", "s"),
         "allow_insecure": ("Yes", True),
         "ring_entries": ("0x80", 128),
+        "wakeup": ("spin", "spin"),
+        "progress": ("proxy", "proxy"),
         "cpu": ("3", 3),
         "name": ("n", "n"),
     }

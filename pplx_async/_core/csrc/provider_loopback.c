@@ -139,8 +139,8 @@ static void loopback_domain_caps(pplx_provider_domain *handle, pplx_caps *caps) 
         .bits_per_second = plan->bits_per_second,
     };
     bool faults = plan->reorder > 0 || plan->delay_max_ns > 0 || plan->again > 0 || plan->fail > 0 ||
-                  plan->fail_after != UINT64_MAX || plan->fail_registration != UINT64_MAX || plan->fail_deregistration != UINT64_MAX ||
-                  plan->drop_after != UINT64_MAX || !plan->release;
+                  plan->fail_after != UINT64_MAX || plan->fail_registration != UINT64_MAX ||
+                  plan->fail_deregistration != UINT64_MAX || plan->drop_after != UINT64_MAX || !plan->release;
     if (faults)
         snprintf(caps->description, sizeof caps->description, "in-process loopback with a fault plan, seed %llu",
                  (unsigned long long)plan->seed);
