@@ -125,6 +125,12 @@ static void wake_proxy(pplx_engine *engine) {
     pplx_ring_fd(engine->submit_fd);
 }
 
+/* Holder, the owner: the proxy will see the lease run out. Asleep it would not. */
+static bool stands_by(const pplx_engine *engine) {
+    /* relaxed: it goes to sleep with the token only, which we have */
+    return pplx_leased(engine) && !atomic_load_explicit(&engine->asleep, memory_order_relaxed);
+}
+
 static void lease(pplx_engine *engine, uint64_t until_ns) {
     atomic_store_explicit(&engine->lease_ns, until_ns, memory_order_relaxed); /* relaxed: see the head */
 }
@@ -178,7 +184,7 @@ static void queue(pplx_engine *engine, pplx_node *node) {
 static bool turn_here(pplx_engine *engine, pplx_node *node) {
     if (!take_for(engine)) return false;
     pplx_turn(engine, node);
-    if (engine->spinning && pplx_leased(engine))
+    if (engine->spinning && stands_by(engine))
         pplx_token_give(engine);
     else
         hand_over(engine);
@@ -237,7 +243,9 @@ bool pplx_spin(pplx_engine *engine, uint32_t us) {
     engine->spinning = true;
     do pplx_turn(engine, NULL);
     while (pplx_done_empty(&engine->done) && engine->now_ns < until);
+    const bool asleep = !stands_by(engine);
     pplx_token_give(engine);
+    if (asleep) wake_proxy(engine); /* so that it stands by: the providers are not armed */
     return !pplx_done_empty(&engine->done);
 }
 

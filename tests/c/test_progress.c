@@ -1,0 +1,176 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* The owner makes progress itself: what is submitted in any way ends, while proxy and owner take the
+ * token from each other; nobody's wake-up is lost; and when the owner stays away, the proxy turns. The
+ * owner blocks in poll() on what it was told to watch and on nothing else. */
+#include "engine_helpers.h"
+
+enum { NBYTES = 1 << 20 };
+
+static bool listening[MAX_HOSTS];
+
+static void listen_to(int i, bool listens) {
+    listening[i] = listens;
+    pplx_listens(hosts[i]->engine, listens);
+}
+
+static void drive(int i) {
+    const uint32_t flags = pplx_drive(hosts[i]->engine);
+    if (!(flags & PPLX_DROVE)) listen_to(i, false);
+    if (flags & PPLX_DONE) reap_all(hosts[i]);
+}
+
+/* As a loop that watches the done fds, and the wait fds while it is told to. */
+static void turn_loop(int timeout_ms) {
+    struct pollfd fds[2 * MAX_HOSTS];
+    bool idle = true;
+    for (int i = 0; i < nhosts; i++) {
+        if (reap_all(hosts[i])) idle = false;
+        fds[2 * i] = (struct pollfd){.fd = pplx_engine_fd(hosts[i]->engine), .events = POLLIN};
+        fds[2 * i + 1] = (struct pollfd){.fd = listening[i] ? pplx_engine_wait_fd(hosts[i]->engine, 0) : -1,
+                                         .events = POLLIN};
+    }
+    for (int i = 0; i < nhosts && idle; i++) idle = pplx_arm(hosts[i]->engine);
+    if (!idle || poll(fds, (nfds_t)nhosts * 2, timeout_ms) <= 0) return;
+    for (int i = 0; i < nhosts; i++) {
+        if (fds[2 * i].revents) {
+            pplx_clear(hosts[i]->engine);
+            listen_to(i, true);
+        }
+        if (fds[2 * i + 1].revents) drive(i);
+    }
+}
+
+#define AWAIT(condition)                                                   \
+    do {                                                                   \
+        const uint64_t await_start = check_now_ns();                       \
+        while (!(condition)) {                                             \
+            turn_loop(PATIENCE_S * 1000);                                  \
+            if ((double)(check_now_ns() - await_start) > PATIENCE_S * 1e9) \
+                check_failed(__FILE__, __LINE__, "in vain: " #condition);  \
+        }                                                                  \
+    } while (0)
+
+static void open_driving(pair *pair, const char *faults) {
+    pplx_engine_config config = default_config;
+    config.owner_drives = 1;
+    pair_open_with(pair, 1, 1, faults, NBYTES, &config);
+    CHECK(pplx_engine_wait_fd(pair->a.engine, 0) >= 0);
+    for (int i = 0; i < nhosts; i++) listen_to(i, true);
+}
+
+static void prepare(pair *pair, transfer *t, uint64_t nbytes) {
+    memset(t, 0, sizeof *t);
+    t->segment = (pplx_segment){0, 0, nbytes, 1};
+    t->target = (pplx_target){.local = &pair->from.mr,
+                              .remote = &pair->remote,
+                              .peer = pair->ab,
+                              .segments = &t->segment,
+                              .nsegments = 1,
+                              .counter = pair->counter.id};
+    t->request = (pplx_request){
+        .kind = PPLX_REQUEST_TRANSFER, .opcode = PPLX_WRITE, .cookie = &t->end, .targets = &t->target, .ntargets = 1};
+}
+
+static void submit_somehow(pair *pair, transfer *t, uint64_t how) {
+    pplx_engine *engine = pair->a.engine;
+    prepare(pair, t, how % 3 == 2 ? 100000 : 64);
+    if (how % 3 == 0)
+        pplx_submit(engine, &t->request);
+    else if (how % 3 == 2)
+        pplx_submit_there(engine, &t->request);
+    else if (pplx_submit_here(engine, &t->request) & PPLX_DONE)
+        reap_all(&pair->a);
+}
+
+/* Every way of submitting and of waiting, in any order; each wait is for the end of all. */
+static void every_way(const char *faults, uint64_t rounds) {
+    enum { WINDOW = 16 };
+    pair pair;
+    transfer transfers[WINDOW];
+    uint64_t seed = 7, sent = 0;
+    open_driving(&pair, faults);
+    for (uint64_t round = 0; round < rounds; round++) {
+        const uint64_t n = 1 + check_random(&seed) % WINDOW;
+        for (uint64_t i = 0; i < n; i++) submit_somehow(&pair, &transfers[i], check_random(&seed));
+        sent += n;
+        for (uint64_t spins = check_random(&seed) % 4; spins > 0; spins--) {
+            host *spinner = check_random(&seed) % 2 ? &pair.a : &pair.b;
+            if (pplx_spin(spinner->engine, (uint32_t)(check_random(&seed) % 30))) reap_all(spinner);
+        }
+        /* A lease that is not ended ends by itself: both must do. */
+        if (check_random(&seed) % 2) {
+            pplx_spin_end(pair.a.engine);
+            pplx_spin_end(pair.b.engine);
+        }
+        const bool told = pplx_counter_notify(&pair.counter, sent * PPLX_EIGHTHS);
+        const uint64_t before = pair.b.told;
+        for (uint64_t i = 0; i < n; i++) AWAIT(transfers[i].end.released);
+        for (uint64_t i = 0; i < n; i++) CHECK_EQ(transfers[i].request.error.status, PPLX_OK);
+        if (!told) AWAIT(pair.b.told > before || pplx_counter_value(&pair.counter) >= sent * PPLX_EIGHTHS);
+    }
+    CHECK_EQ(pplx_counter_value(&pair.counter), sent * PPLX_EIGHTHS);
+    pair_close(&pair);
+}
+
+static void in_order(void) { every_way("", 3000); }
+static void in_disorder(void) { every_way("reorder=16 delay_us=0:200 again=0.3", 1000); }
+
+/* A small write on an idle engine needs no proxy, and what it does is done when the call is back. */
+static void posted_where_it_is_submitted(void) {
+    pair pair;
+    transfer t;
+    pplx_engine_stats before, after;
+    open_driving(&pair, "");
+    pump_ms(20); /* the proxies sleep */
+    reap_all(&pair.a);
+    CHECK(pplx_arm(pair.a.engine));
+    pplx_engine_read_stats(pair.a.engine, &before);
+    prepare(&pair, &t, 64);
+    CHECK(pplx_submit_here(pair.a.engine, &t.request) & PPLX_DROVE);
+    pplx_engine_read_stats(pair.a.engine, &after);
+    CHECK_EQ(after.turns, before.turns + 1);
+    CHECK_EQ(after.requests, before.requests + 1);
+    AWAIT(t.end.released);
+    pair_close(&pair);
+}
+
+/* The owner takes a lease, and then computes: what comes meanwhile is the proxy's to do. */
+static void owner_that_stays_away(void) {
+    pair pair;
+    transfer t;
+    open_driving(&pair, "");
+    for (int i = 0; i < 50; i++) {
+        pplx_spin(pair.b.engine, 0); /* leaves b unarmed, under its lease */
+        const uint64_t had = pplx_counter_value(&pair.counter);
+        prepare(&pair, &t, 64);
+        if (pplx_submit_here(pair.a.engine, &t.request) & PPLX_DONE) reap_all(&pair.a);
+        const uint64_t start = check_now_ns();
+        while (pplx_counter_value(&pair.counter) == had) check_patience(start, PATIENCE_S); /* no call of b's */
+        AWAIT(t.end.released);
+    }
+    pair_close(&pair);
+}
+
+/* What isn't for this thread, a call for example, is taken at once though we have the lease. */
+static void call_under_a_lease(void) {
+    pair pair;
+    open_driving(&pair, "");
+    for (int i = 0; i < 20; i++) {
+        area extra;
+        pplx_spin(pair.a.engine, 0);
+        area_open(&extra, &pair.a, 4096, PPLX_ACCESS_LOCAL);
+        area_close(&extra);
+    }
+    pair_close(&pair);
+}
+
+int main(void) {
+    RUN(in_order);
+    RUN(in_disorder);
+    RUN(posted_where_it_is_submitted);
+    RUN(owner_that_stays_away);
+    RUN(call_under_a_lease);
+    return check_done();
+}
