@@ -151,6 +151,7 @@ static size_t split_options(char *text, pplx_option *options, size_t room) {
 
 /* For hosts opened from now on: a case may put its own functions in. */
 static const pplx_provider *host_provider = &pplx_provider_loopback;
+static const char *host_device = "loop%u"; /* its domain i */
 
 static void host_open_with(host *host, uint32_t ndomains, const char *faults, const pplx_engine_config *config) {
     pplx_error error = {0};
@@ -162,7 +163,7 @@ static void host_open_with(host *host, uint32_t ndomains, const char *faults, co
     CHECK_EQ(pplx_engine_open(config, &host->engine, &error), PPLX_OK);
     for (uint32_t i = 0; i < ndomains; i++) {
         char device[8];
-        snprintf(device, sizeof device, "loop%u", i % 8);
+        snprintf(device, sizeof device, host_device, i % 8);
         CHECK_EQ(pplx_engine_add_domain(host->engine, host_provider, device, options, noptions, &error), PPLX_OK);
     }
     CHECK_EQ(pplx_engine_start(host->engine, &error), PPLX_OK);

@@ -202,6 +202,7 @@ struct ipc_domain {
     int listener, epoll_fd, self_fd;
     ipc_watch listener_watch, self_watch;
     ipc_visitor visitors[IPC_VISITORS];
+    uint32_t nvisitors;
     ipc_endpoint *endpoints;
     ipc_endpoint *turn; /* whose turn is first in the next poll() */
     ipc_list done;      /* ended, to be reported */

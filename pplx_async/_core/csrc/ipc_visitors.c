@@ -28,7 +28,10 @@ void pplx_ipc_visitors_open(ipc_domain *domain) {
 
 /* Hand on its descriptors, or close them. */
 static void forget(ipc_domain *domain, ipc_visitor *visitor, bool close_fds) {
-    if (visitor->fd >= 0) epoll_ctl(domain->epoll_fd, EPOLL_CTL_DEL, visitor->fd, NULL);
+    if (visitor->fd >= 0) {
+        epoll_ctl(domain->epoll_fd, EPOLL_CTL_DEL, visitor->fd, NULL);
+        domain->nvisitors--;
+    }
     if (close_fds && visitor->fd >= 0) close(visitor->fd);
     if (close_fds && visitor->inbox_fd >= 0) close(visitor->inbox_fd);
     visitor->fd = visitor->inbox_fd = -1;
@@ -40,7 +43,7 @@ void pplx_ipc_visitors_close(ipc_domain *domain) {
 }
 
 void pplx_ipc_visitors_expire(ipc_domain *domain, uint64_t now_ns) {
-    for (int i = 0; i < IPC_VISITORS; i++) {
+    for (int i = 0; i < IPC_VISITORS && domain->nvisitors; i++) { /* nearly always there is none */
         ipc_visitor *visitor = &domain->visitors[i];
         uint64_t limit = visitor->greeted ? IPC_EARLY_NS : IPC_VISIT_NS;
         if (visitor->fd >= 0 && now_ns - visitor->since_ns > limit) forget(domain, visitor, true);
@@ -72,6 +75,7 @@ void pplx_ipc_accept_visitors(ipc_domain *domain, uint64_t now_ns) {
         ipc_visitor *visitor = make_room(domain);
         visitor->fd = fd;
         visitor->since_ns = now_ns;
+        domain->nvisitors++;
         if (!pplx_ipc_watch_fd(domain, fd, &visitor->watch)) {
             forget(domain, visitor, true);
             continue;
