@@ -257,6 +257,7 @@ void pplx_listens(pplx_engine *engine, bool listens); /* whether the owner watch
  * proxy stands by from now until shortly after; with no further call it takes over by itself. */
 bool pplx_spin(pplx_engine *engine, uint32_t us);
 void pplx_spin_end(pplx_engine *engine); /* the owner is about to sleep */
+bool pplx_watch(pplx_engine *engine, uint32_t us); /* the same without the work: the proxy is to do it */
 
 /* Drop what is not posted; the request settles as PPLX_CANCELLED unless all of it was posted.
  * Returns false if it has settled already. */

@@ -265,7 +265,7 @@ cdef class Engine(Waker):
             finally:
                 if transfer.released:
                     self.inflight -= 1
-                    self.calls -= transfer.request.kind == PPLX_REQUEST_CALL
+                    self.theirs -= transfer.theirs
                     Py_DECREF(transfer)
         elif node.kind == PPLX_NODE_COUNTER:
             (<CounterCore>(<pplx_counter *>node).cookie).reaped()
@@ -392,7 +392,6 @@ cdef class Engine(Waker):
             PPLX_CALL_PEER_LOST,
         )
         self.inflight += 1
-        self.calls += 1
         return transfer
 
     def write(self, local, remote, counter=None, detached=False) -> Transfer:

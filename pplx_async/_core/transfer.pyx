@@ -85,9 +85,8 @@ cdef class Transfer(Promise):
         self.request.cookie = <void *>self
         Py_INCREF(self)  # the core's; given back by Engine.reap when the request is released
         # What does take long, a call or a large copy, is not for the loop's thread.
-        (<Waker>self.engine).hand_in(
-            &self.request, self.nbytes <= SMALL and self.request.kind != PPLX_REQUEST_CALL
-        )
+        self.theirs = self.nbytes > SMALL or self.request.kind == PPLX_REQUEST_CALL
+        (<Waker>self.engine).hand_in(&self.request, not self.theirs)
         return 0
 
     cdef bint reaped(self) except -1:

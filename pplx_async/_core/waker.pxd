@@ -12,7 +12,7 @@ cdef class Waker:
     cdef readonly bint running
     cdef readonly Py_ssize_t inflight
     cdef Py_ssize_t waiting  # promises that wait for counters
-    cdef Py_ssize_t calls    # requests in flight that may take long where they are taken: not on this thread
+    cdef Py_ssize_t theirs   # requests in flight that the proxy is to do: calls, and large transfers
     cdef readonly bint spins
     cdef bint polling        # poll() is scheduled
     cdef bint reaping

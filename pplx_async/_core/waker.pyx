@@ -120,6 +120,7 @@ cdef class Waker:
     cdef int hand_in(self, pplx_request *request, bint small) except -1:
         cdef uint32_t flags
         if not small:
+            self.theirs += 1
             api.submit_there(self.ptr, request)
             return 0
         flags = api.submit_here(self.ptr, request)
@@ -150,12 +151,11 @@ cdef class Waker:
         """Spin for a moment; True if anything came."""
         cdef pplx_engine *ptr = self.ptr
         cdef bint found
-        if ptr == NULL or self.calls or self.reaping or not self.running:
-            return False
-        if not self.is_fair():
+        cdef bint ours = self.theirs == 0
+        if ptr == NULL or self.reaping or not self.running or not self.is_fair():
             return False
         with nogil:
-            found = api.spin(ptr, SPIN_US)
+            found = api.spin(ptr, SPIN_US) if ours else api.watch(ptr, SPIN_US)
         if found:
             self.take_done()
         self.keep_polling()
@@ -171,16 +171,16 @@ cdef class Waker:
     def poll(self) -> None:
         """One turn of ours in a turn of the loop; comes again as long as something may come soon."""
         cdef pplx_engine *ptr = self.ptr
-        cdef bint found = False
+        cdef bint ours = self.theirs == 0
+        cdef bint found
         self.polling = False
         if ptr == NULL or not self.running:
             return
-        if not self.calls:
-            with nogil:
-                found = api.spin(ptr, 0)
+        with nogil:
+            found = api.spin(ptr, 0) if ours else api.watch(ptr, 0)
         if found:
             self.take_done()
-        if (self.inflight or self.waiting) and not self.calls:
+        if self.inflight or self.waiting:
             if found:
                 self.active = self.loop.time()
             if found or self.loop.time() - self.active < POLL_SECONDS:

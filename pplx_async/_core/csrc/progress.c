@@ -229,6 +229,13 @@ uint32_t pplx_drive(pplx_engine *engine) {
     return come_back(engine, armed, PPLX_DROVE);
 }
 
+bool pplx_watch(pplx_engine *engine, uint32_t us) {
+    const uint64_t until = pplx_now_ns() + us * UINT64_C(1000);
+    pplx_done_disarm(&engine->done);
+    while (pplx_done_empty(&engine->done) && pplx_now_ns() < until) relax();
+    return !pplx_done_empty(&engine->done);
+}
+
 bool pplx_spin(pplx_engine *engine, uint32_t us) {
     pplx_done_disarm(&engine->done);
     uint64_t now = pplx_now_ns();

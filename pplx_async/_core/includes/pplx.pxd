@@ -278,5 +278,6 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         void (*listens)(pplx_engine *, pplx_bool) noexcept nogil
         pplx_bool (*spin)(pplx_engine *, uint32_t) noexcept nogil
         void (*spin_end)(pplx_engine *) noexcept nogil
+        pplx_bool (*watch)(pplx_engine *, uint32_t) noexcept nogil
 
     const pplx_api *pplx_core_api()
