@@ -1,7 +1,7 @@
 /* SPDX-FileCopyrightText: 2026 The pplx_async authors
  * SPDX-License-Identifier: Apache-2.0 */
 
-/* The works, in the sizes of benchmarks/works.py. Each write carries an immediate. A work with many
+/* The works, in the sizes of pplx_async/cli/bench/works.py. Each write carries an immediate. A work with many
  * writes ends when the target has counted all of them and its answer is back. */
 #include "bench.h"
 

@@ -26,9 +26,9 @@ import numpy as np
 
 from benchmarks.peers.registry import KEY_VARIABLE
 from benchmarks.peers.side import Side, call
-from benchmarks.quiet import PAUSE, Load, Samples
-from benchmarks.rows import make_line
-from benchmarks.works import WORKS, Work, find, places
+from pplx_async.cli.bench.quiet import PAUSE, Load, Samples
+from pplx_async.cli.bench.rows import make_line
+from pplx_async.cli.bench.works import WORKS, Work, find, places
 
 __all__ = ["main"]
 
@@ -151,7 +151,7 @@ class Leader:
         """Do it once, untimed, and check what arrived."""
         self.ask("clear")
         await self.both(mine, theirs, *arguments)
-        if not self.ask("verify", work, places(work)):
+        if not self.ask("verify", work):
             raise AssertionError(f"{work.key}: other bytes arrived than were sent")
 
     async def pingpong(self, work: Work) -> None:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from benchmarks.peers.driver import main
 from benchmarks.peers.side import Places, Side
-from benchmarks.works import Work
+from pplx_async.cli.bench.works import Work
 
 
 class GlooSide(Side):

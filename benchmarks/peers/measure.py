@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.c_program import CProgram, program_path
 from benchmarks.peers.processes import run_peer
 from benchmarks.peers.registry import CRow, Peer
-from benchmarks.quiet import PAUSE, Load, Samples, await_quiet
-from benchmarks.rows import Row
-from benchmarks.works import Work
+from pplx_async.cli.bench.c_program import CProgram, program_path
+from pplx_async.cli.bench.quiet import PAUSE, Load, Samples, await_quiet
+from pplx_async.cli.bench.rows import Row
+from pplx_async.cli.bench.works import Work
 
 __all__ = ["Settings", "measure_c", "measure_peer"]
 

@@ -16,7 +16,7 @@ from mooncake import engine
 
 from benchmarks.peers.driver import main
 from benchmarks.peers.side import TOTAL, Places, Side, run_workers
-from benchmarks.works import Work
+from pplx_async.cli.bench.works import Work
 
 # Longer ones end with EFAULT (0.3.13).
 _MAX_BATCH = 1024

@@ -16,7 +16,7 @@ from mpi4py import MPI
 
 from benchmarks.peers.driver import main
 from benchmarks.peers.side import FLAG, TOTAL, Places, Side
-from benchmarks.works import Work
+from pplx_async.cli.bench.works import Work
 
 
 class MpiSide(Side):

@@ -18,7 +18,7 @@ from nixl_cu12._api import nixl_agent, nixl_agent_config
 
 from benchmarks.peers.driver import main
 from benchmarks.peers.side import TOTAL, Places, Side, run_workers
-from benchmarks.works import Work
+from pplx_async.cli.bench.works import Work
 
 
 class NixlSide(Side):

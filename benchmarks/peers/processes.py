@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from benchmarks.peers.registry import KEY_VARIABLE, Peer
-from benchmarks.rows import Row, line_of
+from pplx_async.cli.bench.rows import Row, line_of
 
 __all__ = ["PeerFailed", "run_peer"]
 

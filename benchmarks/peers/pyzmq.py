@@ -19,7 +19,7 @@ import zmq.asyncio
 
 from benchmarks.peers.driver import main
 from benchmarks.peers.side import Places, Side, run_workers
-from benchmarks.works import Work
+from pplx_async.cli.bench.works import Work
 
 _HEAD, _ACK = struct.Struct("<QII"), struct.Struct("<Q")
 

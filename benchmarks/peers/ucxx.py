@@ -17,7 +17,7 @@ import ucxx
 
 from benchmarks.peers.driver import main
 from benchmarks.peers.side import Places, Side, run_workers
-from benchmarks.works import Work
+from pplx_async.cli.bench.works import Work
 
 
 class UcxxSide(Side):

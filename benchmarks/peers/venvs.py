@@ -15,6 +15,8 @@ from benchmarks.peers.registry import Peer
 
 __all__ = ["EnvironmentFailed", "is_made", "make", "versions"]
 
+_COMMON = Path(__file__).parent / "requirements" / "common.txt"
+
 
 class EnvironmentFailed(Exception):
     """A peer cannot be installed here."""
@@ -33,7 +35,7 @@ def make(peer: Peer) -> None:
     _run(sys.executable, "-m", "venv", str(peer.folder))
     python = str(peer.folder / "bin" / "python")
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
-    _run(*pip, "-r", str(peer.requirements))
+    _run(*pip, "-r", str(_COMMON), "-r", str(peer.requirements))
     _stamp(peer).write_text(_wanted(peer))
 
 
@@ -43,7 +45,7 @@ def _stamp(peer: Peer) -> Path:
 
 def _wanted(peer: Peer) -> str:
     """Name what an environment is made of: its requirements, and this interpreter."""
-    return peer.requirements.read_text() + sys.version
+    return _COMMON.read_text() + peer.requirements.read_text() + sys.version
 
 
 def versions(peer: Peer) -> dict[str, str]:

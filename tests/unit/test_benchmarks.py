@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks import rows, table, works
-from benchmarks.c_program import CProgram, ProgramFailed, program_path
 from benchmarks.peers.processes import PeerFailed, run_peer
 from benchmarks.peers.registry import PEERS, Peer
-from benchmarks.quiet import Load, Samples
 from helpers.process import ROOT
+from pplx_async.cli.bench import rows, table, works
+from pplx_async.cli.bench.c_program import CProgram, ProgramFailed, program_path
+from pplx_async.cli.bench.quiet import Load, Samples
 
 LINE = {"program", "work", "provider", "wait", "nbytes", "count", "inflight", "targets", "run", "runs", "value"}
 LINE |= {"unit", "p50", "p99"}

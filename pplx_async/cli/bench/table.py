@@ -10,9 +10,9 @@ from typing import NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.quiet import QUIET
-from benchmarks.rows import Row, key
-from benchmarks.works import WORKS, Work
+from pplx_async.cli.bench.quiet import QUIET
+from pplx_async.cli.bench.rows import Row, key
+from pplx_async.cli.bench.works import WORKS, Work
 
 __all__ = ["ratio", "tables"]
 

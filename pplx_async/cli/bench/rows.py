@@ -18,7 +18,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.works import Work, key_of
+from pplx_async.cli.bench.works import Work, key_of
 
 __all__ = ["Row", "key", "line_of", "load_rows", "make_line", "make_row"]
 

@@ -11,21 +11,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from benchmarks.rows import Row, line_of
-from benchmarks.works import Work
+from pplx_async.cli.bench.rows import Row, line_of
+from pplx_async.cli.bench.works import Work
+from pplx_async.cli.failures import CommandError
 
-__all__ = ["CProgram", "ProgramFailed", "program_path"]
+__all__ = ["C_FOLDER", "CProgram", "ProgramFailed", "program_path"]
 
-_FOLDER = Path(__file__).parents[1] / "build" / "bench"
+# Where `make bench-c` builds them in the checkout that this file is in, if it is in one.
+C_FOLDER = Path(__file__).parents[3] / "build" / "bench"
 
 
-class ProgramFailed(Exception):
+class ProgramFailed(CommandError):
     """A program said no, or ended too early."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, kind="ProgramFailed")
 
 
 def program_path(name: str) -> Path:
-    """Find what ``make bench-c`` has built."""
-    return _FOLDER / name
+    """Say where ``make bench-c`` puts a program."""
+    return C_FOLDER / name
 
 
 class CProgram:
@@ -91,6 +96,10 @@ class CProgram:
 
     def __enter__(self) -> Self:
         return self
+
+    def kill(self) -> None:
+        """End them now; a `step` that another thread waits in ends too."""
+        self._process.kill()  # the target goes with it
 
     def __exit__(self, *_: object) -> None:
         self.close()

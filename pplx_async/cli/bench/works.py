@@ -13,7 +13,7 @@ bytes. A write carries a notification wherever the transport has one. The works:
 - *idle*: processor time of a target that waits for one write, in percent of a core.
 
 A work of many writes ends when the target has noticed all of them and its answer is back. Data is
-verified in a repetition that is not timed. ``c/works.c`` does the same.
+verified in a repetition that is not timed. ``benchmarks/c/works.c`` does the same.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def find(key: str) -> Work:
 
 
 def scramble(number: int, bits: int, seed: int) -> int:
-    """Permute the numbers below ``2**bits``: looks random, and ``c/works.c`` has the same."""
+    """Permute the numbers below ``2**bits``: looks random, and ``benchmarks/c/works.c`` has the same."""
     mask = (1 << bits) - 1
     for _ in range(3):
         number = (number * 0x9E3779B1 + seed) & mask
