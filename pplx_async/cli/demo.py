@@ -13,10 +13,10 @@ import typer
 
 from pplx_async.cli import demo_run
 from pplx_async.cli.arguments import Debug, Fabric, Json, Library, engine_options
-from pplx_async.cli.demo_link import Job
 from pplx_async.cli.failures import ExitCode, Failure
 from pplx_async.cli.output import Output, size, span
 from pplx_async.cli.safetensors_file import model_file
+from pplx_async.cli.side_link import Job
 from pplx_async.options import join_address, split_address
 
 __all__ = ["app", "pages", "weights"]

@@ -14,12 +14,11 @@ import asyncio
 import time
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pplx_async import Peer, TransferEngine
-from pplx_async.cli.demo_link import (
+from pplx_async.cli.side_link import (
     Done,
     Job,
     Link,
@@ -28,7 +27,6 @@ from pplx_async.cli.demo_link import (
     Role,
     Talk,
     describe,
-    split_in_messages,
     watch_progress,
 )
 
@@ -36,14 +34,6 @@ __all__ = ["ROLES"]
 
 _SIDES = ("listener", "caller")
 _CHECK_CHUNK = 16 << 20
-
-
-class _Descriptors(msgspec.Struct, tag=True, frozen=True):
-    """Where the other side may write, and count."""
-
-    part: int
-    parts: int
-    descriptors: list[bytes]
 
 
 class _Plan:
@@ -77,8 +67,7 @@ async def _exchange(job: Job, link: Link) -> None:
         target_region = await engine.register(target, access="write")
         register_seconds = time.perf_counter() - started
         counter = engine.counter(peer=peer)
-        await talk.send(split_in_messages([target_region.to_bytes(), counter.to_bytes()], _Descriptors, talk.limit))
-        descriptors = [item for part in await talk.receive(_Descriptors) for item in part.descriptors]
+        descriptors = await talk.exchange([target_region.to_bytes(), counter.to_bytes()])
         remote_region, remote_counter = peer.region(descriptors[0]), peer.counter(descriptors[1])
 
         group = await engine.group("demo pages", [peer])
@@ -118,7 +107,7 @@ async def _exchange(job: Job, link: Link) -> None:
 
 
 async def _connect(engine: TransferEngine, link: Link) -> Peer:
-    return await engine.connect(await link.address())
+    return await engine.connect(await link.hear())
 
 
 async def _check(target: NDArray[np.uint8], plan: _Plan, link: Link) -> tuple[int, int]:

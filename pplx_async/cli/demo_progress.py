@@ -11,8 +11,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
-from pplx_async.cli.demo_link import Event, Moved, Phase
 from pplx_async.cli.output import size
+from pplx_async.cli.side_link import Event, Moved, Phase
 
 __all__ = ["ProgressView"]
 

@@ -22,7 +22,8 @@ import msgspec
 import numpy as np
 
 from pplx_async import TransferEngine
-from pplx_async.cli.demo_link import (
+from pplx_async.cli.safetensors_file import SafetensorsFile
+from pplx_async.cli.side_link import (
     Done,
     Job,
     Link,
@@ -34,7 +35,6 @@ from pplx_async.cli.demo_link import (
     split_in_messages,
     watch_progress,
 )
-from pplx_async.cli.safetensors_file import SafetensorsFile
 
 __all__ = ["ROLES"]
 
@@ -87,7 +87,7 @@ async def _send(job: Job, link: Link) -> None:
         hash_seconds = time.perf_counter() - started
 
         link.emit(Phase("connecting"))
-        peer = await engine.connect(await link.address())
+        peer = await engine.connect(await link.hear())
         talk = Talk(engine, peer)
         offers = [
             _Offer(tensor.name, tensor.dtype, tensor.shape, tensor.nbytes, digest)

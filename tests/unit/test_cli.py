@@ -13,9 +13,9 @@ import pytest
 import pplx_async
 from helpers.process import ROOT, environment
 from pplx_async import topology
-from pplx_async.cli import demo_child, failures, info, output, safetensors_file
-from pplx_async.cli.demo_link import Job
+from pplx_async.cli import failures, info, output, safetensors_file, side_child
 from pplx_async.cli.failures import CommandError, ExitCode, Failure
+from pplx_async.cli.side_link import Job
 from pplx_async.libraries import LibraryFile, libfabric_files
 
 SECRET = "tell-nobody"
@@ -260,9 +260,9 @@ def test_the_model_is_not_installed(monkeypatch):
 
 def test_uvloop_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvloop", None)
-    assert demo_child.loop_factory("asyncio") is None
+    assert side_child.loop_factory("asyncio") is None
     with pytest.raises(CommandError, match="uvloop is not installed") as caught:
-        demo_child.loop_factory("uvloop")
+        side_child.loop_factory("uvloop")
     assert caught.value.code is ExitCode.UNAVAILABLE
 
 
@@ -270,13 +270,13 @@ def test_numpy_is_not_installed(monkeypatch):
     monkeypatch.delitem(sys.modules, "pplx_async.cli.demo_pages", raising=False)
     monkeypatch.setitem(sys.modules, "numpy", None)
     with pytest.raises(CommandError, match="numpy") as caught:
-        demo_child.load_role(Job("pages", "caller", {}, {}))
+        side_child.load_role(Job("pages", "caller", {}, {}))
     assert caught.value.code is ExitCode.UNAVAILABLE
     assert "pplx_async[demo]" in caught.value.hint
 
 
 def test_neither_typer_nor_rich_is_loaded_by_a_side_of_a_demo():
-    program = "import sys, pplx_async.cli.demo_child; print({'typer', 'rich'} & set(sys.modules))"
+    program = "import sys, pplx_async.cli.side_child; print({'typer', 'rich'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout == "set()\n"
 

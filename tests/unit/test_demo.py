@@ -25,12 +25,12 @@ from typer.testing import CliRunner
 
 from helpers.process import ROOT, environment, take_interrupts
 from pplx_async import EngineOptions, topology
-from pplx_async.cli import demo_pages, demo_run, demo_weights, main, safetensors_file
-from pplx_async.cli.demo_link import Job, Moved, Phase, split_in_messages
+from pplx_async.cli import demo_pages, demo_run, demo_weights, main, safetensors_file, side_process
 from pplx_async.cli.demo_progress import ProgressView
 from pplx_async.cli.failures import CommandError, ExitCode, Failure
 from pplx_async.cli.output import Output
 from pplx_async.cli.safetensors_file import SafetensorsFile
+from pplx_async.cli.side_link import Job, Moved, Phase, split_in_messages
 
 tcp_only = pytest.mark.parametrize("way", ["tcp"], indirect=True)  # two processes
 
@@ -313,7 +313,7 @@ async def test_nothing_moves():
         view.on_event("sender", Phase("writing", 100))
         view.on_event("sender", Moved(40))
         with pytest.raises(CommandError, match=r"nothing moved for 0.1 s \(sender: writing, 40 B of 100 B\)"):
-            await demo_run._until_stopped(asyncio.sleep(60), view, 0.1)
+            await side_process.until_stopped(asyncio.sleep(60), view, 0.1)
 
 
 def test_the_same_report_again_is_no_progress(monkeypatch):
@@ -337,9 +337,11 @@ def test_a_bug_in_a_side_is_shown(capsys):
 def test_the_cause_is_reported_and_not_its_echo():
     cause, echo = Failure("RegistrationError", "no memory"), Failure("PeerLost", "gone")
     died = Failure("ProcessEnded", "its process was ended by SIGKILL")
-    assert str(demo_run._most_telling({"sender": echo, "receiver": cause})) == "receiver: no memory"
-    assert str(demo_run._most_telling({"sender": died, "receiver": echo})) == "sender: its process was ended by SIGKILL"
-    assert str(demo_run._most_telling({"sender": echo})) == "sender: gone"
+    assert str(side_process.most_telling({"sender": echo, "receiver": cause})) == "receiver: no memory"
+    assert (
+        str(side_process.most_telling({"sender": died, "receiver": echo})) == "sender: its process was ended by SIGKILL"
+    )
+    assert str(side_process.most_telling({"sender": echo})) == "sender: gone"
 
 
 # ---- messages ----

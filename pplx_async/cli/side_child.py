@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The pplx_async authors
 # SPDX-License-Identifier: Apache-2.0
-"""One side of a demo in a process of its own: ``python -m pplx_async.cli.demo_child JOB``.
+"""One side of a demo or of the benchmark, in a process: ``python -m pplx_async.cli.side_child JOB``.
 
-The job comes as JSON in the argument; events go to stdout, one JSON line each; the address of the
-other side comes on stdin. When stdin ends, whoever started us is gone, and so are we.
+The job comes as JSON in the argument; events go to stdout, one JSON line each; what the side hears,
+such as the address of the other one, comes on stdin. When stdin ends, whoever started us is gone, and
+so are we.
 """
 
 from __future__ import annotations
@@ -17,10 +18,18 @@ from collections.abc import Callable
 
 import msgspec
 
-from pplx_async.cli.demo_link import Event, Job, Role
 from pplx_async.cli.failures import CommandError, ExitCode, Failure, is_expected
+from pplx_async.cli.side_link import Event, Job, Role
 
 __all__ = ["load_role", "loop_factory", "main"]
+
+
+# The module of each task, and the extra of this package that brings what it needs.
+_TASKS = {
+    "weights": ("pplx_async.cli.demo_weights", "demo"),
+    "pages": ("pplx_async.cli.demo_pages", "demo"),
+    "bench": ("pplx_async.cli.bench.side", "bench"),
+}
 
 
 def load_role(job: Job) -> Role:
@@ -31,12 +40,13 @@ def load_role(job: Job) -> Role:
     CommandError
         A package that it needs is not installed.
     """
+    name, extra = _TASKS[job.task]
     try:
-        module = importlib.import_module(f"pplx_async.cli.demo_{job.demo}")
+        module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise CommandError(
-            f"the demo needs the package {error.name}, which is not installed",
-            hint="`pip install 'pplx_async[demo]'` brings it.",
+            f"this needs the package {error.name}, which is not installed",
+            hint=f"`pip install 'pplx_async[{extra}]'` brings it.",
             code=ExitCode.UNAVAILABLE,
         ) from error
     role: Role = module.ROLES[job.side]
@@ -70,24 +80,24 @@ class _PipeLink:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._lines: asyncio.Queue[str] = asyncio.Queue()
 
     def emit(self, event: Event) -> None:
         line = msgspec.json.encode(event) + b"\n"
         while line:
             line = line[os.write(self._fd, line) :]
 
-    async def address(self) -> str:
-        return await self._address
+    async def hear(self) -> str:
+        return await self._lines.get()
 
     async def listen(self, side: asyncio.Task[None]) -> None:
-        """Take the address, then wait for the end of stdin, and end the side."""
+        """Take lines until the end of stdin, then end the side."""
         reader = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
         transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         try:
             while line := await reader.readline():
-                self._address.set_result(line.decode().strip())
+                self._lines.put_nowait(line.decode().strip())
             side.cancel()
         finally:
             transport.close()

@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The pplx_async authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a side of a demo is told, and what it tells: a job in, events out, one JSON line each.
+"""What a side of a demo or of the benchmark is told, and what it tells: one JSON line each.
 
-Only this crosses between the process that shows a demo and the two that run it. What the two have
-for each other goes over the fabric: messages with descriptors, then one-sided writes.
+A job and what `Link.hear` returns go in, events come out. Only this crosses between the process of
+the command and the two that move the bytes. What the two have for each other goes over the fabric:
+messages with descriptors, then one-sided writes.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from pplx_async.cli.failures import CommandError, Failure
 __all__ = [
     "Done",
     "Event",
+    "Found",
     "Job",
     "Link",
     "Listening",
     "Moved",
     "Phase",
+    "Regions",
     "Role",
     "Talk",
     "describe",
@@ -45,19 +48,19 @@ class Job(msgspec.Struct, frozen=True):
 
     Attributes
     ----------
-    demo : str
-        ``"weights"`` or ``"pages"``.
+    task : str
+        ``"weights"``, ``"pages"`` or ``"bench"``.
     side : str
-        ``"sender"``, ``"receiver"``, ``"listener"`` or ``"caller"``.
+        Which of its two sides, such as ``"sender"``.
     engine : dict
         Fields of EngineOptions that were given on the command line; the environment has the others.
     arguments : dict
-        The demo's own.
+        The task's own.
     loop : str
         ``"asyncio"`` or ``"uvloop"``.
     """
 
-    demo: str
+    task: str
     side: str
     engine: dict[str, Any]
     arguments: dict[str, Any]
@@ -87,28 +90,42 @@ class Moved(msgspec.Struct, tag=True, frozen=True):
     nbytes: int
 
 
+class Found(msgspec.Struct, tag=True, frozen=True):
+    """What a side found on its way."""
+
+    result: dict[str, Any]
+
+
 class Done(msgspec.Struct, tag=True, frozen=True):
     """A side is through; what it found."""
 
     result: dict[str, Any]
 
 
-Event = Listening | Phase | Moved | Done | Failure
+Event = Listening | Phase | Moved | Found | Done | Failure
 
 
 class Link(Protocol):
-    """How a side reaches whoever shows the demo."""
+    """How a side reaches the process of the command."""
 
     def emit(self, event: Event) -> None:
         """Tell something."""
         ...
 
-    async def address(self) -> str:
-        """Wait for the address of the side that listens."""
+    async def hear(self) -> str:
+        """Wait for the next line; the first is the address of the side that listens, for the other one."""
         ...
 
 
 Role = Callable[[Job, Link], Coroutine[Any, Any, None]]
+
+
+class Regions(msgspec.Struct, tag=True, frozen=True):
+    """A message: where the other side may write, and count."""
+
+    part: int
+    parts: int
+    descriptors: list[bytes]
 
 
 def split_in_messages(items: list[_T], wrap: Callable[[int, int, list[_T]], msgspec.Struct], limit: int) -> list[bytes]:
@@ -195,6 +212,11 @@ class Talk:
             message = msgspec.msgpack.decode(await self._next(), type=kind)
             parts[message.part] = message
         return [parts[number] for number in sorted(parts)]
+
+    async def exchange(self, descriptors: list[bytes]) -> list[bytes]:
+        """Send ours, and receive the peer's."""
+        await self.send(split_in_messages(descriptors, Regions, self.limit))
+        return [item for part in await self.receive(Regions) for item in part.descriptors]
 
     async def _next(self) -> bytes:
         lost = asyncio.ensure_future(self._alive.wait(1))
