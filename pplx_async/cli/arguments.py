@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -12,7 +13,15 @@ import typer
 from pplx_async.cli.failures import CommandError, ExitCode
 from pplx_async.options import EngineOptions
 
-__all__ = ["Debug", "Fabric", "Json", "Library", "engine_options"]
+__all__ = ["Debug", "Fabric", "Json", "Library", "Loop", "LoopName", "engine_options"]
+
+
+class LoopName(enum.StrEnum):
+    """Event loops that the sides of a command can run on."""
+
+    asyncio = "asyncio"
+    uvloop = "uvloop"
+
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; words for humans go to stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -22,6 +31,7 @@ Fabric = Annotated[
         help="What moves the bytes: auto, tcp, tcp;ofi_rxm, efa, ipc, loopback. By default PPLX_ASYNC_FABRIC, or auto."
     ),
 ]
+Loop = Annotated[LoopName, typer.Option(help="Event loop of both sides.")]
 Library = Annotated[str | None, typer.Option(help="Path of the libfabric.so.1 to use, instead of searching for one.")]
 
 

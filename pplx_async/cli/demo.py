@@ -5,14 +5,13 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pplx_async.cli import demo_run
-from pplx_async.cli.arguments import Debug, Fabric, Json, Library, engine_options
+from pplx_async.cli.arguments import Debug, Fabric, Json, Library, Loop, LoopName, engine_options
 from pplx_async.cli.failures import ExitCode, Failure
 from pplx_async.cli.output import Output, size, span
 from pplx_async.cli.safetensors_file import model_file
@@ -27,15 +26,7 @@ app = typer.Typer(
 )
 
 
-class LoopName(enum.StrEnum):
-    """Event loops that a demo can run on."""
-
-    asyncio = "asyncio"
-    uvloop = "uvloop"
-
-
 Domains = Annotated[int | None, typer.Option(help="NICs that each side uses, 1 to 8; one NIC is opened several times.")]
-Loop = Annotated[LoopName, typer.Option(help="Event loop of both sides.")]
 Timeout = Annotated[float, typer.Option(min=1.0, help="Give up when nothing has moved for so many seconds.")]
 
 

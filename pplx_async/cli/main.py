@@ -10,6 +10,7 @@ import typer
 
 from pplx_async import __version__
 from pplx_async.cli import demo, info
+from pplx_async.cli.bench.command import bench
 
 __all__ = ["app", "main"]
 
@@ -35,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("info")(info.info)
+app.command("bench")(bench)
 app.add_typer(demo.app, name="demo")
 
 

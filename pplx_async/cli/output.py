@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from pplx_async.cli.failures import ExitCode, Failure, is_expected
@@ -71,6 +72,10 @@ class Output:
     def line(self, *parts: str | tuple[str, str]) -> None:
         """Print a line of text and (text, style) parts; brackets in them mean nothing."""
         self.out.print(Text.assemble(*parts))
+
+    def table(self, table: Table, width: int) -> None:
+        """Print a table that needs so many columns; a narrower terminal breaks its lines, and cuts no figure."""
+        Console(highlight=False, width=max(self.out.width, width)).print(table)
 
     def fail(self, failure: Failure, values: dict[str, Any] | None = None) -> None:
         """Say what failed; programs also get what there is of a result."""

@@ -192,7 +192,7 @@ def test_one_repetition_at_a_time(programs):
     work = dataclasses.replace(works.find("pingpong-8"), count=50)
     with CProgram(programs("shm_bench"), work) as program:
         assert [program.step()["run"] for _ in range(2)] == [1, 2]
-        pids = program.pids
+        pids = program.find_pids()
         assert len(pids) == 2
         # Both would spin, if they did not block between repetitions.
         before = processor_seconds(pids)

@@ -8,14 +8,16 @@ import contextlib
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Self
 
 from pplx_async.cli.bench.rows import Row, line_of
 from pplx_async.cli.bench.works import Work
 from pplx_async.cli.failures import CommandError
 
-__all__ = ["C_FOLDER", "CProgram", "ProgramFailed", "program_path"]
+__all__ = ["C_FOLDER", "C_ROWS", "CProgram", "CRow", "ProgramFailed", "program_path"]
 
 # Where `make bench-c` builds them in the checkout that this file is in, if it is in one.
 C_FOLDER = Path(__file__).parents[3] / "build" / "bench"
@@ -26,6 +28,23 @@ class ProgramFailed(CommandError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, kind="ProgramFailed")
+
+
+@dataclass(frozen=True)
+class CRow:
+    """A plain C program in one of its ways to wait."""
+
+    name: str
+    program: str
+    wait: str
+
+
+C_ROWS = (
+    CRow("c-shm-poll", "shm_bench", "poll"),
+    CRow("c-shm-epoll", "shm_bench", "epoll"),
+    CRow("c-tcp-poll", "fabric_bench", "poll"),
+    CRow("c-tcp-epoll", "fabric_bench", "epoll"),
+)
 
 
 def program_path(name: str) -> Path:
@@ -57,9 +76,8 @@ class CProgram:
             text=True,
         )
 
-    @property
-    def pids(self) -> list[int]:
-        """Both processes; waits until there are two, or the program has ended."""
+    def find_pids(self) -> list[int]:
+        """Find both processes; waits until there are two, or the program has ended."""
         pid = self._process.pid
         children: list[str] = []
         while not children and self._process.poll() is None:
@@ -97,9 +115,9 @@ class CProgram:
     def __enter__(self) -> Self:
         return self
 
-    def kill(self) -> None:
-        """End them now; a `step` that another thread waits in ends too."""
-        self._process.kill()  # the target goes with it
-
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc_type is not None:
+            self._process.kill()  # so that a `step` which another thread waits in ends too
         self.close()

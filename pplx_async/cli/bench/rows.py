@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pplx_async.cli.bench.works import Work, key_of
 
-__all__ = ["Row", "key", "line_of", "load_rows", "make_line", "make_row"]
+__all__ = ["Row", "key", "line_of", "load_rows", "make_line", "make_row", "numbered"]
 
 Row = dict[str, Any]
 _NEEDED = ("name", "work", "provider", "wait", "nbytes", "inflight", "value", "unit")
@@ -55,6 +56,12 @@ def line_of(text: str) -> Row | None:
     except ValueError:
         return None
     return values if isinstance(values, dict) and "work" in values and "value" in values else None
+
+
+def numbered(samples: Sequence[tuple[float, Row]]) -> list[Row]:
+    """Make lines of the repetitions that are kept, each with the cores that others took meanwhile."""
+    runs = len(samples)
+    return [line | {"run": i, "runs": runs, "others": round(others, 3)} for i, (others, line) in enumerate(samples, 1)]
 
 
 def make_row(lines: list[Row], name: str) -> Row:

@@ -14,7 +14,7 @@ from pplx_async.cli.bench.quiet import QUIET
 from pplx_async.cli.bench.rows import Row, key
 from pplx_async.cli.bench.works import WORKS, Work
 
-__all__ = ["ratio", "tables"]
+__all__ = ["digits", "ratio", "tables"]
 
 
 class _Column(NamedTuple):
@@ -94,16 +94,16 @@ def _cell(row: Row | None, base: Row | None, column: _Column, is_base: bool) -> 
     value = row[column.field]
     # A processor that sleeps is not worth a ratio, and neither are we beside ourselves.
     factor = ratio(row, base, column.work, column.field) if base and not is_base and column.work.unit != "%" else None
-    parts: list[str | tuple[str, str]] = [(_digits(value), "bold" if is_base else "")]
+    parts: list[str | tuple[str, str]] = [(digits(value), "bold" if is_base else "")]
     if (row.get("others") or 0.0) >= QUIET:
         parts.append(("~", "yellow"))
     if factor is not None:
-        parts.append((f" ({_digits(factor, 2)})", "dim"))
+        parts.append((f" ({digits(factor, 2)})", "dim"))
     return Text.assemble(*parts)
 
 
-def _digits(value: float, wanted: int = 3) -> str:
-    """So many significant digits, but no more than four behind the point, and no exponent."""
+def digits(value: float, wanted: int = 3) -> str:
+    """Write a figure: so many significant digits, but no more than four behind the point, and no exponent."""
     if value >= 10 ** (wanted - 1):
         return f"{value:.0f}"
     return f"{value:.{wanted}g}" if value >= 0.001 else f"{value:.4f}".rstrip("0").rstrip(".")

@@ -11,6 +11,7 @@ bytes. A write carries a notification wherever the transport has one. The works:
 - *scatter*: a row of messages to each of ``targets`` regions, in k/s.
 - *awaits*: small writes, ``inflight`` at a time, each acknowledged, in k/s.
 - *idle*: processor time of a target that waits for one write, in percent of a core.
+- *register*: time to register memory that is filled already, in ms; only `pplx-async bench` does it.
 
 A work of many writes ends when the target has noticed all of them and its answer is back. Data is
 verified in a repetition that is not timed. ``benchmarks/c/works.c`` does the same.
@@ -18,11 +19,12 @@ verified in a repetition that is not timed. ``benchmarks/c/works.c`` does the sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["ARENA", "IDLE_SECONDS", "RUNS", "WORKS", "Work", "find", "key_of", "places"]
+__all__ = ["ARENA", "IDLE_SECONDS", "OUR_WORKS", "RUNS", "WORKS", "Work", "find", "key_of", "places"]
 
-KIB, MIB = 1 << 10, 1 << 20
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 ARENA = 256 * MIB
 RUNS = 5
@@ -65,7 +67,7 @@ class Work:
     @property
     def lower_is_better(self) -> bool:
         """Whether it is a time, or a use of something."""
-        return self.unit in ("us", "%")
+        return self.unit in ("us", "ms", "%")
 
 
 def key_of(name: str, nbytes: int, inflight: int) -> str:
@@ -74,7 +76,7 @@ def key_of(name: str, nbytes: int, inflight: int) -> str:
         return name
     if name == "awaits":
         return f"{name}-{inflight}"
-    for unit, size in (("M", MIB), ("K", KIB)):
+    for unit, size in (("G", GIB), ("M", MIB), ("K", KIB)):
         if nbytes % size == 0:
             return f"{name}-{nbytes // size}{unit}"
     return f"{name}-{nbytes}"
@@ -95,13 +97,15 @@ WORKS = (
     Work("scatter", 7 * KIB, 8 * 256, "k/s", inflight=256, targets=8),
 )
 
+OUR_WORKS = (*WORKS, Work("register", GIB, 1, "ms"))
 
-def find(key: str) -> Work:
+
+def find(key: str, works: Sequence[Work] = WORKS) -> Work:
     """Find a work by its key."""
-    for work in WORKS:
+    for work in works:
         if work.key == key:
             return work
-    raise ValueError(f"no work {key}; one of: {', '.join(work.key for work in WORKS)}")
+    raise ValueError(f"no work {key}; one of: {', '.join(work.key for work in works)}")
 
 
 def scramble(number: int, bits: int, seed: int) -> int:

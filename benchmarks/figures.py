@@ -1,0 +1,82 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""Put the figures of ``results/bench-*.json`` into ``docs/benchmarks.md``, between its two marks.
+
+python -m benchmarks.figures
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pplx_async.cli.bench.comparison import lines_of
+from pplx_async.cli.bench.table import digits
+
+__all__ = ["insert", "render"]
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->"
+
+
+def render(results: Sequence[dict[str, Any]]) -> str:
+    """Write results as Markdown, a table each."""
+    return "\n".join(line for result in results for line in _section(result))
+
+
+def _section(result: dict[str, Any]) -> list[str]:
+    about = result["machine"]
+    names, lines = lines_of(result["rows"], result["name"])
+    columns = ["", "unit", f"`{result['name']}`", *(column for name in names for column in (f"`{name}`", "x")), "aim"]
+    quick = ", **quick: not to be quoted**" if result["quick"] else ""
+    return [
+        f"### {result['name']}",
+        "",
+        f"{about['cores']} cores of {about['processor']}, {about['memory_gib']} GiB, {about['system']}, "
+        f"Python {about['python']}, {result['loop']}, {result['runs']} runs{quick}.",
+        "",
+        _row(columns),
+        _row(["---"] * len(columns)),
+        *(_row(_cells(line)) for line in lines),
+        "",
+    ]
+
+
+def _cells(line: Any) -> list[str]:
+    cells = [line.title.strip(), line.unit, _figure(line.ours)]
+    for other in line.c:
+        cells += [_figure(other), digits(line.ours[0] / other[0], 2) if other and other[0] else ""]
+    said = {True: " (yes)", False: " (no)", None: ""}[line.met]
+    return [*cells, f"`{line.aim}`{said}" if line.aim else ""]
+
+
+def _figure(figure: tuple[float, bool] | None) -> str:
+    return "-" if figure is None else digits(figure[0]) + ("~" if figure[1] else "")
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def insert(page: str, figures: str) -> str:
+    """Replace what is between the marks."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no place between {BEGIN!r} and {END!r}")
+    return f"{before}{BEGIN}\n\n{figures}\n{END}{after}"
+
+
+def main() -> None:
+    """Read the results, and write the page."""
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("bench-*.json"))]
+    PAGE.write_text(insert(PAGE.read_text(), render(results)))
+    print(f"{len(results)} tables written into {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
