@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pplx_async.cli.bench.comparison import lines_of
+from pplx_async.cli.bench.comparison import Line, lines_of
 from pplx_async.cli.bench.table import digits
 
 __all__ = ["insert", "render"]
@@ -46,10 +46,11 @@ def _section(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _cells(line: Any) -> list[str]:
+def _cells(line: Line) -> list[str]:
     cells = [line.title.strip(), line.unit, _figure(line.ours)]
-    for other in line.c:
-        cells += [_figure(other), digits(line.ours[0] / other[0], 2) if other and other[0] else ""]
+    for number, other in enumerate(line.c):
+        ratio = line.ratio(number)
+        cells += [_figure(other), "" if ratio is None else digits(ratio, 2)]
     said = {True: " (yes)", False: " (no)", None: ""}[line.met]
     return [*cells, f"`{line.aim}`{said}" if line.aim else ""]
 

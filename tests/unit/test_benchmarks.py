@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from benchmarks.peers.processes import PeerFailed, run_peer
 from benchmarks.peers.registry import PEERS, Peer
 from helpers.process import ROOT
 from pplx_async.cli.bench import rows, table, works
-from pplx_async.cli.bench.c_program import CProgram, ProgramFailed, program_path
+from pplx_async.cli.bench.c_program import CProgram, ProgramFailed
 from pplx_async.cli.bench.quiet import Load, Samples
 
 LINE = {"program", "work", "provider", "wait", "nbytes", "count", "inflight", "targets", "run", "runs", "value"}
@@ -33,20 +32,6 @@ SMALL = [
     "pages --count 50 --page-nbytes 1024",
     "scatter --targets 8 --messages 4 --nbytes 7168",
 ]
-
-
-@pytest.fixture(scope="module")
-def programs():
-    """The C programs, built; skips where nothing can build them."""
-    missing = [tool for tool in ("make", "cc") if shutil.which(tool) is None]
-    if missing:
-        pytest.skip(f"no {' and no '.join(missing)} on this machine, so the C programs cannot be built")
-    result = subprocess.run(
-        ["make", "-f", "benchmarks/c/Makefile"], cwd=ROOT, capture_output=True, text=True, timeout=100
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "warning" not in result.stderr
-    return program_path
 
 
 def run(program, arguments, *more):

@@ -24,6 +24,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from helpers.process import ROOT, environment, take_interrupts
+from helpers.sides import are_gone, children
 from pplx_async import EngineOptions, topology
 from pplx_async.cli import demo_pages, demo_run, demo_weights, main, safetensors_file, side_process
 from pplx_async.cli.demo_progress import ProgressView
@@ -236,28 +237,6 @@ def test_both_sides_of_pages_plan_the_same():
 
 
 # ---- every wait has an end ----
-
-
-def children(process):
-    """The sides of a demo, by name, as soon as both are there."""
-    found = {}
-    deadline = time.monotonic() + 30
-    while len(found) < 2 and time.monotonic() < deadline and process.poll() is None:
-        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-            with contextlib.suppress(OSError, IndexError, msgspec.DecodeError):
-                arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                found[msgspec.json.decode(arguments[-2], type=Job).side] = int(pid)
-        time.sleep(0.01)
-    return found
-
-
-def are_gone(pids):
-    deadline = time.monotonic() + 15
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 @tcp_only

@@ -21,7 +21,7 @@ _TITLES = {
     "pingpong": "ping-pong {size}, half a round trip",
     "stream": "stream {size}, {inflight} in flight",
     "pages": "{count} pages of {size} in one await",
-    "scatter": "scatter to {targets} targets, {count} x {size}",
+    "scatter": "scatter {each} x {size} to each of {targets}",
     "awaits": "awaits a second, {inflight} in flight",
     "idle": "processor time of a waiting engine",
     "register": "register {size}",
@@ -29,7 +29,7 @@ _TITLES = {
 
 
 class Line(NamedTuple):
-    """One line of the table.
+    """One line of the table, for humans.
 
     Attributes
     ----------
@@ -52,6 +52,11 @@ class Line(NamedTuple):
     aim: str
     met: bool | None
 
+    def ratio(self, number: int) -> float | None:
+        """Divide ours by that of a C program; a processor that sleeps is not worth it."""
+        other = self.c[number]
+        return self.ours[0] / other[0] if other and other[0] and self.unit != "%" else None
+
 
 def lines_of(rows: Sequence[Row], ours: str) -> tuple[list[str], list[Line]]:
     """Put rows side by side; return the names of the C programs, and a line for each figure of ours."""
@@ -62,7 +67,7 @@ def lines_of(rows: Sequence[Row], ours: str) -> tuple[list[str], list[Line]]:
     for row in (row for row in rows if row["name"] == ours):
         others = [found.get((name, key(row))) for name in names]
         verdict = verdicts.get(key(row), {"aim": "", "met": None})
-        title = _TITLES[row["work"]].format(**row | {"size": _size(row["nbytes"])})
+        title = _TITLES[row["work"]].format(**row, size=_size(row["nbytes"]), each=row["count"] // row["targets"])
         if row["work"] == "register":
             title += f", {row['memory_nbytes'] / (1 << 20):.1f} MiB more memory"
         lines.append(_line(title, row["unit"], "value", row, others, verdict["aim"], verdict["met"]))
@@ -103,8 +108,9 @@ def comparison(rows: Sequence[Row], ours: str) -> Table:
     table.add_column("aim", no_wrap=True)
     for line in lines:
         cells = [_figure(line.ours, "bold")]
-        for other in line.c:
-            cells += [_figure(other), Text(digits(line.ours[0] / other[0], 2) if other and other[0] else "")]
+        for number, other in enumerate(line.c):
+            ratio = line.ratio(number)
+            cells += [_figure(other), Text("" if ratio is None else digits(ratio, 2))]
         style = {True: "green", False: "red", None: "dim"}[line.met]
         mark = {True: "yes: ", False: "no: ", None: ""}[line.met]
         table.add_row(line.title, line.unit, *cells, Text(mark + line.aim if line.aim else "", style=style))
