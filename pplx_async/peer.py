@@ -342,9 +342,10 @@ class Peer:
                 if task.done():
                     task.result()
         finally:
-            for task in (ready, connected):
-                task.cancel()
-            await asyncio.gather(ready, connected, return_exceptions=True)
+            # The transfer too: a task that is cancelled before its first step awaits nothing.
+            for ending in (ready, connected, connecting):
+                ending.cancel()
+            await asyncio.gather(ready, connected, connecting, return_exceptions=True)
         self._check_reason()
         self._record.is_open = True
 
