@@ -68,9 +68,9 @@ extern "C" {
     X(int, engine_wait_fd, (const pplx_engine *, size_t))                                              \
     X(uint32_t, drive, (pplx_engine *))                                                                \
     X(void, listens, (pplx_engine *, bool))                                                            \
-    X(bool, spin, (pplx_engine *, uint32_t))                                                           \
+    X(uint32_t, spin, (pplx_engine *, uint32_t))                                                           \
     X(void, spin_end, (pplx_engine *))                                                                 \
-    X(bool, watch, (pplx_engine *, uint32_t))
+    X(uint32_t, watch, (pplx_engine *, uint32_t))
 
 typedef struct pplx_api {
     size_t size; /* sizeof(pplx_api) in the core */

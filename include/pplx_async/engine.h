@@ -253,11 +253,12 @@ int pplx_engine_wait_fd(const pplx_engine *engine, size_t domain);
 uint32_t pplx_drive(pplx_engine *engine);
 void pplx_listens(pplx_engine *engine, bool listens); /* whether the owner watches that fd */
 
-/* Do the proxy's work on this thread until something is in the done list (true), for `us` at most. The
- * proxy stands by from now until shortly after; with no further call it takes over by itself. */
-bool pplx_spin(pplx_engine *engine, uint32_t us);
+/* Do the proxy's work on this thread until something is in the done list (DONE), for `us` at most; DROVE:
+ * there was something to do. The proxy stands by from now until shortly after; with no further call it
+ * takes over by itself. */
+uint32_t pplx_spin(pplx_engine *engine, uint32_t us);
 void pplx_spin_end(pplx_engine *engine); /* the owner is about to sleep */
-bool pplx_watch(pplx_engine *engine, uint32_t us); /* the same without the work: the proxy is to do it */
+uint32_t pplx_watch(pplx_engine *engine, uint32_t us); /* the same without the work: the proxy is to do it */
 
 /* Drop what is not posted; the request settles as PPLX_CANCELLED unless all of it was posted.
  * Returns false if it has settled already. */

@@ -117,7 +117,7 @@ typedef struct pplx_provider {
      * broken queue reports through the completions of what it loses. */
     size_t (*poll)(pplx_provider_domain *domain, pplx_completion *completions, size_t capacity);
 
-    /* Before the thread blocks on wait_fd(): PPLX_OK, it may, and the fd will turn readable as soon
+    /* Before the thread blocks on wait_fd(), after all else that it does: PPLX_OK, it may, and the fd will turn readable as soon
      * as poll() has something to do; PPLX_AGAIN, poll again first; PPLX_UNSUPPORTED, at present the
      * fd can't tell of everything: it may block, and polls on a timer as well. */
     pplx_status (*arm)(pplx_provider_domain *domain);

@@ -27,7 +27,7 @@ __all__ = ["Waker"]
 cdef uint32_t SPIN_US = 30
 cdef double POLL_SECONDS = 0.002
 # Awaits in a row that need not suspend.
-cdef int MOST_AT_ONCE = 32
+cdef int MOST_AT_ONCE = 128
 
 
 cdef class Waker:
@@ -150,16 +150,16 @@ cdef class Waker:
     cdef bint spin(self) except -1:
         """Spin for a moment; True if anything came."""
         cdef pplx_engine *ptr = self.ptr
-        cdef bint found
+        cdef uint32_t flags
         cdef bint ours = self.theirs == 0
         if ptr == NULL or self.reaping or not self.running or not self.is_fair():
             return False
         with nogil:
-            found = api.spin(ptr, SPIN_US) if ours else api.watch(ptr, SPIN_US)
-        if found:
+            flags = api.spin(ptr, SPIN_US) if ours else api.watch(ptr, SPIN_US)
+        if flags & PPLX_DONE:
             self.take_done()
         self.keep_polling()
-        return found
+        return flags & PPLX_DONE != 0
 
     cdef int keep_polling(self) except -1:
         self.active = self.loop.time()
@@ -172,18 +172,18 @@ cdef class Waker:
         """One turn of ours in a turn of the loop; comes again as long as something may come soon."""
         cdef pplx_engine *ptr = self.ptr
         cdef bint ours = self.theirs == 0
-        cdef bint found
+        cdef uint32_t flags
         self.polling = False
         if ptr == NULL or not self.running:
             return
         with nogil:
-            found = api.spin(ptr, 0) if ours else api.watch(ptr, 0)
-        if found:
+            flags = api.spin(ptr, 0) if ours else api.watch(ptr, 0)
+        if flags & PPLX_DONE:
             self.take_done()
         if self.inflight or self.waiting:
-            if found:
+            if flags:
                 self.active = self.loop.time()
-            if found or self.loop.time() - self.active < POLL_SECONDS:
+            if flags or self.loop.time() - self.active < POLL_SECONDS:
                 self.polling = True
                 self.loop.call_soon(self.poll)
                 return

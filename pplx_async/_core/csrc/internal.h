@@ -187,6 +187,7 @@ struct pplx_engine {
     _Atomic uint64_t lease_ns; /* until when the owner makes progress and the proxy stands by; owner */
     bool drives;               /* constant after start: the owner listens to the wait fds too */
     _Atomic bool listens;      /* ... and does so now; written by the owner */
+    uint32_t unseen;           /* turns of the owner in a row that did something, but nothing that it is told of */
     bool spinning;             /* the owner left the providers unarmed, under its lease */
     uint64_t sleep_until_ns;   /* when the sleeping proxy means to wake up; 0: it doesn't sleep */
     pthread_t thread;

@@ -26,16 +26,13 @@ pplx_status pplx_ipc_domain_open(const ipc_options *options, ipc_domain **out, p
     ipc_domain *domain = calloc(1, sizeof *domain);
     if (!domain) return ipc_fail(error, PPLX_NO_MEMORY, ENOMEM, "no memory for an ipc domain");
     domain->options = *options;
-    domain->listener = domain->epoll_fd = domain->self_fd = -1;
+    domain->listener = domain->epoll_fd = -1;
     domain->listener_watch = (ipc_watch){IPC_WATCH_LISTENER, domain};
-    domain->self_watch = (ipc_watch){IPC_WATCH_SELF, domain};
     pplx_ipc_visitors_open(domain);
     bool open = pplx_ipc_random(domain->listener_name, sizeof domain->listener_name);
     if (open) domain->listener = pplx_ipc_listen(domain->listener_name);
     if (open && domain->listener >= 0) domain->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    if (domain->epoll_fd >= 0) domain->self_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (domain->self_fd >= 0 && pplx_ipc_watch_fd(domain, domain->listener, &domain->listener_watch) &&
-        pplx_ipc_watch_fd(domain, domain->self_fd, &domain->self_watch)) {
+    if (domain->epoll_fd >= 0 && pplx_ipc_watch_fd(domain, domain->listener, &domain->listener_watch)) {
         *out = domain;
         return PPLX_OK;
     }
@@ -48,7 +45,6 @@ void pplx_ipc_domain_close(ipc_domain *domain) {
     pplx_ipc_visitors_close(domain);
     if (domain->listener >= 0) close(domain->listener);
     if (domain->epoll_fd >= 0) close(domain->epoll_fd);
-    if (domain->self_fd >= 0) close(domain->self_fd);
     free(domain->buckets);
     free(domain->late);
     free(domain);
@@ -56,20 +52,9 @@ void pplx_ipc_domain_close(ipc_domain *domain) {
 
 /* ------------------------------------------------------------------ looking */
 
-static void clear_self(const ipc_domain *domain) {
-    uint64_t count;
-    if (read(domain->self_fd, &count, sizeof count) < 0) return; /* EAGAIN: it wasn't rung */
-}
-
-void pplx_ipc_ring_self(ipc_domain *domain) {
-    const uint64_t one = 1;
-    if (domain->slept && write(domain->self_fd, &one, sizeof one) < 0) return; /* full: it is readable */
-}
-
 static void look_at(ipc_domain *domain, const ipc_watch *watch, uint64_t now_ns) {
     switch (watch->kind) {
     case IPC_WATCH_LISTENER: pplx_ipc_accept_visitors(domain, now_ns); break;
-    case IPC_WATCH_SELF: clear_self(domain); break;
     case IPC_WATCH_VISITOR: pplx_ipc_visitor_readable(domain, watch->subject); break;
     case IPC_WATCH_SOCKET: pplx_ipc_read_notes(watch->subject); break;
     case IPC_WATCH_PEER: pplx_ipc_peer_died(watch->subject); break;
@@ -98,10 +83,16 @@ static bool reads_inbox(const ipc_endpoint *endpoint) {
     return endpoint->state == IPC_UP || endpoint->state == IPC_ENDING;
 }
 
-void pplx_ipc_awake(ipc_domain *domain) {
+/* True: look at the descriptors. Mostly there is no need, which saves a system call: who rang took `wake`
+ * off, and whatever else becomes readable is found a little later. */
+bool pplx_ipc_awake(ipc_domain *domain) {
+    bool look = false;
     domain->slept = false;
-    for (ipc_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next)
-        if (reads_inbox(endpoint)) ipc_set_wake(&endpoint->inbox, 0);
+    for (ipc_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next) {
+        if (reads_inbox(endpoint) && !ipc_clear_wake(&endpoint->inbox)) endpoint->note_due = true;
+        look |= endpoint->note_due || endpoint->state != IPC_UP;
+    }
+    return look;
 }
 
 /* Is there anything to do, looked for after `wake` was set? What isn't in shared memory makes the

@@ -126,7 +126,6 @@ static pplx_status finish_closing(ipc_endpoint *endpoint) {
     ipc_domain *domain = endpoint->domain;
     keep_immediates(endpoint);
     drop_done(endpoint);
-    if (domain->late_count) pplx_ipc_ring_self(domain);
     pplx_ipc_disconnect(endpoint);
     pplx_ipc_drop_exports(endpoint);
     if (domain->turn == endpoint) domain->turn = endpoint->next;

@@ -70,7 +70,7 @@ static const uint64_t IPC_MAX_MESSAGE = UINT64_C(1) << 40;
 static const uint64_t IPC_EARLY_NS = UINT64_C(10000000000);
 
 /* What an epoll event points to. */
-enum ipc_watch_kind { IPC_WATCH_LISTENER, IPC_WATCH_SELF, IPC_WATCH_VISITOR, IPC_WATCH_SOCKET, IPC_WATCH_PEER };
+enum ipc_watch_kind { IPC_WATCH_LISTENER, IPC_WATCH_VISITOR, IPC_WATCH_SOCKET, IPC_WATCH_PEER };
 typedef struct ipc_watch {
     enum ipc_watch_kind kind;
     void *subject;
@@ -158,6 +158,7 @@ struct ipc_endpoint {
     int socket, pidfd, inbox_fd;
     ipc_watch socket_watch, peer_watch;
     uint32_t news_seen;
+    bool note_due; /* a note of the peer's is on its way to the socket, or there */
     ipc_inbox inbox, outbox; /* ours; the peer's, when it is UP */
     /* Immediates: received up to here, sent up to here, and how many are known to fit. */
     uint64_t immediate_head, immediate_tail, immediates_free;
@@ -199,8 +200,8 @@ typedef struct ipc_visitor {
 struct ipc_domain {
     ipc_options options;
     uint8_t listener_name[IPC_TOKEN_BYTES];
-    int listener, epoll_fd, self_fd;
-    ipc_watch listener_watch, self_watch;
+    int listener, epoll_fd;
+    ipc_watch listener_watch;
     ipc_visitor visitors[IPC_VISITORS];
     uint32_t nvisitors;
     ipc_endpoint *endpoints;
@@ -231,8 +232,7 @@ pplx_status pplx_ipc_domain_open(const ipc_options *options, ipc_domain **domain
 void pplx_ipc_domain_close(ipc_domain *domain);
 void pplx_ipc_look(ipc_domain *domain, uint64_t now_ns);
 pplx_status pplx_ipc_arm(pplx_provider_domain *domain);
-void pplx_ipc_awake(ipc_domain *domain);
-void pplx_ipc_ring_self(ipc_domain *domain); /* poll() has something to do, and may be armed */
+bool pplx_ipc_awake(ipc_domain *domain);
 bool pplx_ipc_watch_fd(ipc_domain *domain, int fd, ipc_watch *watch);
 
 /* ipc_link.c */

@@ -74,7 +74,6 @@ static void stand(ipc_endpoint *endpoint) {
     endpoint->state = IPC_UP;
     close_fd(&endpoint->inbox_fd);
     watch_peer(endpoint);
-    pplx_ipc_ring_self(endpoint->domain); /* armed before: the peer would find no reason to wake us */
 }
 
 void pplx_ipc_accept(ipc_endpoint *endpoint, int fd, const ipc_hello *hello, int inbox_fd) {
@@ -111,13 +110,19 @@ void pplx_ipc_meet(ipc_endpoint *endpoint) {
 
 /* ------------------------------------------------------------------ telling */
 
-bool pplx_ipc_say(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
+static bool say(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
     return endpoint->socket >= 0 && pplx_ipc_send(endpoint->socket, note, sizeof *note, fd) == (ssize_t)sizeof *note;
+}
+
+/* Any note wakes the peer, which looks at its socket if `wake` was taken off (pplx_ipc_awake). */
+bool pplx_ipc_say(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
+    if (endpoint->outbox.head) ipc_take_wake(&endpoint->outbox, IPC_WAKE_ARRIVAL | IPC_WAKE_ROOM);
+    return say(endpoint, note, fd);
 }
 
 void pplx_ipc_wake_peer(ipc_endpoint *endpoint, unsigned what) {
     static const ipc_note note = {.kind = IPC_WAKE};
-    if (ipc_take_wake(&endpoint->outbox, what)) pplx_ipc_say(endpoint, &note, -1); /* no room: it is readable */
+    if (ipc_take_wake(&endpoint->outbox, what)) say(endpoint, &note, -1); /* no room: it is readable */
 }
 
 void pplx_ipc_announce(ipc_endpoint *endpoint) {
@@ -201,6 +206,7 @@ void pplx_ipc_read_notes(ipc_endpoint *endpoint) {
         int fd;
         ssize_t n = pplx_ipc_receive(endpoint->socket, &message, sizeof message, &fd);
         if (n < 0 && errno == EAGAIN) return;
+        endpoint->note_due = false;
         if (n <= 0) {
             if (endpoint->pidfd < 0) endpoint->let_go = true; /* nothing else would tell of its death */
             pplx_ipc_peer_gone(endpoint, PPLX_PEER_LOST);

@@ -112,7 +112,6 @@ static void refuse_records(ipc_endpoint *endpoint, const pplx_provider_mr *handl
         endpoint->receiving = NULL;
     }
     endpoint->queue_blocked = endpoint->sends_blocked = IPC_RUNNABLE;
-    pplx_ipc_ring_self(endpoint->domain);
 }
 
 pplx_status pplx_ipc_mr_close(pplx_provider_mr *handle) {

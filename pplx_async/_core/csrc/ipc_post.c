@@ -28,7 +28,6 @@ void pplx_ipc_finish(ipc_list *from, ipc_record *record, pplx_status status) {
     if (from) ipc_list_remove(from, record);
     record->status = status;
     ipc_list_append(&domain->done, record);
-    pplx_ipc_ring_self(domain);
 }
 
 void pplx_ipc_end_all(ipc_endpoint *endpoint, pplx_status status) {
@@ -306,7 +305,6 @@ static void count_receive(ipc_endpoint *endpoint) {
     /* seq_cst: pairs with the load in receive_posted() */
     atomic_store_explicit(&endpoint->inbox.head->receives, endpoint->receives_posted, memory_order_seq_cst);
     if (endpoint->state == IPC_UP) pplx_ipc_wake_peer(endpoint, IPC_WAKE_ROOM);
-    if (endpoint->domain->slept) pplx_ipc_ring_self(endpoint->domain); /* a message may wait for it here */
 }
 
 /* Do it now, or leave it to poll(). */
@@ -333,7 +331,6 @@ static void start(ipc_endpoint *endpoint, ipc_record *record, uint64_t *nbytes) 
     *(send ? &endpoint->sends_blocked : &endpoint->queue_blocked) = IPC_RUNNABLE;
     if (request->nbytes <= least(IPC_SMALL_COPY, *nbytes))
         run_list(endpoint, list, send ? run_send : run_one_sided, nbytes);
-    if (list->head) pplx_ipc_ring_self(endpoint->domain);
 }
 
 pplx_status pplx_ipc_post(pplx_provider_endpoint *handle, const pplx_work_request *requests, size_t count,

@@ -122,6 +122,12 @@ static inline void ipc_set_wake(const ipc_inbox *own, unsigned what) {
     atomic_store_explicit(&own->head->wake, what, memory_order_seq_cst);
 }
 
+/* Consumer, awake again: true if it is still set, nobody rang. */
+static inline bool ipc_clear_wake(const ipc_inbox *own) {
+    /* seq_cst: see "Waking" */
+    return atomic_exchange_explicit(&own->head->wake, 0, memory_order_seq_cst) != 0;
+}
+
 /* Producer, after it has published: true if the bell has to be rung, once per sleep. */
 static inline bool ipc_take_wake(const ipc_inbox *to, unsigned what) {
     /* seq_cst: see "Waking" */

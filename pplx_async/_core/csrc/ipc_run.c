@@ -72,9 +72,8 @@ size_t pplx_ipc_poll(pplx_provider_domain *handle, pplx_completion *completions,
     ipc_domain *domain = (ipc_domain *)handle;
     ipc_turn turn = {.completions = completions, .capacity = capacity, .nbytes = IPC_TURN_BYTES};
     const uint64_t now_ns = ipc_now_ns();
-    const bool slept = domain->slept;
-    if (slept) pplx_ipc_awake(domain);
-    if (slept || domain->look_again || now_ns - domain->looked_ns >= IPC_LOOK_NS) pplx_ipc_look(domain, now_ns);
+    bool look = domain->slept && pplx_ipc_awake(domain);
+    if (look || domain->look_again || now_ns - domain->looked_ns >= IPC_LOOK_NS) pplx_ipc_look(domain, now_ns);
     /* In turns, so that neither what ends nor what arrives keeps the other from being reported. */
     domain->arrivals_first = !domain->arrivals_first;
     if (!domain->arrivals_first) report_done(domain, &turn);

@@ -34,7 +34,7 @@
 
 #include "internal.h"
 
-enum { LEASE_NS = 2000000, NAP_NS = 1000000, MOST_TURNS = 4, MOST_TRIES = 100 };
+enum { LEASE_NS = 2000000, NAP_NS = 1000000, MOST_TURNS = 4, MOST_TRIES = 100, MOST_UNSEEN = 4 };
 
 static inline void relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -223,37 +223,49 @@ uint32_t pplx_drive(pplx_engine *engine) {
         if (tries == MOST_TRIES) return come_back(engine, armed, 0); /* the proxy is at work: it will ring us */
         relax();
     }
-    for (int turns = 0; turns < MOST_TURNS && pplx_turn(engine, NULL); turns++) {
+    int turns = 0;
+    while (turns < MOST_TURNS && pplx_turn(engine, NULL)) turns++;
+    engine->unseen = turns && pplx_done_empty(&engine->done) ? engine->unseen + 1 : 0;
+    if (engine->unseen < MOST_UNSEEN) {
+        hand_over(engine);
+        return come_back(engine, armed, PPLX_DROVE);
     }
-    hand_over(engine);
-    return come_back(engine, armed, PPLX_DROVE);
+    /* Traffic that this thread is not told of, shards or counts below what is waited for: the proxy
+     * spins after each, and then nobody needs to be rung for the next. */
+    engine->unseen = 0;
+    lease(engine, 0);
+    pplx_token_give(engine);
+    wake_proxy(engine);
+    return come_back(engine, armed, 0);
 }
 
-bool pplx_watch(pplx_engine *engine, uint32_t us) {
+uint32_t pplx_watch(pplx_engine *engine, uint32_t us) {
     const uint64_t until = pplx_now_ns() + us * UINT64_C(1000);
     pplx_done_disarm(&engine->done);
     while (pplx_done_empty(&engine->done) && pplx_now_ns() < until) relax();
-    return !pplx_done_empty(&engine->done);
+    return come_back(engine, false, 0);
 }
 
-bool pplx_spin(pplx_engine *engine, uint32_t us) {
+uint32_t pplx_spin(pplx_engine *engine, uint32_t us) {
     pplx_done_disarm(&engine->done);
+    uint32_t flags = 0;
     uint64_t now = pplx_now_ns();
     const uint64_t until = now + us * UINT64_C(1000);
     lease(engine, until + LEASE_NS);
     while (!pplx_token_take(engine)) { /* the proxy ends its turn and sees the lease */
         relax();
         now = pplx_now_ns();
-        if (!pplx_done_empty(&engine->done)) return true;
-        if (now >= until) return false;
+        if (!pplx_done_empty(&engine->done)) return PPLX_DONE;
+        if (now >= until) return 0;
     }
     engine->spinning = true;
-    do pplx_turn(engine, NULL);
+    do
+        if (pplx_turn(engine, NULL)) flags = PPLX_DROVE;
     while (pplx_done_empty(&engine->done) && engine->now_ns < until);
     const bool asleep = !stands_by(engine);
     pplx_token_give(engine);
     if (asleep) wake_proxy(engine); /* so that it stands by: the providers are not armed */
-    return !pplx_done_empty(&engine->done);
+    return come_back(engine, false, flags);
 }
 
 void pplx_spin_end(pplx_engine *engine) {

@@ -276,8 +276,8 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         int (*engine_wait_fd)(const pplx_engine *, size_t) noexcept nogil
         uint32_t (*drive)(pplx_engine *) noexcept nogil
         void (*listens)(pplx_engine *, pplx_bool) noexcept nogil
-        pplx_bool (*spin)(pplx_engine *, uint32_t) noexcept nogil
+        uint32_t (*spin)(pplx_engine *, uint32_t) noexcept nogil
         void (*spin_end)(pplx_engine *) noexcept nogil
-        pplx_bool (*watch)(pplx_engine *, uint32_t) noexcept nogil
+        uint32_t (*watch)(pplx_engine *, uint32_t) noexcept nogil
 
     const pplx_api *pplx_core_api()
