@@ -25,5 +25,6 @@ cdef class Waker:
     cdef int check_running(self) except -1
     cdef bint spin(self) except -1
     cdef int keep_polling(self) except -1
+    cdef int go_on(self, bint active) except -1
     cdef int reap(self) except -1
     cdef int take_done(self) except -1

@@ -156,9 +156,9 @@ cdef class Waker:
             return False
         with nogil:
             flags = api.spin(ptr, SPIN_US) if ours else api.watch(ptr, SPIN_US)
+        self.keep_polling()  # whatever handling what has come raises: it goes on, and arms in the end
         if flags & PPLX_DONE:
             self.take_done()
-        self.keep_polling()
         return flags & PPLX_DONE != 0
 
     cdef int keep_polling(self) except -1:
@@ -178,16 +178,23 @@ cdef class Waker:
             return
         with nogil:
             flags = api.spin(ptr, 0) if ours else api.watch(ptr, 0)
-        if flags & PPLX_DONE:
-            self.take_done()
-        if self.inflight or self.waiting:
-            if flags:
-                self.active = self.loop.time()
-            if flags or self.loop.time() - self.active < POLL_SECONDS:
-                self.polling = True
-                self.loop.call_soon(self.poll)
-                return
-        if self.ptr != NULL:
-            api.spin_end(self.ptr)
-            if not api.arm(self.ptr):
-                self.loop.call_soon(self.drain_done_list)
+        if flags:
+            self.active = self.loop.time()
+        try:
+            if flags & PPLX_DONE:
+                self.take_done()
+        finally:
+            self.go_on(flags != 0)
+
+    cdef int go_on(self, bint active) except -1:
+        """Another turn, or armed and asleep."""
+        if self.ptr == NULL or self.polling:
+            return 0
+        if (self.inflight or self.waiting) and (active or self.loop.time() - self.active < POLL_SECONDS):
+            self.polling = True
+            self.loop.call_soon(self.poll)
+            return 0
+        api.spin_end(self.ptr)
+        if not api.arm(self.ptr):
+            self.loop.call_soon(self.drain_done_list)
+        return 0

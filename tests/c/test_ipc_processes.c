@@ -340,6 +340,15 @@ static void test_killed_writer(void) {
     }
 }
 
+/* Until the peer has mapped our memory, and writes there. */
+static void wait_written(side *s) {
+    const uint64_t start = check_now_ns();
+    for (size_t at = 0; s->arena[MAPPED][at] == 0; at = (at + 1) % (8 * 4096)) {
+        side_poll(s);
+        check_patience(start, PATIENCE);
+    }
+}
+
 /* A stopped peer doesn't let go of our memory. It loses it: when it goes on, nothing changes here.
  * Another peer, which is alive, has no part in that. */
 static void test_stopped(void) {
@@ -354,6 +363,7 @@ static void test_stopped(void) {
         meet_child(&c, "stream", &s, &peer);
         s.nimms = 0;
         wait_imms(&s, NULL, 20);
+        wait_written(&s);
         run_for(&s, NULL, 1e-6 * (double)(check_random(&random) % 3000));
         kill(c.pid, SIGSTOP);
         CHECK(waitpid(c.pid, NULL, WUNTRACED) == c.pid); /* it has stopped, in a copy or not */

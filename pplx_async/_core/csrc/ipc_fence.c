@@ -8,11 +8,12 @@
  * poll(). Until it confirms, or is dead, endpoint_close() says PPLX_UNRELEASED.
  *
  * A peer that is stopped, hangs, or lies can't be waited for. Nobody can take a mapping away from
- * another process, but we can take our memory elsewhere: a fresh memfd with the same contents is
- * mapped over each range, and what the peer writes from then on goes to pages that we have given up.
- * Before that the other peers that have the memfd are told to let go of it, so that no write of
- * theirs is lost between the copy and the switch; they get the new one when they ask again. Our own
- * threads must not write there in that moment, or what they write may be lost. */
+ * another process, but we can take our memory elsewhere (pplx_ipc_segment_move): what the peer writes
+ * from then on goes to pages that we have given up. Before that the other peers that have the memfd are
+ * told to let go of it, so that no write of theirs goes there; they get at the memory through staging.
+ *
+ * The same for a region that is closed: who was told of it lets go, or its pages move. */
+#include <poll.h>
 #include <stdlib.h>
 
 #include "ipc_internal.h"
@@ -63,7 +64,7 @@ static void forget_holders(const ipc_domain *domain, ipc_segment *segment) {
 static bool move_pages(const ipc_domain *domain) {
     bool all = true;
     for (ipc_segment *segment = domain->segments; segment; segment = segment->next) {
-        if (!segment->moving || !segment->regions) continue;
+        if (!segment->moving || !segment->regions || segment->fd < 0) continue;
         if (pplx_ipc_segment_move(segment)) {
             segment->moving = false;
             forget_holders(domain, segment);
@@ -72,6 +73,35 @@ static bool move_pages(const ipc_domain *domain) {
         }
     }
     return all;
+}
+
+/* ------------------------------------------------------------------ one region */
+
+static bool has_holder(const ipc_region *region) {
+    for (const ipc_export *export = region->exports; export; export = export->region_next)
+        if (export->segment) return true;
+    return false;
+}
+
+/* Afterwards no peer writes there any more: it has confirmed, which takes microseconds if it runs, or
+ * the pages have moved. Not those of an allocation of which another region is still open: its holders
+ * would have to let go first. */
+void pplx_ipc_fence_region(const ipc_region *region) {
+    ipc_domain *domain = region->domain;
+    ipc_segment *segment = region->segment;
+    const uint64_t end_ns = ipc_now_ns() + IPC_FENCE_NS;
+    for (ipc_export *export = region->exports, *next; export; export = next) {
+        next = export->region_next;
+        pplx_ipc_unwant(export);
+        pplx_ipc_send_revokes(export->endpoint);
+    }
+    while (has_holder(region) && ipc_now_ns() < end_ns) {
+        struct pollfd readable = {.fd = domain->epoll_fd, .events = POLLIN};
+        poll(&readable, 1, 1);
+        pplx_ipc_look(domain, ipc_now_ns());
+    }
+    if (has_holder(region) && segment->regions == 1 && segment->fd >= 0 && pplx_ipc_segment_move(segment))
+        forget_holders(domain, segment);
 }
 
 /* ------------------------------------------------------------------ closing */

@@ -233,6 +233,7 @@ void pplx_ipc_domain_close(ipc_domain *domain);
 void pplx_ipc_look(ipc_domain *domain, uint64_t now_ns);
 pplx_status pplx_ipc_arm(pplx_provider_domain *domain);
 bool pplx_ipc_awake(ipc_domain *domain);
+void pplx_ipc_fence_region(const ipc_region *region);
 bool pplx_ipc_watch_fd(ipc_domain *domain, int fd, ipc_watch *watch);
 
 /* ipc_link.c */

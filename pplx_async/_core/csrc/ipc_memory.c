@@ -123,11 +123,10 @@ pplx_status pplx_ipc_mr_close(pplx_provider_mr *handle) {
     while (*at != region) at = &(*at)->next;
     *at = region->next;
     domain->nregions--;
+    pplx_ipc_fence_region(region);
     for (ipc_export *export = region->exports, *next; export; export = next) {
         next = export->region_next;
         export->region = NULL;
-        pplx_ipc_unwant(export);
-        pplx_ipc_send_revokes(export->endpoint);
     }
     if (region->segment) {
         region->segment->regions--;
@@ -234,7 +233,7 @@ void pplx_ipc_answer_map(ipc_endpoint *endpoint, uint64_t key) {
         note.extent = IPC_STAGED;
         note.access = region->access;
         note.nbytes = region->nbytes;
-        if (region->segment) fd = descriptor_for(region, &passed);
+        if (region->segment && region->segment->fd >= 0) fd = descriptor_for(region, &passed);
         if (fd >= 0) {
             note.extent = IPC_MAPPABLE;
             note.offset = region->address - (uint64_t)(uintptr_t)region->segment->address;

@@ -8,7 +8,7 @@
  * other, and staged. A NIC that has pinned the pages would not notice a move: memory that is
  * registered with one, too, has to be registered there again. */
 #ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* seals, mremap, SEEK_DATA */
+#define _GNU_SOURCE /* seals, dup3 */
 #endif
 #include <errno.h>
 #include <fcntl.h>
@@ -54,11 +54,11 @@ void pplx_ipc_segment_release(ipc_domain *domain, ipc_segment *segment) {
     while (*at != segment) at = &(*at)->next;
     *at = segment->next;
     unclaim(segment);
-    close(segment->fd);
+    if (segment->fd >= 0) close(segment->fd);
     free(segment);
 }
 
-/* *out stays NULL where another domain has it. */
+/* *out stays NULL where another domain has it, or its pages have been moved out of any memfd. */
 pplx_status pplx_ipc_segment_find(ipc_domain *domain, const pplx_memory *memory, ipc_segment **out, pplx_error *error) {
     const long page = sysconf(_SC_PAGESIZE);
     const uint64_t base = memory->address - memory->fd_offset;
@@ -68,6 +68,7 @@ pplx_status pplx_ipc_segment_find(ipc_domain *domain, const pplx_memory *memory,
     if (seals < 0 || (seals & needed) != needed || fstat(memory->fd, &file) != 0)
         return ipc_fail(error, PPLX_REGISTRATION, errno, "descriptor %d is no memfd sealed against resizing",
                         memory->fd);
+    if (file.st_size == 0) return PPLX_OK; /* see pplx_ipc_segment_move() */
     if (memory->fd_offset > (uint64_t)file.st_size || memory->nbytes > (uint64_t)file.st_size - memory->fd_offset ||
         base > memory->address || base % (uint64_t)page != 0)
         return ipc_fail(error, PPLX_REGISTRATION, 0, "the memory is not where descriptor %d can be mapped whole",
@@ -104,51 +105,31 @@ pplx_status pplx_ipc_segment_find(ipc_domain *domain, const pplx_memory *memory,
 
 /* ------------------------------------------------------------------ moving pages */
 
-static void become(ipc_segment *segment, dev_t device, ino_t inode) {
-    pthread_mutex_lock(&process.lock);
-    segment->device = device;
-    segment->inode = inode;
-    pthread_mutex_unlock(&process.lock);
-}
-
-/* Only what was ever written: the rest of a sparse memfd stays unallocated. */
-static void copy_contents(const ipc_segment *segment, unsigned char *to) {
-    off_t at = 0, size = (off_t)segment->nbytes;
-    while (at < size) {
-        off_t data = lseek(segment->fd, at, SEEK_DATA);
-        if (data < 0 && errno == ENXIO) return; /* a hole up to the end */
-        off_t hole = data < 0 ? -1 : lseek(segment->fd, data, SEEK_HOLE);
-        if (data < 0 || hole < 0) { /* not told: all of it */
-            data = at;
-            hole = size;
-        }
-        memcpy(to + data, segment->address + data, (size_t)(hole - data));
-        at = hole;
-    }
-}
-
-/* False: it can't be done now, and nothing has changed. */
+/* Make the pages our own: what the memfd's holders write from now on lands in pages that we have given
+ * up. Nothing that our own threads write meanwhile is lost. The range becomes a private mapping of the
+ * memfd, which shows the same contents, and a page is copied by the kernel at the first write to it. So
+ * each page is written to, a byte for itself in one atomic step. Afterwards the memory lies in no memfd,
+ * and the next peer that asks for it has to go through the staging area.
+ *
+ * False: it can't be done now, and nothing has changed. */
 bool pplx_ipc_segment_move(ipc_segment *segment) {
-    const size_t nbytes = (size_t)segment->nbytes;
-    struct stat file;
-    int fd = pplx_ipc_memfd("pplx-ipc-moved", segment->nbytes);
-    if (fd < 0) return false;
-    void *fresh = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (fresh == MAP_FAILED || fstat(fd, &file) != 0) {
-        if (fresh != MAP_FAILED) munmap(fresh, nbytes);
-        close(fd);
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    const int marker = pplx_ipc_memfd("pplx-ipc-moved", 0);
+    if (marker < 0) return false;
+    if (mmap(segment->address, (size_t)segment->nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, segment->fd,
+             0) == MAP_FAILED) {
+        close(marker);
         return false;
     }
-    copy_contents(segment, fresh);
-    if (mremap(fresh, nbytes, nbytes, MREMAP_MAYMOVE | MREMAP_FIXED, segment->address) == MAP_FAILED) {
-        munmap(fresh, nbytes);
-        close(fd);
-        return false;
+    for (uint64_t at = 0; at < segment->nbytes; at += page) {
+        unsigned char *byte = segment->address + at, same = *byte;
+        /* relaxed: nothing is handed over. It writes whether it finds the same or not. */
+        __atomic_compare_exchange_n(byte, &same, same, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     }
-    /* The engine's descriptor goes with it: who registers this memory again means these pages. */
-    dup3(fd, segment->owner_fd, O_CLOEXEC);
+    /* An empty memfd tells who registers this memory again that it is not where it was. */
+    dup3(marker, segment->owner_fd, O_CLOEXEC);
+    close(marker);
     close(segment->fd);
-    segment->fd = fd;
-    become(segment, file.st_dev, file.st_ino);
+    segment->fd = -1;
     return true;
 }
