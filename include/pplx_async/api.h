@@ -68,7 +68,7 @@ extern "C" {
     X(int, engine_wait_fd, (const pplx_engine *, size_t))                                              \
     X(uint32_t, drive, (pplx_engine *))                                                                \
     X(void, listens, (pplx_engine *, bool))                                                            \
-    X(uint32_t, spin, (pplx_engine *, uint32_t))                                                           \
+    X(uint32_t, spin, (pplx_engine *, uint32_t))                                                       \
     X(void, spin_end, (pplx_engine *))                                                                 \
     X(uint32_t, watch, (pplx_engine *, uint32_t))
 

@@ -119,7 +119,7 @@ def test_info_without_libfabric(by_environment, tmp_path):
     assert result.returncode == ExitCode.UNAVAILABLE
     assert result.stderr == ""
     assert missing in result.stdout
-    for way in ("pip install 'pplx_async[fabric]'", "apt-get install libfabric1", "--library", "loopback"):
+    for way in ("pip install 'pplx_async[fabric]'", "apt-get install libfabric1", "--library", "shared memory"):
         assert way in result.stdout
     result = cli("info", "--json", *arguments, **variables)
     assert result.returncode == ExitCode.UNAVAILABLE

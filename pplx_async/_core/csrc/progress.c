@@ -34,7 +34,14 @@
 
 #include "internal.h"
 
-enum { LEASE_NS = 2000000, NAP_NS = 1000000, MOST_TURNS = 4, MOST_TRIES = 100, MOST_UNSEEN = 4 };
+enum {
+    LEASE_NS = 2000000,
+    NAP_NS = 1000000,
+    MOST_TURNS = 4,
+    MOST_TRIES = 100,
+    MOST_UNSEEN = 4,
+    MOST_DRIVE_NS = 200000
+};
 
 static inline void relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -141,7 +148,7 @@ static void hand_over(pplx_engine *engine) {
      * then, so we see that it did. Standing by, it is not asleep. */
     const bool asleep = atomic_load_explicit(&engine->asleep, memory_order_relaxed);
     bool ring;
-    if (engine->drives) {
+    if (atomic_load_explicit(&engine->listens, memory_order_relaxed)) { /* ours */
         bool armed = !engine->busy && pplx_arm_domains(engine) && !pplx_timed(engine);
         ring = !armed || (asleep && pplx_next_deadline(engine) < engine->sleep_until_ns);
         lease(engine, armed ? engine->now_ns + LEASE_NS : 0);
@@ -223,15 +230,17 @@ uint32_t pplx_drive(pplx_engine *engine) {
         if (tries == MOST_TRIES) return come_back(engine, armed, 0); /* the proxy is at work: it will ring us */
         relax();
     }
+    const uint64_t start = pplx_now_ns();
     int turns = 0;
-    while (turns < MOST_TURNS && pplx_turn(engine, NULL)) turns++;
+    while (turns < MOST_TURNS && pplx_turn(engine, NULL) && pplx_now_ns() - start < MOST_DRIVE_NS) turns++;
+    const bool large = pplx_now_ns() - start >= MOST_DRIVE_NS; /* bytes by the megabyte */
     engine->unseen = turns && pplx_done_empty(&engine->done) ? engine->unseen + 1 : 0;
-    if (engine->unseen < MOST_UNSEEN) {
+    if (engine->unseen < MOST_UNSEEN && !large) {
         hand_over(engine);
         return come_back(engine, armed, PPLX_DROVE);
     }
-    /* Traffic that this thread is not told of, shards or counts below what is waited for: the proxy
-     * spins after each, and then nobody needs to be rung for the next. */
+    /* Large, or traffic that this thread is not told of, shards or counts below what is waited for: the
+     * proxy spins after each, and then nobody needs to be rung for the next. */
     engine->unseen = 0;
     lease(engine, 0);
     pplx_token_give(engine);
