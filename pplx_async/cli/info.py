@@ -26,7 +26,8 @@ __all__ = ["gather", "info"]
 _HOW_TO_GET = (
     "pip install 'pplx_async[fabric]' brings a libfabric 2.x into this environment; apt-get install libfabric1 "
     "brings the distribution's; on AWS instances with EFA, use AWS's EFA installer. A libfabric elsewhere is named "
-    'by --library or PPLX_ASYNC_LIBRARY. Without any, shared memory (fabric="ipc") still works, between processes of one host.'
+    'by --library or PPLX_ASYNC_LIBRARY. Without any, shared memory (fabric="ipc") still works, between processes '
+    "of one host."
 )
 _HIDDEN = "(set, not shown)"
 
