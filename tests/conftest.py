@@ -55,7 +55,7 @@ def pytest_asyncio_loop_factories(config, item):
 
 def pytest_generate_tests(metafunc):
     if "fabric" in metafunc.fixturenames:
-        chosen = metafunc.config.getoption("--fabric") or ("loopback", "tcp")
+        chosen = metafunc.config.getoption("--fabric") or ("loopback", "ipc", "tcp")
         marker = metafunc.definition.get_closest_marker("fabrics")
         params = [
             pytest.param(name, marks=[] if name in ("loopback", "ipc") else pytest.mark.fabric)
