@@ -57,10 +57,12 @@ async def _exchange(job: Job, link: Link) -> None:
         link.emit(Listening(engine.address))
         link.emit(Phase("making pages"))
         ours, theirs = await asyncio.to_thread(lambda: [_Plan(side, job.arguments) for side in (job.side, other)])
-        target = np.full((ours.slots, ours.page_nbytes), 0, dtype=np.uint8)
+        target = engine.empty((ours.slots, ours.page_nbytes))
+        target.fill(0)  # so that the kernel hands the pages out now
         link.emit(Phase("connecting"))
         peer = await (engine.accept() if job.side == "listener" else _connect(engine, link))
         talk = Talk(engine, peer)
+        facts = describe(engine.explain())  # as long as the other side is there
 
         started = time.perf_counter()
         source_region = await engine.register(ours.source, access="none")
@@ -101,7 +103,7 @@ async def _exchange(job: Job, link: Link) -> None:
             "check_seconds": time.perf_counter() - started,
             "verified": right,
             "damaged": damaged,
-            "engine": describe(engine.explain()),
+            "engine": facts,
         }
     link.emit(Done(result))
 

@@ -255,9 +255,11 @@ async def watch_progress(link: Link, moved: Callable[[], int]) -> AsyncIterator[
 
 
 def describe(explanation: Explanation) -> dict[str, Any]:
-    """Give what a report says of an engine."""
+    """Give what a report says of an engine that has one peer: the fabric that this peer goes by, and why."""
+    fabric = explanation.peers[0]["fabric"] if explanation.peers else explanation.fabric
+    beside = len(explanation.domains) > 1 and "ipc" in explanation.fabric
     return {
-        "fabric": explanation.fabric,
-        "why": list(explanation.why),
+        "fabric": fabric,
+        "why": [why for why in explanation.why if not beside or ("(ipc)" in why) == (fabric == "ipc")],
         "domains": [domain["name"] for domain in explanation.domains],
     }

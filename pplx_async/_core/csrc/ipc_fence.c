@@ -113,7 +113,6 @@ static void start_closing(ipc_endpoint *endpoint, uint64_t now_ns) {
     pplx_ipc_end_all(endpoint, PPLX_FLUSHED);
     pplx_ipc_keys_close(endpoint);
     endpoint->said_bye = pplx_ipc_say(endpoint, &note, -1);
-    pplx_ipc_announce(endpoint);
 }
 
 /* What the peer has sent before it knew is counted, if its endpoint is here or not. */

@@ -52,6 +52,7 @@ enum {
     IPC_VISITORS = 64,
     IPC_LOOK_NS = 1000000,       /* between looks at descriptors while busy */
     IPC_VISIT_NS = 2000000000,   /* a connection that does not say who it is by then is dropped */
+    IPC_MAP_NOW = 64 << 20,      /* regions up to this size are mapped page by page at once */
     IPC_FENCE_NS = 100000000     /* a peer that doesn't let go of our memory by then loses it */
 };
 
@@ -244,7 +245,6 @@ void pplx_ipc_read_notes(ipc_endpoint *endpoint);
 void pplx_ipc_heed_news(ipc_endpoint *endpoint);
 void pplx_ipc_wake_peer(ipc_endpoint *endpoint, unsigned what);
 bool pplx_ipc_say(ipc_endpoint *endpoint, const ipc_note *note, int fd);
-void pplx_ipc_announce(ipc_endpoint *endpoint); /* a note was sent that can't wait */
 bool pplx_ipc_has_news(const ipc_endpoint *endpoint);
 void pplx_ipc_peer_gone(ipc_endpoint *endpoint, pplx_status why);
 void pplx_ipc_peer_died(ipc_endpoint *endpoint);

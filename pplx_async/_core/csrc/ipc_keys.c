@@ -57,7 +57,6 @@ ipc_key *pplx_ipc_key_use(ipc_endpoint *endpoint, uint64_t number) {
     *bucket_of(keys, number) = key;
     keys->count++;
     keys->asked++;
-    pplx_ipc_announce(endpoint);
     return NULL;
 }
 

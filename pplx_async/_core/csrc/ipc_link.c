@@ -114,26 +114,27 @@ static bool say(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
     return endpoint->socket >= 0 && pplx_ipc_send(endpoint->socket, note, sizeof *note, fd) == (ssize_t)sizeof *note;
 }
 
-/* Any note wakes the peer, which looks at its socket if `wake` was taken off (pplx_ipc_awake). */
-bool pplx_ipc_say(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
-    if (endpoint->outbox.head) ipc_take_wake(&endpoint->outbox, IPC_WAKE_ARRIVAL | IPC_WAKE_ROOM);
-    return say(endpoint, note, fd);
-}
-
 void pplx_ipc_wake_peer(ipc_endpoint *endpoint, unsigned what) {
     static const ipc_note note = {.kind = IPC_WAKE};
     if (ipc_take_wake(&endpoint->outbox, what)) say(endpoint, &note, -1); /* no room: it is readable */
 }
 
-void pplx_ipc_announce(ipc_endpoint *endpoint) {
+static void announce(ipc_endpoint *endpoint) {
     if (endpoint->state != IPC_UP) return;
     /* seq_cst: pairs with the load in pplx_ipc_has_news(); "Waking" in ipc_ring.h */
     atomic_fetch_add_explicit(&endpoint->inbox.head->news, 1, memory_order_seq_cst);
     pplx_ipc_wake_peer(endpoint, IPC_WAKE_ARRIVAL);
 }
 
+/* The peer looks at its socket now and then only: `news` tells it at once, awake or not. */
+bool pplx_ipc_say(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
+    const bool said = say(endpoint, note, fd);
+    announce(endpoint);
+    return said;
+}
+
 bool pplx_ipc_has_news(const ipc_endpoint *endpoint) {
-    /* seq_cst: pairs with the add in pplx_ipc_announce() */
+    /* seq_cst: pairs with the add in announce() */
     return atomic_load_explicit(&endpoint->outbox.head->news, memory_order_seq_cst) != endpoint->news_seen;
 }
 
@@ -152,7 +153,6 @@ static void take_bye(ipc_endpoint *endpoint) {
     endpoint->heard_bye = endpoint->let_go = true;
     pplx_ipc_keys_close(endpoint);
     pplx_ipc_say(endpoint, &note, -1);
-    pplx_ipc_announce(endpoint);
     pplx_ipc_peer_gone(endpoint, PPLX_CONNECTION);
 }
 

@@ -169,7 +169,6 @@ void pplx_ipc_unwant(ipc_export *export) {
 
 /* As many as may be unanswered; the rest follows the answers. */
 void pplx_ipc_send_revokes(ipc_endpoint *endpoint) {
-    bool any = false;
     if (endpoint->state != IPC_UP || endpoint->closing) return; /* a goodbye takes back everything */
     for (ipc_export *export = endpoint->exports; export && endpoint->unwanted; export = export->endpoint_next) {
         if (export->state != IPC_EXPORT_UNWANTED) continue;
@@ -178,9 +177,7 @@ void pplx_ipc_send_revokes(ipc_endpoint *endpoint) {
         export->state = IPC_EXPORT_REVOKED;
         endpoint->unwanted--;
         endpoint->revoking++;
-        any = true;
     }
-    if (any) pplx_ipc_announce(endpoint);
 }
 
 void pplx_ipc_revoked(ipc_endpoint *endpoint, uint64_t key) {

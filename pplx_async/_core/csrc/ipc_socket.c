@@ -161,7 +161,10 @@ void *pplx_ipc_map_foreign(int fd, uint64_t offset, uint64_t nbytes, bool writab
     if (nbytes == 0 || nbytes > SIZE_MAX || nbytes > (uint64_t)file.st_size || offset > (uint64_t)file.st_size - nbytes)
         return NULL;
     errno = 0;
-    void *memory = mmap(NULL, (size_t)nbytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd,
+    /* Faults one by one cost several times the copy that they interrupt. Not for what takes long to map:
+     * nobody may write to all of it. */
+    const int now = nbytes <= IPC_MAP_NOW ? MAP_POPULATE : 0;
+    void *memory = mmap(NULL, (size_t)nbytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED | now, fd,
                         (off_t)offset);
     return memory == MAP_FAILED ? NULL : memory;
 }
