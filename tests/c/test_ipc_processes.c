@@ -4,7 +4,9 @@
 /* The ipc provider between processes: this program run again as "--serve FD ROLE", and what becomes
  * of us when that one sleeps, stops, is killed, or says goodbye. */
 #include <dirent.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -383,6 +385,68 @@ static void test_stopped(void) {
     }
 }
 
+/* A region that was closed is fenced, whoever had it mapped and stands still now: its pages have moved. */
+static void test_closed_region(void) {
+    static unsigned char before[ARENA];
+    static side s, peer;
+    child c;
+    side_open(&s);
+    meet_child(&c, "stream", &s, &peer);
+    wait_written(&s);
+    kill(c.pid, SIGSTOP);
+    CHECK(waitpid(c.pid, NULL, WUNTRACED) == c.pid);
+    CHECK_EQ(ipc->mr_close(s.mr[MAPPED]), PPLX_OK);
+    s.mr[MAPPED] = NULL;
+    memcpy(before, s.arena[MAPPED], ARENA);
+    kill(c.pid, SIGCONT);
+    run_for(&s, NULL, 0.05);
+    CHECK(memcmp(before, s.arena[MAPPED], ARENA) == 0);
+    end_child(&c, &s);
+    side_close(&s);
+}
+
+/* Writes to each page of the memory, over and over; the shadow says what it wrote last. */
+typedef struct scribbler {
+    unsigned char *memory;
+    _Atomic bool stop;
+    uint64_t shadow[ARENA / 4096];
+} scribbler;
+
+static void *scribble(void *argument) {
+    scribbler *own = argument;
+    for (uint64_t n = 1; !atomic_load(&own->stop); n++)
+        for (size_t page = 0; page < ARENA / 4096; page++) {
+            own->shadow[page] = n;
+            __atomic_store_n((uint64_t *)(void *)(own->memory + page * 4096 + 4088), n, __ATOMIC_RELAXED);
+        }
+    return NULL;
+}
+
+/* What our own threads write while the pages move is all there afterwards. */
+static void test_own_writes(void) {
+    for (int round = 0; round < 20 / SLOW; round++) {
+        static side s, peer;
+        static scribbler own;
+        pthread_t thread;
+        child c;
+        side_open(&s);
+        meet_child(&c, "stream", &s, &peer);
+        wait_written(&s);
+        kill(c.pid, SIGSTOP);
+        CHECK(waitpid(c.pid, NULL, WUNTRACED) == c.pid);
+        own = (scribbler){.memory = s.arena[MAPPED]};
+        CHECK_EQ(pthread_create(&thread, NULL, scribble, &own), 0);
+        run_for(&s, NULL, 0.001);
+        close_endpoint(&s, NULL);
+        atomic_store(&own.stop, true);
+        pthread_join(thread, NULL);
+        for (size_t page = 0; page < ARENA / 4096; page++)
+            CHECK_EQ(*(uint64_t *)(void *)(s.arena[MAPPED] + page * 4096 + 4088), own.shadow[page]);
+        kill_child(&c);
+        side_close(&s);
+    }
+}
+
 /* Two peers have the same memory mapped. One stops and is closed; the other goes on with the pages
  * that have moved, and so does who maps them afterwards. */
 static void test_moved_pages(void) {
@@ -484,6 +548,8 @@ int main(int argc, char **argv) {
     RUN(test_killed);
     RUN(test_killed_writer);
     RUN(test_stopped);
+    RUN(test_closed_region);
+    RUN(test_own_writes);
     RUN(test_moved_pages);
     RUN(test_nothing_left);
     return check_done();
