@@ -144,6 +144,7 @@ static void stream(int fd, side *s, const side *peer, enum kind into) {
     enum { COUNT = 16 };
     static watched ops[COUNT];
     bool broken = false;
+    memset(s->arena[PLAIN], 0xff, ARENA); /* whatever lands where it should not shows */
     for (uint32_t i = 0; !told_to_end(fd) && !broken; i++) {
         watched *w = &ops[i % COUNT];
         if (i >= COUNT) {
