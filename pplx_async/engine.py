@@ -38,7 +38,7 @@ from pplx_async.errors import (
     PplxAsyncError,
     UnreleasedMemory,
 )
-from pplx_async.memory import ACCESS, MemoryRegion, RemoteRegion, shared_array
+from pplx_async.memory import ACCESS, MemoryRegion, RemoteRegion, check_buffer, shared_array
 from pplx_async.operations import Operations
 from pplx_async.options import EngineOptions, join_address, split_address
 from pplx_async.peer import Message, Peer
@@ -458,27 +458,8 @@ class TransferEngine(Operations):
         fi_mr(3), fi_mr_regattr; ibv_reg_mr(3).
         """
         self._check_open()
-        try:
-            view = memoryview(buffer)
-        except TypeError:
-            raise TypeError(
-                "buffer must be memory with the buffer protocol, such as a bytearray or a NumPy array, "
-                f"not {type(buffer).__name__}"
-            ) from None
-        if access is None:
-            access = "read" if view.readonly else "both"
-        if not isinstance(access, str):
-            raise TypeError(f"access is one of {', '.join(ACCESS)}, not of type {type(access).__name__}")
-        if access not in ACCESS:
-            raise ValueError(f"access={access!r}: expected one of {', '.join(ACCESS)}")
-        if view.nbytes == 0:
-            raise ValueError("there is nothing to register: the buffer is empty")
-        if not view.c_contiguous:
-            raise ValueError("the buffer is not C-contiguous: copy it first, or register the array it is a view of")
-        if view.readonly and ACCESS[access] & ACCESS["write"]:
-            raise ValueError(f'the buffer is read-only: register it with access="read", not {access!r}')
-        registration = Registration(self._core, buffer, ACCESS[access], not view.readonly)
-        del view
+        access, writable = check_buffer(buffer, access)
+        registration = Registration(self._core, buffer, ACCESS[access], writable)
         opening = self._core.register(registration)
         try:
             await opening

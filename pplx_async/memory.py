@@ -45,9 +45,17 @@ def check_buffer(buffer: Buffer, access: AccessName | None) -> tuple[AccessName,
     ValueError, TypeError
         No buffer, not contiguous, empty, or read-only where peers may write.
     """
-    view = memoryview(buffer)
+    try:
+        view = memoryview(buffer)
+    except TypeError:
+        raise TypeError(
+            "buffer must be memory with the buffer protocol, such as a bytearray or a NumPy array, "
+            f"not {type(buffer).__name__}"
+        ) from None
     if access is None:
         access = "read" if view.readonly else "both"
+    if not isinstance(access, str):
+        raise TypeError(f"access is one of {', '.join(ACCESS)}, not of type {type(access).__name__}")
     if access not in ACCESS:
         raise ValueError(f"access={access!r}: expected one of {', '.join(ACCESS)}")
     if view.nbytes == 0:
