@@ -63,7 +63,7 @@ enum pplx_memory_kind {
  * byte `fd_offset` at `address`: then `fd` names it, else it is -1. Peers of the same host may get a
  * descriptor of it, and with that all of the memfd, so it holds one allocation. The descriptor stays
  * open as long as the memory is registered. A provider that has to take the pages away from a peer
- * maps another memfd of the same contents over them, and makes `fd` a descriptor of that one. */
+ * maps them privately, in place, and makes `fd` a descriptor of an empty memfd. */
 typedef struct pplx_memory {
     uint32_t kind; /* enum pplx_memory_kind */
     int32_t device; /* CUDA ordinal; -1 for host memory */
