@@ -33,9 +33,8 @@ cdef class CounterWait(Promise):
         # An order takes the inherited hash away, and asyncio keeps awaitables in sets.
         return id(self)
 
-    def result(self):
-        """Return the result, or raise what it failed with."""
-        result = Promise.result(self)
+    cdef object outcome(self):
+        result = Promise.outcome(self)
         self.granted = False
         return result
 
@@ -126,7 +125,7 @@ cdef class CounterCore:
         cdef CounterWait promise = CounterWait(waker.loop)
         waker.waiting += 1
         promise.engine = waker
-        promise.waker = waker if waker.spins else None
+        promise.waker = waker
         promise.counter = self
         promise.count = count
         promise.order = self._order

@@ -7,9 +7,9 @@ Whatever the core points into (transfers, registrations, counters, peers) is hel
 core has let go.
 """
 
-import asyncio
 import os
 import weakref
+from asyncio import get_running_loop
 
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF
@@ -174,6 +174,7 @@ cdef class Engine(Waker):
         c_config.owner_drives = config["owner_drives"]
         self.loop = loop
         self.spins = spins
+        self.alone = spins and config["owner_drives"]
         self.max_pending = max_pending
         self.drain_timeout = drain_timeout
         self.peers = {}
@@ -304,12 +305,11 @@ cdef class Engine(Waker):
 
     cdef int check_loop(self) except -1:
         if PyThread_get_thread_ident() == self.thread:
-            if self.loop.is_running():
-                return 0
-            # Between two runs of it nothing is under way on its thread, so calls do no harm.
             try:
-                asyncio.get_running_loop()
+                if get_running_loop() is self.loop:
+                    return 0
             except RuntimeError:
+                # Between two runs of it nothing is under way on its thread, so calls do no harm.
                 if not self.loop.is_closed():
                     return 0
         raise elsewhere(self.loop)
@@ -337,7 +337,7 @@ cdef class Engine(Waker):
             raise QueueFull(f"{self.inflight} requests are in flight, max_pending is {self.max_pending}")
         cdef Transfer transfer = Transfer.__new__(Transfer)
         transfer.loop = self.loop
-        transfer.waker = self if self.spins else None
+        transfer.waker = self
         transfer.engine = self
         transfer.c_engine = self.ptr
         transfer.operation = operation
@@ -376,7 +376,7 @@ cdef class Engine(Waker):
         self.check_running()
         cdef Transfer transfer = Transfer.__new__(Transfer)
         transfer.loop = self.loop
-        transfer.waker = self if self.spins else None
+        transfer.waker = self
         transfer.engine = self
         transfer.c_engine = self.ptr
         transfer.operation = operation

@@ -85,7 +85,7 @@ cdef class Transfer(Promise):
         self.request.cookie = <void *>self
         Py_INCREF(self)  # the core's; given back by Engine.reap when the request is released
         # What does take long, a call or a large copy, is not for the loop's thread.
-        self.theirs = self.nbytes > SMALL or self.request.kind == PPLX_REQUEST_CALL
+        self.theirs = self.request.kind == PPLX_REQUEST_CALL or (self.nbytes > SMALL and not (<Waker>self.engine).alone)
         (<Waker>self.engine).hand_in(&self.request, not self.theirs)
         return 0
 

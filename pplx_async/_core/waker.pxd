@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The pplx_async authors
 # SPDX-License-Identifier: Apache-2.0
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from pplx_async._core.includes.pplx cimport pplx_engine, pplx_request
 
@@ -14,11 +14,14 @@ cdef class Waker:
     cdef Py_ssize_t waiting  # promises that wait for counters
     cdef Py_ssize_t theirs   # requests in flight that the proxy is to do: calls, and large transfers
     cdef readonly bint spins
+    cdef bint alone          # few cores: in spin mode the proxy has none of its own, this thread copies large ones too
     cdef bint polling        # poll() is scheduled
     cdef bint reaping
     cdef int at_once         # awaits since the loop had a turn
+    cdef int most_at_once
+    cdef list ready          # (callback, argument, context): called by call_ready(), which is scheduled
     cdef bint listening      # to wait_fd
-    cdef double active       # loop time of the last activity
+    cdef uint64_t active_ns  # of the last activity
 
     cdef int hand_in(self, pplx_request *request, bint small) except -1
     cdef bint is_fair(self) except -1
@@ -28,3 +31,5 @@ cdef class Waker:
     cdef int go_on(self, bint active) except -1
     cdef int reap(self) except -1
     cdef int take_done(self) except -1
+    cdef int drain(self) except -1
+    cdef int call_soon(self, callback, argument, context) except -1

@@ -12,11 +12,16 @@ Two ways:
     then one turn in every turn of the loop as long as transfers or waits pend. After a moment
     without activity it is as above, until something comes.
 
-On few cores the loop watches the NICs too (`listen`): one wake-up instead of two. In both a small
-operation is posted right where it is submitted, if the proxy sleeps.
+On few cores the loop watches the NICs too (`listen`): one wake-up instead of two; and in low-latency
+mode this thread copies large writes as well, for the proxy would have to share a core with it. In
+both a small operation is posted right where it is submitted, if the proxy sleeps.
+
+Whoever waits for what has finished is woken by one call of the loop's (`call_ready`): a loop's
+``call_soon`` costs several times what waking a task does.
 """
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from pplx_async._core.includes.pplx cimport PPLX_DONE, PPLX_DROVE
 from pplx_async._core.rt cimport api
@@ -25,9 +30,16 @@ __all__ = ["Waker"]
 
 # What an await spins at a time, and how long the loop goes on polling with nothing happening.
 cdef uint32_t SPIN_US = 30
-cdef double POLL_SECONDS = 0.002
-# Awaits in a row that need not suspend.
-cdef int MOST_AT_ONCE = 128
+cdef uint64_t POLL_NS = 2_000_000
+# Awaits in a row that need not suspend: as many as others are waiting for their turn, within these.
+cdef int LEAST_AT_ONCE = 128
+cdef int MOST_AT_ONCE = 1024
+
+
+cdef uint64_t now_ns() noexcept:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t>now.tv_sec * 1_000_000_000 + <uint64_t>now.tv_nsec
 
 
 cdef class Waker:
@@ -44,6 +56,10 @@ cdef class Waker:
     spins : bool
         Low-latency mode.
     """
+
+    def __cinit__(self):
+        self.ready = []
+        self.most_at_once = LEAST_AT_ONCE
 
     @property
     def fd(self) -> int:
@@ -80,7 +96,7 @@ cdef class Waker:
         if not flags & PPLX_DROVE:
             self.listen(False)
         if flags & PPLX_DONE:
-            self.drain_done_list()
+            self.drain()
 
     def on_readable(self) -> None:
         """Settle everything that has finished, and arm the wake-up again."""
@@ -88,12 +104,15 @@ cdef class Waker:
             return
         api.clear(self.ptr)
         self.listen(True)
-        self.drain_done_list()
+        self.drain()
 
     def drain_done_list(self) -> None:
         """As `on_readable`, when nobody rang."""
+        self.drain()
+
+    cdef int drain(self) except -1:
         if self.ptr == NULL:
-            return
+            return 0
         try:
             self.take_done()
         finally:
@@ -103,6 +122,7 @@ cdef class Waker:
                 elif not api.arm(self.ptr):
                     # More came meanwhile. The loop's other work goes first, so that it stays responsive.
                     self.loop.call_soon(self.drain_done_list)
+        return 0
 
     cdef int take_done(self) except -1:
         self.reaping = True
@@ -127,15 +147,15 @@ cdef class Waker:
         if flags & PPLX_DROVE and not self.listening:
             self.listen(True)
         if flags & PPLX_DONE and not self.reaping and self.is_fair():
-            self.drain_done_list()
+            self.drain()
         return 0
 
     cdef bint is_fair(self) except -1:
         """What is done at once does not suspend its awaiter: now and then the loop's others get a turn."""
-        if self.at_once == MOST_AT_ONCE:
+        if self.at_once >= self.most_at_once:
             return False  # until `take_turn`
         self.at_once += 1
-        if self.at_once < MOST_AT_ONCE:
+        if self.at_once < self.most_at_once:
             return True
         self.loop.call_soon(self.take_turn)
         return False
@@ -143,7 +163,38 @@ cdef class Waker:
     def take_turn(self) -> None:
         """The loop has run everyone who was ready."""
         self.at_once = 0
-        self.drain_done_list()
+        # Of many tasks each had one turn: then a run of awaits for one of them may take as long.
+        self.most_at_once = <int>min(max(self.inflight, LEAST_AT_ONCE), MOST_AT_ONCE)
+        self.drain()
+
+    # ---- waking those who wait ----
+
+    cdef int call_soon(self, callback, argument, context) except -1:
+        """As the loop's, which is asked once for all that finish together: its call costs more than ours."""
+        self.ready.append((callback, argument, context))
+        if len(self.ready) == 1:
+            self.loop.call_soon(self.call_ready)
+        return 0
+
+    def call_ready(self) -> None:
+        """Call whom `call_soon` was given, in that order, each in its own context."""
+        ready, self.ready = self.ready, []
+        called = 0
+        try:
+            for callback, argument, context in ready:
+                called += 1
+                try:
+                    context.run(callback, argument)
+                except (KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException as exception:
+                    self.loop.call_exception_handler(
+                        {"message": f"Exception in callback {callback!r}", "exception": exception, "future": argument}
+                    )
+        finally:
+            if called < len(ready):  # an interrupt: the others still get their turn
+                self.ready = ready[called:] + self.ready
+                self.loop.call_soon(self.call_ready)
 
     # ---- spinning ----
 
@@ -162,7 +213,7 @@ cdef class Waker:
         return flags & PPLX_DONE != 0
 
     cdef int keep_polling(self) except -1:
-        self.active = self.loop.time()
+        self.active_ns = now_ns()
         if not self.polling:
             self.polling = True
             self.loop.call_soon(self.poll)
@@ -179,7 +230,7 @@ cdef class Waker:
         with nogil:
             flags = api.spin(ptr, 0) if ours else api.watch(ptr, 0)
         if flags:
-            self.active = self.loop.time()
+            self.active_ns = now_ns()
         try:
             if flags & PPLX_DONE:
                 self.take_done()
@@ -190,7 +241,7 @@ cdef class Waker:
         """Another turn, or armed and asleep."""
         if self.ptr == NULL or self.polling:
             return 0
-        if (self.inflight or self.waiting) and (active or self.loop.time() - self.active < POLL_SECONDS):
+        if (self.inflight or self.waiting) and (active or now_ns() - self.active_ns < POLL_NS):
             self.polling = True
             self.loop.call_soon(self.poll)
             return 0

@@ -3,6 +3,7 @@
 """Transfers and counter waits under every tool of asyncio."""
 
 import asyncio
+import contextvars
 import gc
 import threading
 
@@ -168,6 +169,63 @@ async def test_callback_that_raises_hurts_only_itself(pair, ends):
     await asyncio.sleep(0)
     assert [type(problem) for problem in problems] == [LookupError]
     loop.set_exception_handler(None)
+
+
+async def test_callbacks_are_called_in_order_each_in_its_context(pair, ends):
+    variable = contextvars.ContextVar("variable", default="none")
+    called = []
+
+    def note(name):
+        return lambda transfer: called.append((name, variable.get(), transfer.done()))
+
+    transfers = [pair.a.write(*ends) for _ in range(3)]
+    for number, transfer in enumerate(transfers):
+        for name in ("first", "second", "third"):
+            context = contextvars.copy_context()
+            context.run(variable.set, number)
+            transfer.add_done_callback(note(name), context=context)
+        removed = note("removed")
+        transfer.add_done_callback(removed)
+        assert transfer.remove_done_callback(removed) == 1
+        assert transfer.remove_done_callback(removed) == 0
+    await asyncio.wait(transfers)
+    await asyncio.sleep(0)
+    for number in range(3):
+        of_one = [name for name, value, done in called if value == number and done]
+        assert of_one == ["first", "second", "third"]
+    assert len(called) == 9
+
+
+async def test_first_callback_can_be_removed(pair, ends):
+    called = []
+    transfer = pair.a.write(*ends)
+    transfer.add_done_callback(print)
+    transfer.add_done_callback(called.append)
+    assert transfer.remove_done_callback(print) == 1
+    await transfer
+    await asyncio.sleep(0)
+    assert called == [transfer]
+
+
+async def test_it_steps_like_an_iterator(pair, ends):
+    transfer = pair.a.write(*ends)
+    await transfer
+    with pytest.raises(StopIteration) as stopped:
+        next(iter(transfer))
+    assert stopped.value.value == SIZE
+
+    async def through_a_generator():
+        return await _Delegating(transfer)
+
+    assert await through_a_generator() == SIZE
+
+
+class _Delegating:
+    def __init__(self, awaitable):
+        self.awaitable = awaitable
+
+    def __await__(self):
+        return (yield from self.awaitable.__await__())
 
 
 async def test_release_callbacks(pair, ends):

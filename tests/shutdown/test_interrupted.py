@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from pplx_async import TransferEngine
+from pplx_async import ClosedResourceError, TransferEngine
 
 SOON = 10
 
@@ -46,6 +46,41 @@ def test_interrupt_leaves_nobody_asleep(wakeup):
     loop.run_until_complete(b.close())
     loop.run_until_complete(a.close())
     loop.close()
+
+
+@pytest.mark.parametrize("wakeup", ["eventfd", "spin"])
+def test_interrupt_by_one_awaiter_leaves_the_others_awake(wakeup):
+    """They are woken by one call of the loop's: that one of them ends it must not lose the rest."""
+    loop = asyncio.new_event_loop()
+    engine = TransferEngine(fabric="loopback", wakeup=wakeup)
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    async def prepare():
+        await engine.open()
+        counter = engine.counter()
+        waits = [counter.wait(1) for _ in range(5)]
+        waits[2].add_done_callback(interrupt)
+        waiting = [loop.create_task(_result(wait)) for wait in waits]
+        await asyncio.sleep(0)  # all of them wait
+        await counter.close()  # which ends the waits together
+        return waiting
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(prepare())
+        loop.run_until_complete(asyncio.sleep(SOON))
+    waiting = [task for task in asyncio.all_tasks(loop) if task.get_coro().__name__ == "_result"]
+    if waiting:
+        _, asleep = loop.run_until_complete(asyncio.wait(waiting, timeout=SOON))
+        assert not asleep
+    loop.run_until_complete(engine.close())
+    loop.close()
+
+
+async def _result(wait):
+    with pytest.raises(ClosedResourceError):
+        await wait
 
 
 async def _send(peer):
