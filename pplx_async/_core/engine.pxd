@@ -16,6 +16,7 @@ cdef class Engine(Waker):
     cdef readonly list domain_names
     cdef list fences  # of each domain
     cdef readonly bint forked  # this is a fork of the process that it runs in
+    cdef object loop_runs
     cdef unsigned long thread
     cdef long pid
     cdef dict peers

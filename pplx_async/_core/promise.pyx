@@ -97,9 +97,8 @@ cdef class Promise:
 
     cdef bint _waits(self) except -1:
         """Whether whoever awaits it has to suspend."""
-        cdef int spins
         if self.state == PENDING and self.waker is not None and self.waker.spins:
-            for spins in range(MOST_SPINS):
+            for _ in range(MOST_SPINS):
                 if not self.waker.spin() or self.state != PENDING:
                     break
         # The task that runs this await sees the flag, clears it and calls add_done_callback.

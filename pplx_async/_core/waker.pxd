@@ -19,7 +19,8 @@ cdef class Waker:
     cdef bint reaping
     cdef int at_once         # awaits since the loop had a turn
     cdef int most_at_once
-    cdef list ready          # (callback, argument, context): called by call_ready(), which is scheduled
+    cdef list ready          # (callback, argument, context), to be called by call_ready()
+    cdef bint calls          # the loop has called us, and call_ready() comes before we return
     cdef bint listening      # to wait_fd
     cdef uint64_t active_ns  # of the last activity
 
@@ -32,4 +33,5 @@ cdef class Waker:
     cdef int reap(self) except -1
     cdef int take_done(self) except -1
     cdef int drain(self) except -1
+    cdef int drain_and_call(self) except -1
     cdef int call_soon(self, callback, argument, context) except -1

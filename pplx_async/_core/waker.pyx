@@ -96,7 +96,7 @@ cdef class Waker:
         if not flags & PPLX_DROVE:
             self.listen(False)
         if flags & PPLX_DONE:
-            self.drain()
+            self.drain_and_call()
 
     def on_readable(self) -> None:
         """Settle everything that has finished, and arm the wake-up again."""
@@ -104,11 +104,21 @@ cdef class Waker:
             return
         api.clear(self.ptr)
         self.listen(True)
-        self.drain()
+        self.drain_and_call()
 
     def drain_done_list(self) -> None:
         """As `on_readable`, when nobody rang."""
-        self.drain()
+        self.drain_and_call()
+
+    cdef int drain_and_call(self) except -1:
+        """For what the loop itself calls: no task is running, so those who wait are woken here and now."""
+        self.calls = True
+        try:
+            self.drain()
+        finally:
+            self.calls = False
+            self.call_ready()
+        return 0
 
     cdef int drain(self) except -1:
         if self.ptr == NULL:
@@ -165,19 +175,21 @@ cdef class Waker:
         self.at_once = 0
         # Of many tasks each had one turn: then a run of awaits for one of them may take as long.
         self.most_at_once = <int>min(max(self.inflight, LEAST_AT_ONCE), MOST_AT_ONCE)
-        self.drain()
+        self.drain_and_call()
 
     # ---- waking those who wait ----
 
     cdef int call_soon(self, callback, argument, context) except -1:
         """As the loop's, which is asked once for all that finish together: its call costs more than ours."""
         self.ready.append((callback, argument, context))
-        if len(self.ready) == 1:
+        if len(self.ready) == 1 and not self.calls:
             self.loop.call_soon(self.call_ready)
         return 0
 
     def call_ready(self) -> None:
         """Call whom `call_soon` was given, in that order, each in its own context."""
+        if not self.ready:
+            return
         ready, self.ready = self.ready, []
         called = 0
         try:
@@ -231,11 +243,14 @@ cdef class Waker:
             flags = api.spin(ptr, 0) if ours else api.watch(ptr, 0)
         if flags:
             self.active_ns = now_ns()
+        self.calls = True
         try:
             if flags & PPLX_DONE:
                 self.take_done()
         finally:
+            self.calls = False
             self.go_on(flags != 0)
+            self.call_ready()
 
     cdef int go_on(self, bint active) except -1:
         """Another turn, or armed and asleep."""

@@ -83,14 +83,15 @@ static bool reads_inbox(const ipc_endpoint *endpoint) {
     return endpoint->state == IPC_UP || endpoint->state == IPC_ENDING;
 }
 
-/* True: look at the descriptors. Mostly there is no need, which saves a system call: who rang took `wake`
- * off, and whatever else becomes readable is found a little later. */
+/* True: look at the descriptors. Mostly there is no need, which saves system calls: who rang took `wake`
+ * off, so a bell lies in its socket, or soon will; whatever else becomes readable is found a little later. */
 bool pplx_ipc_awake(ipc_domain *domain) {
     bool look = false;
     domain->slept = false;
     for (ipc_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next) {
         if (reads_inbox(endpoint) && !ipc_clear_wake(&endpoint->inbox)) endpoint->note_due = true;
-        look |= endpoint->note_due || endpoint->state != IPC_UP;
+        look |= endpoint->state != IPC_UP;
+        if (endpoint->note_due && endpoint->state == IPC_UP) pplx_ipc_take_bell(endpoint);
     }
     return look;
 }

@@ -242,6 +242,7 @@ bool pplx_ipc_inbox_open(ipc_endpoint *endpoint);
 void pplx_ipc_meet(ipc_endpoint *endpoint); /* MEETING: try to get on */
 void pplx_ipc_accept(ipc_endpoint *endpoint, int fd, const ipc_hello *hello, int inbox_fd); /* takes both fds */
 void pplx_ipc_read_notes(ipc_endpoint *endpoint);
+void pplx_ipc_take_bell(ipc_endpoint *endpoint);
 void pplx_ipc_heed_news(ipc_endpoint *endpoint);
 void pplx_ipc_wake_peer(ipc_endpoint *endpoint, unsigned what);
 bool pplx_ipc_say(ipc_endpoint *endpoint, const ipc_note *note, int fd);

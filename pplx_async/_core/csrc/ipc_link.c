@@ -197,28 +197,41 @@ static bool take_welcome(ipc_endpoint *endpoint, const ipc_hello *hello, size_t 
     return false;
 }
 
-void pplx_ipc_read_notes(ipc_endpoint *endpoint) {
-    union {
-        ipc_hello hello;
-        ipc_note note;
-    } message;
-    for (int i = 0; i < IPC_MAX_NOTES && endpoint->socket >= 0; i++) {
-        int fd;
-        ssize_t n = pplx_ipc_receive(endpoint->socket, &message, sizeof message, &fd);
-        if (n < 0 && errno == EAGAIN) return;
-        endpoint->note_due = false;
-        if (n <= 0) {
-            if (endpoint->pidfd < 0) endpoint->let_go = true; /* nothing else would tell of its death */
-            pplx_ipc_peer_gone(endpoint, PPLX_PEER_LOST);
-            return;
-        }
-        bool fine = endpoint->state == IPC_GREETED ? take_welcome(endpoint, &message.hello, (size_t)n, fd)
-                                                   : take_note(endpoint, &message.note, (size_t)n, fd);
-        if (!fine) {
-            pplx_ipc_break(endpoint, PPLX_CONNECTION);
-            return;
-        }
+typedef union message {
+    ipc_hello hello;
+    ipc_note note;
+} message;
+
+/* False: nothing is there, or nothing will come any more. */
+static bool read_one(ipc_endpoint *endpoint, message *message) {
+    int fd;
+    if (endpoint->socket < 0) return false;
+    ssize_t n = pplx_ipc_receive(endpoint->socket, message, sizeof *message, &fd);
+    if (n < 0 && errno == EAGAIN) return false;
+    endpoint->note_due = false;
+    if (n <= 0) {
+        if (endpoint->pidfd < 0) endpoint->let_go = true; /* nothing else would tell of its death */
+        pplx_ipc_peer_gone(endpoint, PPLX_PEER_LOST);
+        return false;
     }
+    bool fine = endpoint->state == IPC_GREETED ? take_welcome(endpoint, &message->hello, (size_t)n, fd)
+                                               : take_note(endpoint, &message->note, (size_t)n, fd);
+    if (!fine) pplx_ipc_break(endpoint, PPLX_CONNECTION);
+    return fine;
+}
+
+void pplx_ipc_read_notes(ipc_endpoint *endpoint) {
+    message message;
+    for (int i = 0; i < IPC_MAX_NOTES; i++)
+        if (!read_one(endpoint, &message)) return;
+    endpoint->domain->look_again = true;
+}
+
+/* One system call: what is behind a bell is announced by `news`, or can wait. */
+void pplx_ipc_take_bell(ipc_endpoint *endpoint) {
+    message message;
+    for (int i = 0; i < IPC_MAX_NOTES; i++)
+        if (!read_one(endpoint, &message) || message.note.kind == IPC_WAKE) return;
     endpoint->domain->look_again = true;
 }
 
