@@ -146,12 +146,19 @@ static pplx_status finish_close(fabric_endpoint *endpoint) {
     return PPLX_OK;
 }
 
+/* rxm of 1.17 reads freed memory when it closes an endpoint without having seen that a peer has hung
+ * up. So what its connections have to say is looked at first; no entries are read. */
+int fabric_ep_close(fabric_endpoint *endpoint) {
+    fi_cq_read(endpoint->cq, NULL, 0);
+    return fi_close(&endpoint->ep->fid);
+}
+
 /* The fence. fi_close() shuts the endpoint's sockets and lets go of its operations, reporting some
  * as cancelled; what the CQ holds of them is taken out before we return, and what it holds of others
  * (it may be shared) is kept. */
 static pplx_status close_own(fabric_endpoint *endpoint) {
     if (endpoint->ep) {
-        if (fi_close(&endpoint->ep->fid)) return PPLX_UNRELEASED;
+        if (fabric_ep_close(endpoint)) return PPLX_UNRELEASED;
         endpoint->ep = NULL;
     }
     if (fabric_cq_drain(endpoint) != PPLX_OK) return PPLX_UNRELEASED;

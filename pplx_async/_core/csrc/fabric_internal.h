@@ -200,6 +200,7 @@ pplx_status fabric_endpoint_open(pplx_provider_domain *handle, pplx_provider_end
                                  size_t *nbytes, pplx_error *error);
 pplx_status fabric_endpoint_connect(pplx_provider_endpoint *handle, const void *address, size_t nbytes,
                                     pplx_error *error);
+int fabric_ep_close(fabric_endpoint *endpoint); /* fi_close() of it */
 pplx_status fabric_endpoint_close(pplx_provider_endpoint *handle);
 /* The bytes come from a stranger: nothing may reach the library that it would read beyond, take
  * for another family, or that leads out of loopback when we were told to stay there. `own`: where

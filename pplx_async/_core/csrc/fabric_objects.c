@@ -320,7 +320,7 @@ static pplx_status endpoint_close(pplx_fabric_endpoint *endpoint, pplx_error *er
     lock(endpoint->queue->domain);
     base->closing = true;
     if (base->ep) {
-        int ret = fi_close(&base->ep->fid);
+        int ret = fabric_ep_close(base);
         if (ret)
             status = fabric_fail(error, PPLX_NATIVE, -ret, "fi_close of an endpoint: %s",
                                  base->domain->lib->strerror(-ret));
