@@ -64,6 +64,7 @@ extern "C" {
     X(void, message_release, (pplx_engine *, pplx_message *))                                          \
     X(pplx_peer *, node_peer, (pplx_node *))                                                           \
     X(uint32_t, submit_here, (pplx_engine *, pplx_request *))                                          \
+    X(uint32_t, submit_spinning, (pplx_engine *, pplx_request *))                                      \
     X(void, submit_there, (pplx_engine *, pplx_request *))                                             \
     X(int, engine_wait_fd, (const pplx_engine *, size_t))                                              \
     X(uint32_t, drive, (pplx_engine *))                                                                \

@@ -153,7 +153,11 @@ cdef class Waker:
             self.theirs += 1
             api.submit_there(self.ptr, request)
             return 0
-        flags = api.submit_here(self.ptr, request)
+        if self.spins and self.theirs == 0:
+            flags = api.submit_spinning(self.ptr, request)
+            self.keep_polling()
+        else:
+            flags = api.submit_here(self.ptr, request)
         if flags & PPLX_DROVE and not self.listening:
             self.listen(True)
         if flags & PPLX_DONE and not self.reaping and self.is_fair():

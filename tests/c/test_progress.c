@@ -75,13 +75,15 @@ static void prepare(pair *pair, transfer *t, uint64_t nbytes) {
 
 static void submit_somehow(pair *pair, transfer *t, uint64_t how) {
     pplx_engine *engine = pair->a.engine;
-    prepare(pair, t, how % 3 == 2 ? 100000 : 64);
-    if (how % 3 == 0)
-        pplx_submit(engine, &t->request);
-    else if (how % 3 == 2)
-        pplx_submit_there(engine, &t->request);
-    else if (pplx_submit_here(engine, &t->request) & PPLX_DONE)
-        reap_all(&pair->a);
+    prepare(pair, t, how % 4 == 2 ? 100000 : 64);
+    uint32_t flags = 0;
+    switch (how % 4) {
+    case 0: pplx_submit(engine, &t->request); break;
+    case 1: flags = pplx_submit_here(engine, &t->request); break;
+    case 2: pplx_submit_there(engine, &t->request); break;
+    default: flags = pplx_submit_spinning(engine, &t->request); break;
+    }
+    if (flags & PPLX_DONE) reap_all(&pair->a);
 }
 
 /* Every way of submitting and of waiting, in any order; each wait is for the end of all. */
@@ -145,7 +147,10 @@ static void owner_that_stays_away(void) {
         pplx_spin(pair.b.engine, 0); /* leaves b unarmed, under its lease */
         const uint64_t had = pplx_counter_value(&pair.counter);
         prepare(&pair, &t, 64);
-        if (pplx_submit_here(pair.a.engine, &t.request) & PPLX_DONE) reap_all(&pair.a);
+        /* By turns a has a lease too, and nobody looks at its queue but its proxy, when that has run out. */
+        uint32_t flags = i % 2 ? pplx_submit_spinning(pair.a.engine, &t.request)
+                               : pplx_submit_here(pair.a.engine, &t.request);
+        if (flags & PPLX_DONE) reap_all(&pair.a);
         const uint64_t start = check_now_ns();
         while (pplx_counter_value(&pair.counter) == had) check_patience(start, PATIENCE_S); /* no call of b's */
         AWAIT(t.end.released);

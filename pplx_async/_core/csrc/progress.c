@@ -13,8 +13,9 @@
  *           proxy. That pays on few cores (pplx_engine_config.owner_drives): one wake-up for each
  *           message and nobody spins. What is large, or more than the owner can arm the providers
  *           after, goes to the proxy.
- *   spin    pplx_spin(): the owner turns until something comes, again and again. Providers stay
- *           unarmed, so that no peer needs to ring us.
+ *   spin    pplx_spin(): the owner turns until something comes, again and again; what it submits
+ *           meanwhile, by pplx_submit_spinning(), is posted at once. Providers stay unarmed, so that
+ *           no peer needs to ring us.
  *
  * In the last two the owner has a lease: until a moment after its last call the proxy stands by. If the
  * owner doesn't come back (its program computes), the lease runs out and the proxy turns: liveness stays
@@ -167,9 +168,18 @@ static uint32_t come_back(pplx_engine *engine, bool armed, uint32_t flags) {
     return empty ? flags : flags | PPLX_DONE;
 }
 
+/* A turn of the proxy's may end soon: worth waiting for, up to a point. */
+static bool take_soon(pplx_engine *engine) {
+    for (int tries = 0; tries < MOST_TRIES; tries++) {
+        if (pplx_token_take(engine)) return true;
+        relax();
+    }
+    return false;
+}
+
 /* True: it has the token, and nothing waits that should go before what it is about to do. */
 static bool take_for(pplx_engine *engine) {
-    if (!pplx_token_take(engine)) return false;
+    if (!take_soon(engine)) return false;
     /* relaxed: only what this thread submitted before has to go first */
     if (!engine->taken && pplx_ring_empty(&engine->ring) &&
         !atomic_load_explicit(&engine->npending, memory_order_relaxed))
@@ -185,6 +195,14 @@ static void queue(pplx_engine *engine, pplx_node *node) {
     if (leased) lease(engine, 0);
     pplx_submit_node(engine, node);
     if (leased) wake_proxy(engine);
+}
+
+/* Holder, the owner: it comes back by itself, so nothing need be armed; until then the proxy stands by. */
+static void keep(pplx_engine *engine) {
+    engine->spinning = true;
+    const bool asleep = !stands_by(engine);
+    pplx_token_give(engine);
+    if (asleep) wake_proxy(engine);
 }
 
 /* True: done on this thread. */
@@ -215,6 +233,19 @@ uint32_t pplx_submit_here(pplx_engine *engine, pplx_request *request) {
     return come_back(engine, armed, here ? PPLX_DROVE : 0);
 }
 
+uint32_t pplx_submit_spinning(pplx_engine *engine, pplx_request *request) {
+    prepare(request);
+    pplx_done_disarm(&engine->done);
+    if (!take_for(engine)) {
+        queue(engine, &request->node);
+        return come_back(engine, false, 0);
+    }
+    pplx_turn(engine, &request->node);
+    lease(engine, engine->now_ns + LEASE_NS);
+    keep(engine);
+    return come_back(engine, false, PPLX_DROVE);
+}
+
 void pplx_submit_there(pplx_engine *engine, pplx_request *request) {
     prepare(request);
     queue(engine, &request->node);
@@ -226,10 +257,7 @@ void pplx_listens(pplx_engine *engine, bool listens) {
 
 uint32_t pplx_drive(pplx_engine *engine) {
     const bool armed = pplx_done_disarm(&engine->done);
-    for (int tries = 0; !pplx_token_take(engine); tries++) {
-        if (tries == MOST_TRIES) return come_back(engine, armed, 0); /* the proxy is at work: it will ring us */
-        relax();
-    }
+    if (!take_soon(engine)) return come_back(engine, armed, 0); /* the proxy is at work: it will ring us */
     const uint64_t start = pplx_now_ns();
     int turns = 0;
     while (turns < MOST_TURNS && pplx_turn(engine, NULL) && pplx_now_ns() - start < MOST_DRIVE_NS) turns++;
@@ -267,13 +295,10 @@ uint32_t pplx_spin(pplx_engine *engine, uint32_t us) {
         if (!pplx_done_empty(&engine->done)) return PPLX_DONE;
         if (now >= until) return 0;
     }
-    engine->spinning = true;
     do
         if (pplx_turn(engine, NULL)) flags = PPLX_DROVE;
     while (pplx_done_empty(&engine->done) && engine->now_ns < until);
-    const bool asleep = !stands_by(engine);
-    pplx_token_give(engine);
-    if (asleep) wake_proxy(engine); /* so that it stands by: the providers are not armed */
+    keep(engine);
     return come_back(engine, false, flags);
 }
 

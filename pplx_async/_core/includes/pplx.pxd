@@ -272,6 +272,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         void (*message_release)(pplx_engine *, pplx_message *) noexcept nogil
         pplx_peer *(*node_peer)(pplx_node *) noexcept nogil
         uint32_t (*submit_here)(pplx_engine *, pplx_request *) noexcept nogil
+        uint32_t (*submit_spinning)(pplx_engine *, pplx_request *) noexcept nogil
         void (*submit_there)(pplx_engine *, pplx_request *) noexcept nogil
         int (*engine_wait_fd)(const pplx_engine *, size_t) noexcept nogil
         uint32_t (*drive)(pplx_engine *) noexcept nogil
