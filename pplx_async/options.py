@@ -120,14 +120,16 @@ class EngineOptions:
         Requests queued before `QueueFull` is raised.
     wakeup : {"eventfd", "spin"}
         How what has finished reaches the event loop. ``"eventfd"``: the loop is woken, and costs nothing
-        while it waits. ``"spin"``, low latency: the loop's thread does the NICs' work while it waits and
+        while it waits, but that it polls for `spin` seconds after the last activity where that pays.
+        ``"spin"``, low latency: the loop's thread does the NICs' work while it waits and
         polls as long as transfers pend, for up to 2 ms after the last activity; a core's worth of CPU.
     progress : {"auto", "loop", "proxy"}
         Which thread the NICs wake. ``"proxy"``: the proxy thread, which wakes the loop; best where cores
         are to spare. ``"loop"``: the event loop's, the proxy does what is large and steps in when the loop
         is busy; best on few cores. ``"auto"``: ``"loop"`` on fewer than 4 cores.
     spin : float
-        How long the proxy thread polls after the last activity before it sleeps.
+        How long the proxy thread, or with ``progress="loop"`` the event loop between its other work,
+        polls after the last activity before it sleeps.
     poll_interval : float
         Between polls of a sleeping proxy thread, for providers that cannot wake it.
     heartbeat_interval : float

@@ -16,6 +16,10 @@ cdef class Waker:
     cdef readonly bint spins
     cdef bint alone          # few cores: in spin mode the proxy has none of its own, this thread copies large ones too
     cdef bint polling        # poll() is scheduled
+    cdef bint leased         # the providers are not armed: it is, or go_on() is about to see to it
+    cdef bint came           # something, since then
+    cdef int misses, skipped # how often nothing did; and how often it wasn't tried for that reason
+    cdef uint64_t patience_ns # how long the loop polls after something has come, in the default mode
     cdef bint reaping
     cdef int at_once         # awaits since the loop had a turn
     cdef int most_at_once
@@ -29,9 +33,11 @@ cdef class Waker:
     cdef int check_running(self) except -1
     cdef bint spin(self) except -1
     cdef int keep_polling(self) except -1
-    cdef int go_on(self, bint active) except -1
+    cdef int go_on(self, bint done, bint active) except -1
+    cdef bint polls_on(self, bint done, bint active) except -1
     cdef int reap(self) except -1
     cdef int take_done(self) except -1
     cdef int drain(self) except -1
-    cdef int drain_and_call(self) except -1
+    cdef int serve(self, bint done, bint active) except -1
+    cdef int arm(self) except -1
     cdef int call_soon(self, callback, argument, context) except -1

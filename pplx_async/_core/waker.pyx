@@ -6,15 +6,17 @@ Two ways:
 
 ``eventfd``
     The proxy thread rings an eventfd, which the loop watches, if the loop may be asleep. One ring
-    settles everything that has finished.
+    settles everything that has finished. On few cores the loop watches the NICs too (`listen`): one
+    wake-up instead of two. And for a moment after something has come it does not sleep, but polls
+    between its other work: to wake an idle core takes longer than most answers. That is given up,
+    for longer and longer, where it brings nothing.
 ``spin``
     This thread does the proxy's work while it waits: a bounded spin where something is awaited,
     then one turn in every turn of the loop as long as transfers or waits pend. After a moment
     without activity it is as above, until something comes.
 
-On few cores the loop watches the NICs too (`listen`): one wake-up instead of two; and in low-latency
-mode this thread copies large writes as well, for the proxy would have to share a core with it. In
-both a small operation is posted right where it is submitted, if the proxy sleeps.
+On few cores this thread copies large writes as well in low-latency mode, for the proxy would take a
+core from the peer. In both a small operation is posted right where it is submitted, if the proxy sleeps.
 
 Whoever waits for what has finished is woken by one call of the loop's (`call_ready`): a loop's
 ``call_soon`` costs several times what waking a task does.
@@ -31,6 +33,11 @@ __all__ = ["Waker"]
 # What an await spins at a time, and how long the loop goes on polling with nothing happening.
 cdef uint32_t SPIN_US = 30
 cdef uint64_t POLL_NS = 2_000_000
+# Where it has not paid so many times, only one in 2 ** misses is tried.
+cdef int FEW_MISSES = 2
+cdef int MOST_MISSES = 8
+# A turn that takes longer copies much: that is for the proxy.
+cdef uint64_t MOST_TURN_NS = 200_000
 # Awaits in a row that need not suspend: as many as others are waiting for their turn, within these.
 cdef int LEAST_AT_ONCE = 128
 cdef int MOST_AT_ONCE = 1024
@@ -89,14 +96,14 @@ cdef class Waker:
         """A NIC has something: do the proxy's work."""
         cdef pplx_engine *ptr = self.ptr
         cdef uint32_t flags
-        if ptr == NULL:
-            return
+        if ptr == NULL or self.polling:
+            return  # or in this very turn of the loop
         with nogil:
             flags = api.drive(ptr)
         if not flags & PPLX_DROVE:
             self.listen(False)
         if flags & PPLX_DONE:
-            self.drain_and_call()
+            self.serve(True, True)
 
     def on_readable(self) -> None:
         """Settle everything that has finished, and arm the wake-up again."""
@@ -104,34 +111,48 @@ cdef class Waker:
             return
         api.clear(self.ptr)
         self.listen(True)
-        self.drain_and_call()
+        self.serve(True, True)
 
     def drain_done_list(self) -> None:
         """As `on_readable`, when nobody rang."""
-        self.drain_and_call()
+        self.serve(True, True)
 
-    cdef int drain_and_call(self) except -1:
+    cdef int serve(self, bint done, bint active) except -1:
         """For what the loop itself calls: no task is running, so those who wait are woken here and now."""
+        if self.ptr == NULL:
+            return 0
+        if active:
+            self.active_ns = now_ns()
         self.calls = True
         try:
-            self.drain()
+            if done:
+                self.take_done()
+            self.call_ready()
         finally:
             self.calls = False
-            self.call_ready()
+            if self.ready:
+                self.loop.call_soon(self.call_ready)
+            self.go_on(done, active)
         return 0
 
     cdef int drain(self) except -1:
-        if self.ptr == NULL:
-            return 0
+        """For what a task has called: others are woken by the loop, later."""
         try:
             self.take_done()
         finally:
-            if self.ptr != NULL:
-                if self.spins and (self.inflight or self.waiting):
-                    self.keep_polling()
-                elif not api.arm(self.ptr):
-                    # More came meanwhile. The loop's other work goes first, so that it stays responsive.
-                    self.loop.call_soon(self.drain_done_list)
+            if self.ptr == NULL or self.polling or self.calls:
+                pass  # armed after the last poll
+            elif self.spins and (self.inflight or self.waiting):
+                self.keep_polling()
+            else:
+                self.arm()
+        return 0
+
+    cdef int arm(self) except -1:
+        """Have the loop woken by what finishes next."""
+        if not api.arm(self.ptr):
+            # More came meanwhile. The loop's other work goes first, so that it stays responsive.
+            self.loop.call_soon(self.drain_done_list)
         return 0
 
     cdef int take_done(self) except -1:
@@ -153,9 +174,10 @@ cdef class Waker:
             self.theirs += 1
             api.submit_there(self.ptr, request)
             return 0
-        if self.spins and self.theirs == 0:
+        if self.theirs == 0 and (self.spins or self.leased):
             flags = api.submit_spinning(self.ptr, request)
-            self.keep_polling()
+            if self.spins:
+                self.keep_polling()
         else:
             flags = api.submit_here(self.ptr, request)
         if flags & PPLX_DROVE and not self.listening:
@@ -179,7 +201,7 @@ cdef class Waker:
         self.at_once = 0
         # Of many tasks each had one turn: then a run of awaits for one of them may take as long.
         self.most_at_once = <int>min(max(self.inflight, LEAST_AT_ONCE), MOST_AT_ONCE)
-        self.drain_and_call()
+        self.serve(True, True)
 
     # ---- waking those who wait ----
 
@@ -230,6 +252,7 @@ cdef class Waker:
 
     cdef int keep_polling(self) except -1:
         self.active_ns = now_ns()
+        self.leased = True
         if not self.polling:
             self.polling = True
             self.loop.call_soon(self.poll)
@@ -240,31 +263,50 @@ cdef class Waker:
         cdef pplx_engine *ptr = self.ptr
         cdef bint ours = self.theirs == 0
         cdef uint32_t flags
+        cdef uint64_t began
         self.polling = False
         if ptr == NULL or not self.running:
             return
+        began = now_ns()
         with nogil:
             flags = api.spin(ptr, 0) if ours else api.watch(ptr, 0)
-        if flags:
-            self.active_ns = now_ns()
-        self.calls = True
-        try:
-            if flags & PPLX_DONE:
-                self.take_done()
-        finally:
-            self.calls = False
-            self.go_on(flags != 0)
-            self.call_ready()
+        if flags & PPLX_DONE:
+            self.came = True
+        if not self.spins and now_ns() - began > MOST_TURN_NS:
+            self.misses = MOST_MISSES  # bytes by the megabyte: the proxy's
+            self.came = False
+        self.serve(flags & PPLX_DONE, flags != 0 if self.spins else flags & PPLX_DONE)
 
-    cdef int go_on(self, bint active) except -1:
-        """Another turn, or armed and asleep."""
+    cdef int go_on(self, bint done, bint active) except -1:
+        """Another poll soon; or armed, and asleep."""
         if self.ptr == NULL or self.polling:
             return 0
-        if (self.inflight or self.waiting) and (active or now_ns() - self.active_ns < POLL_NS):
-            self.polling = True
+        if self.running and (self.inflight or self.waiting) and self.polls_on(done, active):
+            self.leased = self.polling = True
             self.loop.call_soon(self.poll)
             return 0
-        api.spin_end(self.ptr)
-        if not api.arm(self.ptr):
-            self.loop.call_soon(self.drain_done_list)
-        return 0
+        if self.leased:
+            self.leased = False
+            if not self.came:
+                self.misses = min(self.misses + 1, MOST_MISSES)
+            elif self.misses:
+                self.misses -= 1
+            self.came = False
+            api.spin_end(self.ptr)
+        return self.arm()
+
+    cdef bint polls_on(self, bint done, bint active) except -1:
+        """Whether what comes next is worth polling for."""
+        cdef uint64_t patience = POLL_NS if self.spins else self.patience_ns
+        if self.spins or self.leased:
+            return active or now_ns() - self.active_ns < patience
+        # Asleep until now.
+        if not done or patience == 0 or self.theirs:
+            return False
+        if self.misses < FEW_MISSES:
+            return True
+        self.skipped += 1
+        if self.skipped < 1 << self.misses:
+            return False
+        self.skipped = 0
+        return True
