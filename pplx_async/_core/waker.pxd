@@ -18,8 +18,8 @@ cdef class Waker:
     cdef bint polling        # poll() is scheduled
     cdef bint leased         # the providers are not armed: it is, or go_on() is about to see to it
     cdef bint came           # something, since then
-    cdef int misses, skipped # how often nothing did; and how often it wasn't tried for that reason
-    cdef uint64_t patience_ns # how long the loop polls after something has come, in the default mode
+    cdef int misses, skipped  # how often nothing did; and how often it wasn't tried for that reason
+    cdef uint64_t patience_ns  # how long the loop polls after something has come, in the default mode
     cdef bint reaping
     cdef int at_once         # awaits since the loop had a turn
     cdef int most_at_once
