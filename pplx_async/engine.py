@@ -145,11 +145,12 @@ class TransferEngine(Operations):
         listen.check_bind(host, options.secret_bytes, options.ssl_server, options.allow_insecure)
         self._loop = asyncio.get_running_loop()
         self._choice = topology.choose(options)
+        cores = len(os.sched_getaffinity(0))
         self._core = CoreEngine(
             self._loop,
             {
                 "ring_entries": options.ring_entries,
-                "spin_us": round(options.spin * 1e6),
+                "spin_us": round(options.spin * 1e6) if cores > 1 else 0,  # on one, a peer could not answer meanwhile
                 "poll_interval_us": max(1, round(options.poll_interval * 1e6)),
                 "heartbeat_interval_ms": round(options.heartbeat_interval * 1e3),
                 "heartbeat_timeout_ms": round(options.peer_timeout * 1e3),
@@ -157,8 +158,7 @@ class TransferEngine(Operations):
                 "shard_nbytes": options.shard_nbytes,
                 "message_nbytes": options.message_nbytes,
                 "message_slots": options.message_slots,
-                "owner_drives": options.progress == "loop"
-                or (options.progress == "auto" and len(os.sched_getaffinity(0)) < 4),
+                "owner_drives": options.progress == "loop" or (options.progress == "auto" and cores < 4),
                 "cpu": -1 if options.cpu is None else options.cpu,
             },
             [(part.provider, part.devices, part.options) for part in self._choice.parts],

@@ -171,11 +171,46 @@ static void call_under_a_lease(void) {
     pair_close(&pair);
 }
 
+/* Turns of the proxy from one request to the next, 20 ms later. */
+static uint64_t turns_until_next(pplx_engine *engine, pair *pair, transfer *t) {
+    pplx_engine_stats before, after;
+    pplx_engine_read_stats(engine, &before);
+    prepare(pair, t, 64);
+    pplx_submit_there(engine, &t->request);
+    AWAIT(t->end.released);
+    pump_ms(20);
+    pplx_engine_read_stats(engine, &after);
+    return after.turns - before.turns;
+}
+
+/* Requests that come too far apart are not spun for any more; those that come close are, again. */
+static void spinning_that_pays(void) {
+    enum { ROUNDS = 12 };
+    pair pair;
+    transfer t;
+    pplx_engine_config config = default_config;
+    config.spin_us = 5000;
+    pair_open_with(&pair, 1, 1, "", NBYTES, &config);
+    const uint64_t first = turns_until_next(pair.a.engine, &pair, &t);
+    for (int i = 0; i < ROUNDS; i++) turns_until_next(pair.a.engine, &pair, &t);
+    const uint64_t last = turns_until_next(pair.a.engine, &pair, &t);
+    CHECK(last * 8 < first);
+    for (int i = 0; i < ROUNDS; i++) { /* the proxy falls asleep between them, for less than spin_us */
+        pump_ms(2);
+        prepare(&pair, &t, 64);
+        pplx_submit_there(pair.a.engine, &t.request);
+        AWAIT(t.end.released);
+    }
+    CHECK(turns_until_next(pair.a.engine, &pair, &t) > last * 4);
+    pair_close(&pair);
+}
+
 int main(void) {
     RUN(in_order);
     RUN(in_disorder);
     RUN(posted_where_it_is_submitted);
     RUN(owner_that_stays_away);
     RUN(call_under_a_lease);
+    RUN(spinning_that_pays);
     return check_done();
 }

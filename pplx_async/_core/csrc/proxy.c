@@ -7,8 +7,8 @@
  *          fill the pipelines of every peer
  *          poll every completion queue
  *          heartbeats and verdicts
- *   It turns as long as there is something to do, and for spin_us after. Then it blocks in ppoll on
- *   the submit eventfd and the providers' wait fds, until the next deadline.
+ *   It turns as long as there is something to do, and for a moment after, spin_us at most. Then it
+ *   blocks in ppoll on the submit eventfd and the providers' wait fds, until the next deadline.
  *
  * No Python, no allocation and no system call while busy. */
 #ifndef _GNU_SOURCE
@@ -22,7 +22,7 @@
 
 #include "internal.h"
 
-enum { MOST_TAKEN = 256, MOST_DRAIN_POLLS = 1024, GAP_MS = 1000, IDLE_TURNS = 64 };
+enum { MOST_TAKEN = 256, MOST_DRAIN_POLLS = 1024, GAP_MS = 1000, IDLE_TURNS = 64, SPIN_STEPS = 16 };
 
 /* ---- taking ---- */
 
@@ -236,6 +236,18 @@ static bool sleep_until(const pplx_engine *engine, uint64_t deadline) {
     return n > 0 && !readable[0].revents;
 }
 
+/* What woke us would have been seen by spinning a little longer: then twice as long is worth it. A
+ * longer sleep says that the spin before it was for nothing. */
+static void adapt_spin(pplx_engine *engine, uint64_t slept_ns) {
+    const uint64_t most = engine->config.spin_us * UINT64_C(1000);
+    if (slept_ns >= most)
+        engine->spin_ns /= 2;
+    else if (engine->spin_ns < most / SPIN_STEPS)
+        engine->spin_ns = most / SPIN_STEPS;
+    else
+        engine->spin_ns = engine->spin_ns * 2 < most ? engine->spin_ns * 2 : most;
+}
+
 static void take_token(pplx_engine *engine) {
     while (pplx_leased(engine) || !pplx_token_take(engine)) pplx_stand_by(engine);
 }
@@ -254,13 +266,16 @@ static void block(pplx_engine *engine) {
     PPLX_COUNT(engine->stats.sleeps, 1);
     engine->sleep_until_ns = deadline;
     pplx_token_give(engine);
+    const uint64_t fell_asleep = pplx_now_ns();
     bool by_nic = sleep_until(engine, deadline);
+    const uint64_t slept = pplx_now_ns() - fell_asleep;
     if (by_nic) pplx_let_owner(engine);
     atomic_store_explicit(&engine->asleep, 0, memory_order_relaxed); /* relaxed: as above */
     take_token(engine);
     forgive_gap(engine, pplx_now_ns());
     engine->now_ns = pplx_now_ns();
     engine->sleep_until_ns = 0;
+    adapt_spin(engine, slept);
 }
 
 static void prepare_thread(const pplx_engine *engine) {
@@ -280,11 +295,12 @@ void *pplx_proxy_main(void *argument) {
     pplx_engine *engine = argument;
     prepare_thread(engine);
     engine->now_ns = engine->active_ns = pplx_now_ns();
+    engine->spin_ns = engine->config.spin_us * UINT64_C(1000);
     take_token(engine);
     while (!atomic_load_explicit(&engine->stop, memory_order_relaxed)) { /* relaxed: block() looks again */
         if (pplx_turn(engine, NULL))
             engine->active_ns = engine->now_ns;
-        else if (engine->now_ns - engine->active_ns >= engine->config.spin_us * UINT64_C(1000))
+        else if (engine->now_ns - engine->active_ns >= engine->spin_ns)
             block(engine);
         pplx_token_give(engine); /* the owner may want it */
         take_token(engine);
