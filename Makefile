@@ -60,8 +60,12 @@ bench: bench-c $(STAMP)/ext $(STAMP)/bench  ## Measure it beside plain C, and pu
 	$(PY) -m benchmarks.figures
 
 .PHONY: bench-peers
-bench-peers: bench-c $(STAMP)/ext $(STAMP)/bench  ## Measure what one would pick instead, from PyPI, beside plain C (ARGS="nixl-shm": some)
-	$(PY) -m benchmarks.peers.run $(ARGS)
+bench-peers: bench-c $(STAMP)/ext $(STAMP)/bench  ## Measure it, what one would pick instead, from PyPI, and plain C (ARGS="nixl-shm": some)
+	ours=""; for fabric in ipc tcp; do for wakeup in eventfd spin; do \
+		file=build/bench/ours-$$fabric-$$wakeup.json; ours="$$ours --include $$file"; \
+		$(BIN)/pplx-async bench --fabric $$fabric --wakeup $$wakeup --no-c --json $$file; \
+	done; done; \
+	$(PY) -m benchmarks.peers.run $$ours $(ARGS)
 
 ##@ Build
 .PHONY: ext
