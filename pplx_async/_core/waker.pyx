@@ -30,6 +30,8 @@ from pplx_async._core.rt cimport api
 
 __all__ = ["Waker"]
 
+# With more than so many pending an await does not spin.
+cdef Py_ssize_t FEW = 4
 # What an await spins at a time, and how long the loop goes on polling with nothing happening.
 cdef uint32_t SPIN_US = 30
 cdef uint64_t POLL_NS = 2_000_000
@@ -243,6 +245,9 @@ cdef class Waker:
         cdef bint ours = self.theirs == 0
         if ptr == NULL or self.reaping or not self.running or not self.is_fair():
             return False
+        if self.inflight + self.waiting > FEW:
+            self.keep_polling()
+            return False  # others will have more to post meanwhile
         with nogil:
             flags = api.spin(ptr, SPIN_US) if ours else api.watch(ptr, SPIN_US)
         self.keep_polling()  # whatever handling what has come raises: it goes on, and arms in the end

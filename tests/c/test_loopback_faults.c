@@ -67,7 +67,7 @@ static void caps_say_what_was_asked(void) {
     pplx_caps caps;
     side_open(&a, "loop0", "max_message=4096 max_inflight=7 eager_posts=2 posts_per_turn=3", 4096);
     provider->domain_caps(a.domain, &caps);
-    CHECK_EQ(caps.flags, PPLX_CAP_FENCE | PPLX_CAP_READ | PPLX_CAP_WAIT_FD);
+    CHECK_EQ(caps.flags, PPLX_CAP_FENCE | PPLX_CAP_PROMPT | PPLX_CAP_READ | PPLX_CAP_WAIT_FD);
     CHECK_EQ(caps.max_message, 4096);
     CHECK_EQ(caps.max_inflight, 7);
     CHECK_EQ(caps.eager_posts, 2);
@@ -77,7 +77,7 @@ static void caps_say_what_was_asked(void) {
     side_close(&a);
     side_open(&a, "loop0", "wait_fd=0 release=0 seed=77 bits_per_second=1000000000", 4096);
     provider->domain_caps(a.domain, &caps);
-    CHECK_EQ(caps.flags, PPLX_CAP_READ);
+    CHECK_EQ(caps.flags, PPLX_CAP_PROMPT | PPLX_CAP_READ);
     CHECK_EQ(caps.bits_per_second, 1000000000);
     CHECK_EQ(provider->wait_fd(a.domain), -1);
     CHECK_EQ(provider->arm(a.domain), PPLX_UNSUPPORTED);

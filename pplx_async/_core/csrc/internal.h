@@ -258,6 +258,7 @@ void pplx_ring_fd(int fd);
 
 /* proxy.c */
 void *pplx_proxy_main(void *engine);
+void pplx_turn_briefly(pplx_engine *engine, pplx_node *first);
 bool pplx_turn(pplx_engine *engine, pplx_node *first); /* first: a node that is taken before the ring's; or NULL */
 uint64_t pplx_next_deadline(const pplx_engine *engine);
 void pplx_drain(pplx_engine *engine);

@@ -240,7 +240,7 @@ uint32_t pplx_submit_spinning(pplx_engine *engine, pplx_request *request) {
         queue(engine, &request->node);
         return come_back(engine, false, 0);
     }
-    pplx_turn(engine, &request->node);
+    pplx_turn_briefly(engine, &request->node);
     lease(engine, engine->now_ns + LEASE_NS);
     keep(engine);
     return come_back(engine, false, PPLX_DROVE);

@@ -126,7 +126,7 @@ static void loopback_domain_close(pplx_provider_domain *handle) {
 
 static void loopback_domain_caps(pplx_provider_domain *handle, pplx_caps *caps) {
     const loopback_plan *plan = &((loopback_domain *)handle)->plan;
-    uint32_t flags = PPLX_CAP_READ;
+    uint32_t flags = PPLX_CAP_READ | PPLX_CAP_PROMPT;
     if (plan->wait_fd) flags |= PPLX_CAP_WAIT_FD;
     if (plan->release) flags |= PPLX_CAP_FENCE;
     *caps = (pplx_caps){

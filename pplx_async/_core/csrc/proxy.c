@@ -148,10 +148,11 @@ static size_t poll_domain(pplx_engine *engine, const pplx_domain *domain) {
     return n;
 }
 
-static bool poll_all(pplx_engine *engine) {
+static bool poll_all(pplx_engine *engine, bool briefly) {
     bool any = false;
     for (uint32_t d = 0; d < engine->ndomains; d++) {
         const pplx_domain *domain = &engine->domains[d];
+        if (briefly && !(domain->caps.flags & PPLX_CAP_PROMPT)) continue;
         /* Without a peer there is nothing urgent: who asks for a connection, at most. */
         if (domain->nendpoints || engine->stats.turns % IDLE_TURNS == 0) any |= poll_domain(engine, domain) != 0;
     }
@@ -194,8 +195,7 @@ static void forgive_gap(pplx_engine *engine, uint64_t now) {
     }
 }
 
-/* `first` goes before what is in the ring; NULL: nothing does. True: there was something to do. */
-bool pplx_turn(pplx_engine *engine, pplx_node *first) {
+static bool turn(pplx_engine *engine, pplx_node *first, bool briefly) {
     uint64_t now = pplx_now_ns();
     forgive_gap(engine, now);
     engine->now_ns = now;
@@ -203,10 +203,17 @@ bool pplx_turn(pplx_engine *engine, pplx_node *first) {
     if (first) dispatch(engine, first);
     bool any = take(engine);
     any |= post_all(engine);
-    any |= poll_all(engine);
+    any |= poll_all(engine, briefly);
     any |= tick(engine);
     return any;
 }
+
+/* `first` goes before what is in the ring; NULL: nothing does. True: there was something to do. */
+bool pplx_turn(pplx_engine *engine, pplx_node *first) { return turn(engine, first, false); }
+
+/* The next turn comes soon, by this thread: more may be posted until then, and what has completed is
+ * read at once. */
+void pplx_turn_briefly(pplx_engine *engine, pplx_node *first) { turn(engine, first, true); }
 
 /* ---- blocking ---- */
 
