@@ -95,14 +95,16 @@ typedef struct pplx_provider {
     /* Close it. With PPLX_CAP_FENCE: when this returns PPLX_OK, this side's memory is touched no
      * more, neither by the endpoint's work requests nor by what the peer writes through it, and
      * poll() will never report one of its ops: the engine takes them as flushed. PPLX_UNRELEASED
-     * says that the peer has to let go first (bounded in time): its ops are done for and may come
-     * through poll() meanwhile, and the engine calls again. Without: returns PPLX_UNRELEASED as long
-     * as some ops have not completed; they go on to complete through poll(), and the engine calls
-     * again. Immediates that had arrived are reported either way. */
+     * says that the peer has to let go first (bounded in time, unless an option made us trust it to
+     * do so): its ops are done for and may come through poll() meanwhile, and the engine calls again.
+     * Without: returns PPLX_UNRELEASED as long as some ops have not completed; they go on to complete
+     * through poll(), and the engine calls again. Immediates that had arrived are reported either way. */
     pplx_status (*endpoint_close)(pplx_provider_endpoint *endpoint);
 
     /* Register memory. `access`: enum pplx_access. Keys are unguessable where the provider lets
-     * us choose them. */
+     * us choose them. mr_close() may say PPLX_UNRELEASED: no peer gets at it any more, but one that did
+     * has not let go, and may still write. It is called again, if only after the endpoints are closed;
+     * if it never is, domain_close() takes the region with it. */
     pplx_status (*mr_open)(pplx_provider_domain *domain, const pplx_memory *memory, uint32_t access,
                            pplx_provider_mr **mr, pplx_remote_key *key, pplx_error *error);
     pplx_status (*mr_close)(pplx_provider_mr *mr);

@@ -208,7 +208,7 @@ static void test_flood_of_questions(void) {
 static void test_lies_about_memory(void) {
     static side victim;
     side_open(&victim);
-    for (int how = 0; how < 9; how++) {
+    for (int how = 0; how < 11; how++) {
         attacker a;
         attacker_connects(&a, &victim);
         int unsealed = memfd_create("attacker", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -226,6 +226,12 @@ static void test_lies_about_memory(void) {
         case 6: note.extent = 77; break;
         case 7: fd = -1; break;
         case 8: note.key = 78; break;
+        case 9: /* an address, for which the victim has asked nobody */
+        case 10:
+            note.extent = IPC_ADDRESSED;
+            note.offset = how == 9 ? (uintptr_t)&a : UINT64_MAX;
+            fd = -1;
+            break;
         }
         static watched w;
         size_t posted;

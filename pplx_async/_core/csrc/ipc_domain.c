@@ -45,6 +45,10 @@ void pplx_ipc_domain_close(ipc_domain *domain) {
     pplx_ipc_visitors_close(domain);
     if (domain->listener >= 0) close(domain->listener);
     if (domain->epoll_fd >= 0) close(domain->epoll_fd);
+    for (ipc_region *region = domain->unfenced, *next; region; region = next) { /* the last endpoints are closed */
+        next = region->next;
+        free(region);
+    }
     free(domain->buckets);
     free(domain->late);
     free(domain);

@@ -12,7 +12,10 @@
  * from then on goes to pages that we have given up. Before that the other peers that have the memfd are
  * told to let go of it, so that no write of theirs goes there; they get at the memory through staging.
  *
- * The same for a region that is closed: who was told of it lets go, or its pages move. */
+ * The same for a region that is closed: who was told of it lets go, or its pages move.
+ *
+ * Memory that a peer was told the address of (ipc_direct.c) is not ours to move. There is nothing but
+ * to wait: it is PPLX_UNRELEASED until the peer confirms, hangs up, or is dead. */
 #include <poll.h>
 #include <stdlib.h>
 
@@ -26,6 +29,18 @@ static bool exposes(const ipc_export *export) { return export->segment && export
 static bool exposed(const ipc_endpoint *endpoint) {
     for (const ipc_export *export = endpoint->exports; export; export = export->endpoint_next)
         if (exposes(export)) return true;
+    return false;
+}
+
+/* The peer may yet write to memory that can't be moved. A trusting one: it hangs up after its copies, and
+ * a process that is killed closes its socket when the last of its threads has left the kernel. */
+static bool reaches(const ipc_export *export) {
+    return export->addressed && !export->endpoint->let_go && !export->endpoint->hung_up;
+}
+
+static bool reached(const ipc_endpoint *endpoint) {
+    for (const ipc_export *export = endpoint->exports; export; export = export->endpoint_next)
+        if (reaches(export)) return true;
     return false;
 }
 
@@ -83,25 +98,33 @@ static bool has_holder(const ipc_region *region) {
     return false;
 }
 
+static bool is_reached(const ipc_region *region) {
+    for (const ipc_export *export = region->exports; export; export = export->region_next)
+        if (reaches(export)) return true;
+    return false;
+}
+
 /* Afterwards no peer writes there any more: it has confirmed, which takes microseconds if it runs, or
  * the pages have moved. Not those of an allocation of which another region is still open: its holders
  * would have to let go first. */
-void pplx_ipc_fence_region(const ipc_region *region) {
+bool pplx_ipc_fence_region(const ipc_region *region, uint64_t patience_ns) {
     ipc_domain *domain = region->domain;
     ipc_segment *segment = region->segment;
-    const uint64_t end_ns = ipc_now_ns() + IPC_FENCE_NS;
+    const uint64_t end_ns = ipc_now_ns() + patience_ns;
     for (ipc_export *export = region->exports, *next; export; export = next) {
         next = export->region_next;
         pplx_ipc_unwant(export);
         pplx_ipc_send_revokes(export->endpoint);
     }
-    while (has_holder(region) && ipc_now_ns() < end_ns) {
+    if (is_reached(region)) pplx_ipc_look(domain, ipc_now_ns()); /* it may have answered */
+    while ((has_holder(region) || is_reached(region)) && ipc_now_ns() < end_ns) {
         struct pollfd readable = {.fd = domain->epoll_fd, .events = POLLIN};
         poll(&readable, 1, 1);
         pplx_ipc_look(domain, ipc_now_ns());
     }
     if (has_holder(region) && segment->regions == 1 && segment->fd >= 0 && pplx_ipc_segment_move(segment))
         forget_holders(domain, segment);
+    return !is_reached(region);
 }
 
 /* ------------------------------------------------------------------ closing */
@@ -172,9 +195,11 @@ pplx_status pplx_ipc_endpoint_close(pplx_provider_endpoint *handle) {
     ipc_domain *domain = endpoint->domain;
     const uint64_t now_ns = ipc_now_ns();
     if (!endpoint->closing) start_closing(endpoint, now_ns);
-    if (!endpoint->let_go && exposed(endpoint)) pplx_ipc_look(domain, now_ns); /* it may have answered */
-    if (endpoint->let_go || !exposed(endpoint)) return finish_closing(endpoint);
-    if (now_ns < endpoint->fence_ns) return PPLX_UNRELEASED;
+    if (!endpoint->let_go && (exposed(endpoint) || reached(endpoint)))
+        pplx_ipc_look(domain, now_ns); /* it may have answered */
+    const bool unmovable = reached(endpoint);
+    if (endpoint->let_go || (!exposed(endpoint) && !unmovable)) return finish_closing(endpoint);
+    if (!exposed(endpoint) || now_ns < endpoint->fence_ns) return PPLX_UNRELEASED;
     if (!endpoint->moving) {
         endpoint->moving = true;
         endpoint->fence_ns = now_ns + IPC_FENCE_NS;
@@ -184,5 +209,5 @@ pplx_status pplx_ipc_endpoint_close(pplx_provider_endpoint *handle) {
         if (now_ns < endpoint->fence_ns) return PPLX_UNRELEASED;
         pplx_ipc_break(other, PPLX_CONNECTION); /* it does not answer either */
     }
-    return move_pages(domain) ? finish_closing(endpoint) : PPLX_UNRELEASED;
+    return move_pages(domain) && !unmovable ? finish_closing(endpoint) : PPLX_UNRELEASED;
 }

@@ -12,6 +12,7 @@
  *   ipc_segment.c   the memfds behind them, and how their pages move
  *   ipc_keys.c      the peers' regions, as we have them mapped
  *   ipc_fence.c     closing an endpoint so that its peer writes no more
+ *   ipc_direct.c    memory of a peer that trusts us, by process_vm_writev
  *   ipc_post.c      our work requests: post, copy, acknowledgements
  *   ipc_serve.c     the peer's: immediates, commands
  *   ipc_run.c       poll: whose turn it is
@@ -21,8 +22,9 @@
  * A write's way. The peer's region is looked up by its key; the first time, the peer is asked over
  * the socket. If it is *mappable* (a memfd of the engine's) its pages are mapped here, and a write
  * is a copy by this thread. Otherwise it is *staged*: pieces are copied into the staging area of the
- * peer's inbox with a command each, and the peer's poll() copies them to where they belong. Either
- * way the immediate comes after the bytes.
+ * peer's inbox with a command each, and the peer's poll() copies them to where they belong. If both
+ * opted in it is *addressed* instead: the kernel copies, at this thread's call. Whichever way, the
+ * immediate comes after the bytes.
  *
  * Threads. One thread calls a domain; there are no others, and one lock only, round the list of the
  * process's memfds (ipc_segment.c). What two processes (or two
@@ -45,6 +47,7 @@ enum {
     IPC_MAX_INFLIGHT = 1024,
     IPC_SMALL_COPY = 64 << 10,   /* bytes that post() copies at once */
     IPC_LARGE_COPY = 256 << 10,  /* bytes of a write from which on it goes past the cache */
+    IPC_DIRECT_REGION = 8 << 10, /* bytes of a region from which on peers are told where it is: ipc_direct.c */
     IPC_PIECE = 256 << 10,       /* bytes of a command, and of a copy between looks at anything else */
     IPC_POST_BYTES = 256 << 10,  /* bytes that a post() copies at most */
     IPC_TURN_BYTES = 1 << 20,    /* bytes copied in a poll(), over all endpoints */
@@ -63,6 +66,7 @@ typedef struct ipc_region ipc_region;
 typedef struct ipc_options {
     uint32_t slots;
     uint32_t staging;
+    bool vm_writev; /* trust the peers that say the same: ipc_direct.c */
 } ipc_options;
 
 static const uint64_t IPC_MAX_MESSAGE = UINT64_C(1) << 40;
@@ -98,6 +102,7 @@ typedef struct ipc_export {
     ipc_endpoint *endpoint;
     ipc_region *region;   /* NULL: closed */
     ipc_segment *segment; /* NULL: the peer got no descriptor */
+    bool addressed;       /* the peer was told where it lies */
     uint64_t key;
     enum { IPC_EXPORT_HELD, IPC_EXPORT_UNWANTED, IPC_EXPORT_REVOKED } state; /* .., REVOKE is to be sent, is sent */
 } ipc_export;
@@ -107,7 +112,8 @@ struct ipc_region {
     ipc_region *next; /* in its bucket */
     uint64_t key, address, nbytes;
     uint32_t access;
-    ipc_segment *segment; /* NULL: staged */
+    ipc_segment *segment; /* NULL: staged, or addressed */
+    bool ordinary;        /* no memfd of the engine's: its pages never move */
     ipc_export *exports;
 };
 
@@ -117,7 +123,8 @@ typedef struct ipc_key {
     uint64_t key, nbytes;
     uint32_t access;
     enum { IPC_KEY_ASKED, IPC_KEY_KNOWN, IPC_KEY_NONE } state;
-    unsigned char *memory; /* byte 0 of the region; NULL: staged */
+    unsigned char *memory; /* byte 0 of the region; NULL: not mapped */
+    uint64_t address;      /* of byte 0 in the peer's process; 0: it didn't say */
     void *mapping;
     size_t mapping_nbytes;
 } ipc_key;
@@ -157,6 +164,10 @@ struct ipc_endpoint {
     uint64_t last_arrivals; /* ENDING: more than these can't have been left */
     ipc_address own, peer;
     int socket, pidfd, inbox_fd;
+    pid_t pid;      /* whom pidfd names; 0: there is none */
+    bool trusting;  /* both sides opted in */
+    bool refused;   /* the kernel said no to process_vm_writev: staged from then on */
+    bool hung_up;   /* the peer has closed its socket, after the last of its copies */
     ipc_watch socket_watch, peer_watch;
     uint32_t news_seen;
     bool note_due; /* a note of the peer's is on its way to the socket, or there */
@@ -212,6 +223,8 @@ struct ipc_domain {
     size_t late_count, late_capacity, late_head;
     ipc_region **buckets;
     size_t nbuckets, nregions;
+    ipc_region *unfenced; /* closed, but a peer that knows the address has not let go */
+    int refused;          /* errno of the last process_vm_writev that the kernel did not allow */
     ipc_segment *segments;
     uint64_t looked_ns;
     bool slept;      /* armed since the last look */
@@ -234,7 +247,6 @@ void pplx_ipc_domain_close(ipc_domain *domain);
 void pplx_ipc_look(ipc_domain *domain, uint64_t now_ns);
 pplx_status pplx_ipc_arm(pplx_provider_domain *domain);
 bool pplx_ipc_awake(ipc_domain *domain);
-void pplx_ipc_fence_region(const ipc_region *region);
 bool pplx_ipc_watch_fd(ipc_domain *domain, int fd, ipc_watch *watch);
 
 /* ipc_link.c */
@@ -296,7 +308,15 @@ void pplx_ipc_key_drop(ipc_endpoint *endpoint, ipc_key *key);
 void pplx_ipc_keys_close(ipc_endpoint *endpoint);
 
 /* ipc_fence.c */
+bool pplx_ipc_fence_region(const ipc_region *region, uint64_t patience_ns); /* false: a peer may still write there */
 pplx_status pplx_ipc_endpoint_close(pplx_provider_endpoint *endpoint);
+
+/* ipc_direct.c */
+enum ipc_direct { IPC_DIRECT_DONE, IPC_DIRECT_FAULT, IPC_DIRECT_REFUSED, IPC_DIRECT_ENDED };
+bool pplx_ipc_may_address(const ipc_region *region, const ipc_endpoint *endpoint);
+bool pplx_ipc_goes_direct(const ipc_endpoint *endpoint, const ipc_key *key);
+enum ipc_direct pplx_ipc_direct(ipc_endpoint *endpoint, bool read, void *local, uint64_t remote, uint64_t nbytes);
+void pplx_ipc_describe_direct(const ipc_domain *domain, char *text, size_t capacity);
 
 /* ipc_post.c */
 pplx_status pplx_ipc_post(pplx_provider_endpoint *endpoint, const pplx_work_request *requests, size_t count,

@@ -3,7 +3,8 @@
 
 /* The peer's regions, as one endpoint knows them: asked for at first use, mapped if they can be,
  * and forgotten when the peer revokes them. What the peer says is checked before it is believed: a
- * mapping is made of what is sealed and long enough, and bounds are those of the mapping. */
+ * mapping is made of what is sealed and long enough, and bounds are those of the mapping. An address
+ * is in the peer's own process, so the harm of a wrong one is its own. */
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -90,6 +91,23 @@ static bool map(ipc_key *key, const ipc_note *note, int fd) {
     return true;
 }
 
+/* False: nobody tells an address who was not asked to, nor one round the end of memory. */
+static bool address(const ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note) {
+    key->address = note->offset;
+    return endpoint->trusting && note->offset != 0 && note->nbytes <= UINT64_MAX - note->offset;
+}
+
+/* False: there is no such answer, or it can't be true. */
+static bool take_extent(const ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note, int fd) {
+    switch (note->extent) {
+    case IPC_NO_KEY:
+    case IPC_STAGED: return true;
+    case IPC_MAPPABLE: return map(key, note, fd);
+    case IPC_ADDRESSED: return address(endpoint, key, note);
+    default: return false;
+    }
+}
+
 /* Takes fd. */
 void pplx_ipc_key_mapped(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
     ipc_key *key = pplx_ipc_key_find(endpoint, note->key);
@@ -101,7 +119,7 @@ void pplx_ipc_key_mapped(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
         key->state = note->extent == IPC_NO_KEY ? IPC_KEY_NONE : IPC_KEY_KNOWN;
         key->access = note->access;
         key->nbytes = note->nbytes;
-        fine = note->extent <= IPC_MAPPABLE && (note->extent != IPC_MAPPABLE || map(key, note, fd));
+        fine = take_extent(endpoint, key, note, fd);
     }
     if (fd >= 0) close(fd);
     if (!fine) endpoint->garbage = true;

@@ -39,7 +39,8 @@ static bool say_hello(ipc_endpoint *endpoint, uint32_t kind) {
     ipc_hello hello = {.kind = kind,
                        .version = IPC_VERSION,
                        .slots = endpoint->inbox.slots,
-                       .staging = endpoint->inbox.staging_nbytes};
+                       .staging = endpoint->inbox.staging_nbytes,
+                       .flags = endpoint->domain->options.vm_writev ? IPC_TRUSTS : 0};
     memcpy(hello.to, endpoint->peer.token, sizeof hello.to);
     memcpy(hello.from, endpoint->own.token, sizeof hello.from);
     return pplx_ipc_send(endpoint->socket, &hello, sizeof hello, endpoint->inbox_fd) == (ssize_t)sizeof hello;
@@ -60,6 +61,7 @@ static bool map_outbox(ipc_endpoint *endpoint, const ipc_hello *hello, int inbox
     close_fd(&inbox_fd);
     if (!memory) return false;
     endpoint->outbox = ipc_inbox_at(memory, hello->slots, hello->staging);
+    endpoint->trusting = endpoint->domain->options.vm_writev && hello->flags & IPC_TRUSTS;
     return true;
 }
 
@@ -67,7 +69,9 @@ static bool map_outbox(ipc_endpoint *endpoint, const ipc_hello *hello, int inbox
 static void watch_peer(ipc_endpoint *endpoint) {
     pid_t pid;
     if (pplx_ipc_same_user(endpoint->socket, &pid) && pid > 0) endpoint->pidfd = pplx_ipc_pidfd(pid);
-    if (endpoint->pidfd >= 0) pplx_ipc_watch_fd(endpoint->domain, endpoint->pidfd, &endpoint->peer_watch);
+    if (endpoint->pidfd < 0) return;
+    endpoint->pid = pid;
+    pplx_ipc_watch_fd(endpoint->domain, endpoint->pidfd, &endpoint->peer_watch);
 }
 
 static void stand(ipc_endpoint *endpoint) {
@@ -211,6 +215,7 @@ static bool read_one(ipc_endpoint *endpoint, message *message) {
     endpoint->note_due = false;
     if (n <= 0) {
         if (endpoint->pidfd < 0) endpoint->let_go = true; /* nothing else would tell of its death */
+        endpoint->hung_up = true;
         pplx_ipc_peer_gone(endpoint, PPLX_PEER_LOST);
         return false;
     }
@@ -265,6 +270,7 @@ void pplx_ipc_peer_died(ipc_endpoint *endpoint) {
     if (endpoint->pidfd < 0) return;
     if (endpoint->socket >= 0) pplx_ipc_read_notes(endpoint);
     unwatch(endpoint->domain, &endpoint->pidfd);
+    endpoint->pid = 0;
     endpoint->let_go = true;
     pplx_ipc_peer_gone(endpoint, PPLX_PEER_LOST);
 }

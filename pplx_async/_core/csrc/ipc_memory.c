@@ -6,11 +6,13 @@
  * A region is *mappable* if the engine names the memfd it lies in. A peer that asks for it gets a
  * descriptor, one for reading only if it may not write there. Whoever has a descriptor has the whole
  * memfd, so an engine gives each allocation one of its own. All other memory is *staged*: no peer
- * ever has it, we copy on its behalf (ipc_serve.c).
+ * ever has it, we copy on its behalf (ipc_serve.c); or *addressed*, for peers that we trust: they are
+ * told where it lies, and have the kernel copy (ipc_direct.c).
  *
  * When a region is closed its key is gone at once, for commands. Peers that know it are told to let
  * go; the word `news` makes them read that before their next operation. It is no fence: a copy that
- * a peer has begun goes on, into pages that nobody else gets as long as the peer has them. */
+ * a peer has begun goes on, into pages that nobody else gets as long as the peer has them. Addressed
+ * memory can't be taken elsewhere: as long as a peer that knows it has not let go, it isn't closed. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -72,7 +74,11 @@ pplx_status pplx_ipc_mr_open(pplx_provider_domain *handle, const pplx_memory *me
         free(region);
         return ipc_fail(error, PPLX_NO_MEMORY, ENOMEM, "no memory for a region");
     }
-    *region = (ipc_region){.domain = domain, .address = memory->address, .nbytes = memory->nbytes, .access = access};
+    *region = (ipc_region){.domain = domain,
+                           .address = memory->address,
+                           .nbytes = memory->nbytes,
+                           .access = access,
+                           .ordinary = memory->fd < 0};
     bool random;
     do random = pplx_ipc_random(&region->key, sizeof region->key);
     while (random && (region->key == 0 || pplx_ipc_region_find(domain, region->key)));
@@ -114,19 +120,33 @@ static void refuse_records(ipc_endpoint *endpoint, const pplx_provider_mr *handl
     endpoint->queue_blocked = endpoint->sends_blocked = IPC_RUNNABLE;
 }
 
+/* False: it was closed before, and could not be fenced. */
+static bool take_out(ipc_region *region) {
+    ipc_domain *domain = region->domain;
+    const bool open = pplx_ipc_region_find(domain, region->key) == region;
+    ipc_region **at = open ? bucket_of(domain, region->key) : &domain->unfenced;
+    while (*at != region) at = &(*at)->next;
+    *at = region->next;
+    domain->nregions -= open;
+    return open;
+}
+
+/* PPLX_UNRELEASED: its key is gone, but who was told its address may still write there. To be called
+ * again; from then on it doesn't wait. */
 pplx_status pplx_ipc_mr_close(pplx_provider_mr *handle) {
     ipc_region *region = (ipc_region *)handle;
     ipc_domain *domain = region->domain;
     for (ipc_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next)
         refuse_records(endpoint, handle);
-    ipc_region **at = bucket_of(domain, region->key);
-    while (*at != region) at = &(*at)->next;
-    *at = region->next;
-    domain->nregions--;
-    pplx_ipc_fence_region(region);
+    if (!pplx_ipc_fence_region(region, take_out(region) ? IPC_FENCE_NS : 0)) {
+        region->next = domain->unfenced;
+        domain->unfenced = region;
+        return PPLX_UNRELEASED;
+    }
     for (ipc_export *export = region->exports, *next; export; export = next) {
         next = export->region_next;
         export->region = NULL;
+        export->addressed = false; /* its peer is gone */
     }
     if (region->segment) {
         region->segment->regions--;
@@ -236,6 +256,10 @@ void pplx_ipc_answer_map(ipc_endpoint *endpoint, uint64_t key) {
             note.offset = region->address - (uint64_t)(uintptr_t)region->segment->address;
             if (!export->segment) region->segment->exports++;
             export->segment = region->segment;
+        } else if (pplx_ipc_may_address(region, endpoint)) {
+            note.extent = IPC_ADDRESSED;
+            note.offset = region->address;
+            export->addressed = true;
         }
     }
     /* No room in its socket: it asks, and reads no answers. */

@@ -5,6 +5,7 @@
  *
  *   post()  small ones are done at once if none waits; an immediate alone overtakes what waits
  *   queue   writes and reads. Into a mapping: copied here, in pieces, then the immediate
+ *           Addressed: the same, by the kernel
  *           Staged: a command for each piece; a read's piece is copied here when it is acknowledged
  *   sends   messages, which need a RECV at the peer before they are begun
  *   waiting all commands are out; ends with the last acknowledgement
@@ -165,7 +166,8 @@ static verdict run_mapped(ipc_endpoint *endpoint, ipc_record *record, const ipc_
 
 static verdict run_staged(ipc_endpoint *endpoint, ipc_record *record, uint64_t *nbytes) {
     const pplx_work_request *request = &record->request;
-    if (request->nbytes == 0) return finish_with_immediate(endpoint, record);
+    /* Nothing to move; or it went direct and waits for a slot, and meanwhile that was refused to another. */
+    if (record->moved == request->nbytes) return finish_with_immediate(endpoint, record);
     verdict verdict = ISSUED;
     const uint64_t before = record->moved;
     while (record->moved < request->nbytes && verdict == ISSUED) {
@@ -185,6 +187,28 @@ static verdict run_staged(ipc_endpoint *endpoint, ipc_record *record, uint64_t *
     return verdict;
 }
 
+/* What is refused before the end goes on through the staging area, from where it is. */
+static verdict run_direct(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key, uint64_t *nbytes) {
+    const pplx_work_request *request = &record->request;
+    while (record->moved < request->nbytes) {
+        if (*nbytes == 0) return MORE;
+        uint64_t piece = least(request->nbytes - record->moved, *nbytes);
+        switch (pplx_ipc_direct(endpoint, request->opcode == PPLX_READ,
+                                (void *)(uintptr_t)(request->local_address + record->moved),
+                                key->address + request->remote_address + record->moved, piece)) {
+        case IPC_DIRECT_DONE: break;
+        case IPC_DIRECT_FAULT: return end(record, PPLX_REMOTE_ACCESS);
+        case IPC_DIRECT_REFUSED: return run_staged(endpoint, record, nbytes);
+        case IPC_DIRECT_ENDED: /* the look that comes next finds out how, and ends everything */
+            endpoint->domain->look_again = true;
+            return BLOCKED;
+        }
+        record->moved += piece;
+        *nbytes -= piece;
+    }
+    return finish_with_immediate(endpoint, record);
+}
+
 static verdict run_one_sided(ipc_endpoint *endpoint, ipc_record *record, uint64_t *nbytes) {
     const pplx_work_request *request = &record->request;
     const uint32_t access = request->opcode == PPLX_READ ? PPLX_ACCESS_REMOTE_READ : PPLX_ACCESS_REMOTE_WRITE;
@@ -198,7 +222,9 @@ static verdict run_one_sided(ipc_endpoint *endpoint, ipc_record *record, uint64_
     if (!(key->access & access) || request->nbytes > key->nbytes ||
         request->remote_address > key->nbytes - request->nbytes)
         return end(record, PPLX_REMOTE_ACCESS);
-    return key->memory ? run_mapped(endpoint, record, key, nbytes) : run_staged(endpoint, record, nbytes);
+    if (key->memory) return run_mapped(endpoint, record, key, nbytes);
+    return pplx_ipc_goes_direct(endpoint, key) ? run_direct(endpoint, record, key, nbytes)
+                                               : run_staged(endpoint, record, nbytes);
 }
 
 /* ------------------------------------------------------------------ messages */

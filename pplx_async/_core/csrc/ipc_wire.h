@@ -22,7 +22,7 @@
 #include <stdint.h>
 
 enum {
-    IPC_VERSION = 1,
+    IPC_VERSION = 2,
     IPC_TOKEN_BYTES = 16,
     IPC_LINE = 64,          /* cache line: what different threads write is kept apart by it */
     IPC_PAGE = 4096,        /* alignment inside an inbox */
@@ -60,7 +60,8 @@ enum ipc_extent {
     IPC_NO_KEY = 0,   /* no such region */
     IPC_STAGED = 1,   /* reached by commands only */
     IPC_MAPPABLE = 2, /* a piece of the memfd that comes with it */
-    IPC_LATER = 3     /* its pages are being moved: ask again */
+    IPC_LATER = 3,    /* its pages are being moved: ask again */
+    IPC_ADDRESSED = 4 /* `offset` is its address in the sender's process: ipc_direct.c */
 };
 
 enum {
@@ -69,11 +70,17 @@ enum {
     IPC_MAX_NOTES = 64  /* messages read at one look */
 };
 
+enum ipc_hello_flags {
+    IPC_TRUSTS = 1 /* the sender takes part in what ipc_direct.c does, if the other does too */
+};
+
 typedef struct ipc_hello {
     uint32_t kind;
     uint32_t version;
     uint32_t slots;   /* of the immediate ring in the sender's inbox */
     uint32_t staging; /* bytes of its staging area */
+    uint32_t flags;   /* enum ipc_hello_flags */
+    uint32_t reserved;
     uint8_t to[IPC_TOKEN_BYTES];
     uint8_t from[IPC_TOKEN_BYTES];
 } ipc_hello;
@@ -84,7 +91,7 @@ typedef struct ipc_note {
     uint32_t access; /* enum pplx_access */
     uint32_t reserved;
     uint64_t key;
-    uint64_t offset; /* in the memfd */
+    uint64_t offset; /* in the memfd; IPC_ADDRESSED: in the process */
     uint64_t nbytes;
 } ipc_note;
 

@@ -44,6 +44,10 @@ static pplx_status read_options(ipc_options *options, const pplx_option *given, 
                 return ipc_fail(error, PPLX_INVALID, 0,
                                 "ipc option 'staging_nbytes' takes a multiple of %d, %d to %d, not '%.60s'", IPC_PAGE,
                                 IPC_MIN_STAGING, IPC_MAX_STAGING, value);
+        } else if (strcmp(key, "vm_writev") == 0) {
+            if (strcmp(value, "0") != 0 && strcmp(value, "1") != 0)
+                return ipc_fail(error, PPLX_INVALID, 0, "ipc option 'vm_writev' takes 0 or 1, not '%.60s'", value);
+            options->vm_writev = value[0] == '1';
         } else {
             return ipc_fail(error, PPLX_INVALID, 0, "ipc has no option '%.60s'", key);
         }
@@ -114,9 +118,11 @@ static void ipc_domain_caps(pplx_provider_domain *handle, pplx_caps *caps) {
         .eager_posts = 16,
         .posts_per_turn = 64,
     };
+    char direct[sizeof caps->description / 2];
+    pplx_ipc_describe_direct(domain, direct, sizeof direct);
     snprintf(caps->description, sizeof caps->description,
-             "shared memory of this host: mapped where the engine allocated it, else through %u KiB of staging",
-             domain->options.staging >> 10);
+             "shared memory of this host: mapped where the engine allocated it, else through %u KiB of staging%s",
+             domain->options.staging >> 10, direct);
 }
 
 /* ------------------------------------------------------------------ endpoints */
