@@ -59,6 +59,8 @@ _ENTER_IT = "Enter it with `async with` first."
 
 # Peers that may be in the middle of connecting to us at a time; the others wait for their turn.
 _MOST_MEETINGS = 32
+# Seconds between attempts to deregister what a peer has not let go of.
+_DEREGISTER_AGAIN = 0.02
 # Engines whose memory a provider never let go of: kept, with all they hold, until the process ends.
 _quarantined: list[CoreEngine] = []
 
@@ -399,7 +401,8 @@ class TransferEngine(Operations):
     def empty(self, shape: int | tuple[int, ...], dtype: Any = "u1") -> NDArray[Any]:
         """Make a NumPy array in memory that peers of this host can write to by plain copies.
 
-        Any buffer can be registered; shared memory (ipc) reaches the others by one copy more.
+        Any buffer can be registered; shared memory (ipc) reaches the others by one copy more
+        (`EngineOptions.ipc_vm_writev`).
 
         Parameters
         ----------
@@ -504,7 +507,7 @@ class TransferEngine(Operations):
     async def _end_region(self, registration: Registration, region: int | None) -> None:
         """Take it from the NICs after its last use of ours, then give the buffer back."""
         await self._idle(registration)
-        await self._core.deregister(registration)
+        await self._deregister(registration)
         if region is None:
             registration.let_go()
         else:
@@ -513,6 +516,18 @@ class TransferEngine(Operations):
             await asyncio.wait(
                 {self._spawn(self._let_go_later(registration, region))}, timeout=self.options.revoke_timeout
             )
+
+    async def _deregister(self, registration: Registration) -> None:
+        """Take it from the NICs; a peer that has to let go before that has `drain_timeout` to do so."""
+        deadline = self._loop.time() + self.options.drain_timeout
+        while True:
+            try:
+                await self._core.deregister(registration)
+                return
+            except UnreleasedMemory:
+                if self._loop.time() >= deadline:
+                    raise
+            await asyncio.sleep(_DEREGISTER_AGAIN)
 
     async def _let_go_later(self, registration: Registration, region: int) -> None:
         await asyncio.gather(*(self._fence(peer, (region,), ()) for peer in self._peers))
@@ -529,7 +544,7 @@ class TransferEngine(Operations):
                 await asyncio.gather(*(self._fence_or_cut_off(peer, (region,)) for peer in late))
             if not withdrawn:
                 await self._idle(registration)
-                await self._core.deregister(registration)
+                await self._deregister(registration)
         registration.let_go()
 
     async def _fence(self, peer: Peer, regions: tuple[int, ...], counters: tuple[int, ...]) -> None:

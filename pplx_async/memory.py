@@ -163,7 +163,8 @@ class MemoryRegion(LocalSlice):
         Raises
         ------
         UnreleasedMemory
-            A transfer has ended without the provider letting go of its memory.
+            A transfer has ended without the provider letting go of its memory; or a peer that may write
+            here directly (`EngineOptions.ipc_vm_writev`) did not let go within `drain_timeout`.
 
         Cancelling
         ----------

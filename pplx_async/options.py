@@ -150,6 +150,10 @@ class EngineOptions:
         Bytes of the largest two-sided message.
     message_slots : int
         Receives kept posted for each peer.
+    ipc_vm_writev : bool
+        Let peers of this host that say the same write to ordinary memory, what `TransferEngine.empty` did
+        not make, by one copy (process_vm_writev) where the kernel lets them. A peer may then read and
+        write all memory of this process: only for peers you trust.
     cpu : int, optional
         CPU that the proxy thread is pinned to. In the environment, empty is None.
     faults : SupportsFaults, optional
@@ -192,6 +196,7 @@ class EngineOptions:
     shard_nbytes: int = _count(256 << 10, "writes from this size on are cut over NICs", 4096, 1 << 40, "B")
     message_nbytes: int = _count(8192, "largest two-sided message", 64, 1 << 20, "B")
     message_slots: int = _count(16, "receives kept posted per peer", 1, 4096)
+    ipc_vm_writev: bool = _option(False, "one copy into ordinary memory of peers you trust, with ipc", parse=_boolean)
     cpu: int | None = _count(None, "CPU for the proxy thread", 0, 65535)
     faults: SupportsFaults | None = None
     name: str = _option("", "name in errors and logs")
@@ -302,9 +307,9 @@ class EngineOptions:
         elif name == "secret":
             if not isinstance(value, (bytes, str)):
                 raise TypeError(f"secret: expected bytes or str, got {type(value).__name__}")
-        elif name == "allow_insecure":
+        elif isinstance(field.default, bool):
             if not isinstance(value, bool):
-                raise TypeError(f"allow_insecure={value!r}: expected True or False")
+                raise TypeError(f"{name}={value!r}: expected True or False")
         elif not isinstance(value, str):
             raise TypeError(f"{name}={value!r}: expected str")
         elif not value and name in {"fabric", "library", "listen", "advertise"}:

@@ -132,7 +132,7 @@ def choose(options: EngineOptions) -> Choice:
         return Choice((Part("loopback", "loopback", _cycle(devices, options.domains), faults),), why)
     if options.fabric == "ipc":
         why = ('fabric="ipc" was asked for: shared memory, peers of this host and user only',)
-        return Choice((_host(options.domains),), why)
+        return Choice((_host(options, options.domains),), why)
     if options.fabric == "auto":
         return _choose_both(options, node)
     if options.fabric not in _PREFERENCE:
@@ -144,15 +144,16 @@ def choose(options: EngineOptions) -> Choice:
     return _choose_fabric(options, node)
 
 
-def _host(domains: int) -> Part:
+def _host(options: EngineOptions, domains: int) -> Part:
     devices = tuple(str(device["name"]) for device in rt.discover("ipc", {}))
-    return Part("ipc", host_network(), _cycle(devices, domains), {})
+    given = {"vm_writev": "1"} if options.ipc_vm_writev else {}
+    return Part("ipc", host_network(), _cycle(devices, domains), given)
 
 
 def _choose_both(options: EngineOptions, node: str) -> Choice:
     """Shared memory for peers of this host, NICs for the others."""
     try:
-        host = _host(1)
+        host = _host(options, 1)
         why = ("shared memory (ipc) for peers of this host and user",)
     except ProviderUnavailable as error:
         choice = _choose_fabric(options, node)

@@ -507,13 +507,16 @@ cdef class Engine(Waker):
         """Submit its end; no transfer uses it any more. Then the caller lets go of the buffer.
 
         One that failed stays registered, as far as anyone knows: it is kept for good, and so is its
-        buffer.
+        buffer. It may be submitted once more: a peer may let go later.
         """
         registration.is_open = False
 
         def finish(bint ok):
             self.registrations.discard(registration)
-            if not ok:
+            kept = registration in _quarantined
+            if ok and kept:
+                _quarantined.remove(registration)
+            elif not ok and not kept:
                 _quarantined.append(registration)
 
         return self.call(PPLX_CALL_MR_CLOSE, &registration.mr, "deregister", registration, finish)
