@@ -122,7 +122,8 @@ class EngineOptions:
         How what has finished reaches the event loop. ``"eventfd"``: the loop is woken, and costs nothing
         while it waits, but that it polls for `spin` seconds after the last activity where that pays.
         ``"spin"``, low latency: the loop's thread does the NICs' work while it waits and
-        polls as long as transfers pend, for up to 2 ms after the last activity; a core's worth of CPU.
+        polls as long as transfers pend, for up to `spin` seconds after the last activity: at most a core's
+        worth of CPU, and for two processes on two cores only where nothing else wants them.
     progress : {"auto", "loop", "proxy"}
         Which thread the NICs wake. ``"proxy"``: the proxy thread, which wakes the loop; best where cores
         are to spare. ``"loop"``: the event loop's, the proxy does what is large and steps in when the loop

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The owner's side of an immediate counter: who waits for which count."""
 
+cimport cython
+
 from collections import deque
 from heapq import heapify, heappop, heappush
 
@@ -21,8 +23,12 @@ cdef uint64_t NEVER = <uint64_t>-1
 cdef uint64_t MOST = <uint64_t>1 << 60  # so that neither eighths nor a sum of two wraps
 
 
+@cython.auto_pickle(False)
 cdef class CounterWait(Promise):
     """A wait for a count, or for a share of it. Cancelling it takes nothing from the counter."""
+
+    def __init__(self) -> None:
+        raise TypeError("a wait is made by a counter: counter.wait(n), counter.take(n)")
 
     def __lt__(self, other) -> bool:
         if not isinstance(other, CounterWait):
@@ -122,7 +128,8 @@ cdef class CounterCore:
     def _promise(self, uint64_t count):
         self.engine.check_owner()
         cdef Waker waker = self.engine
-        cdef CounterWait promise = CounterWait(waker.loop)
+        cdef CounterWait promise = CounterWait.__new__(CounterWait)
+        promise.loop = waker.loop
         waker.waiting += 1
         promise.engine = waker
         promise.waker = waker

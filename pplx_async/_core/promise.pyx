@@ -9,6 +9,8 @@ work on it, on every event loop. It differs in three ways: awaiting one that is 
 wait are woken by one call of the loop's, however many operations have finished at once (`Waker`).
 """
 
+cimport cython
+
 import asyncio
 from asyncio import CancelledError, InvalidStateError
 from contextvars import copy_context
@@ -73,6 +75,7 @@ cdef object elsewhere(object loop):
     )
 
 
+@cython.auto_pickle(False)
 cdef class Promise:
     """Base of `Transfer` and of the waits of a counter; not made by users.
 

@@ -8,6 +8,8 @@ list when it has settled (the outcome is known) and when it is released (the mem
 nearly always is the same moment.
 """
 
+cimport cython
+
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free
 
@@ -37,6 +39,7 @@ __all__ = ["Transfer"]
 cdef uint64_t SMALL = 64 << 10
 
 
+@cython.auto_pickle(False)
 cdef class Transfer(Promise):
     """An operation that was submitted; await it for its outcome.
 
@@ -85,8 +88,10 @@ cdef class Transfer(Promise):
         self.request.cookie = <void *>self
         Py_INCREF(self)  # the core's; given back by Engine.reap when the request is released
         # What does take long, a call or a large copy, is not for the loop's thread.
-        self.theirs = self.request.kind == PPLX_REQUEST_CALL or (self.nbytes > SMALL and not (<Waker>self.engine).alone)
-        (<Waker>self.engine).hand_in(&self.request, not self.theirs)
+        cdef Waker waker = self.engine
+        self.theirs = self.request.kind != PPLX_REQUEST_CALL and self.nbytes > SMALL and not waker.alone
+        waker.theirs += self.theirs
+        waker.hand_in(&self.request, self.request.kind != PPLX_REQUEST_CALL and not self.theirs)
         return 0
 
     cdef bint reaped(self) except -1:

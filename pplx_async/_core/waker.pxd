@@ -12,14 +12,15 @@ cdef class Waker:
     cdef readonly bint running
     cdef readonly Py_ssize_t inflight
     cdef Py_ssize_t waiting  # promises that wait for counters
-    cdef Py_ssize_t theirs   # requests in flight that the proxy is to do: calls, and large transfers
+    cdef Py_ssize_t theirs   # large transfers in flight, that the proxy is to do
     cdef readonly bint spins
     cdef bint alone          # few cores: in spin mode the proxy has none of its own, this thread copies large ones too
     cdef bint polling        # poll() is scheduled
     cdef bint leased         # the providers are not armed: it is, or go_on() is about to see to it
     cdef bint came           # something, since then
+    cdef uint64_t vain       # awaits in a row that spun in vain, or did not for that reason
     cdef int misses, skipped  # how often nothing did; and how often it wasn't tried for that reason
-    cdef uint64_t patience_ns  # how long the loop polls after something has come, in the default mode
+    cdef uint64_t patience_ns  # how long the loop polls after something has come
     cdef bint reaping
     cdef int at_once         # awaits since the loop had a turn
     cdef int most_at_once
@@ -30,8 +31,10 @@ cdef class Waker:
 
     cdef int hand_in(self, pplx_request *request, bint small) except -1
     cdef bint is_fair(self) except -1
+    cdef int spend(self, int awaits) except -1
     cdef int check_running(self) except -1
     cdef bint spin(self) except -1
+    cdef bint spins_in_vain(self)
     cdef int keep_polling(self) except -1
     cdef int go_on(self, bint done, bint active) except -1
     cdef bint polls_on(self, bint done, bint active) except -1

@@ -30,11 +30,11 @@ from pplx_async._core.rt cimport api
 
 __all__ = ["Waker"]
 
-# With more than so many pending an await does not spin.
-cdef Py_ssize_t FEW = 4
+# With more than so many pending an await does not spin, nor after so many that spun in vain.
+cdef int FEW = 4
 # What an await spins at a time, and how long the loop goes on polling with nothing happening.
 cdef uint32_t SPIN_US = 30
-cdef uint64_t POLL_NS = 2_000_000
+cdef int SPIN_AWAITS = 16  # that might have been done at once meanwhile
 # Where it has not paid so many times, only one in 2 ** misses is tried.
 cdef int FEW_MISSES = 2
 cdef int MOST_MISSES = 8
@@ -98,8 +98,8 @@ cdef class Waker:
         """A NIC has something: do the proxy's work."""
         cdef pplx_engine *ptr = self.ptr
         cdef uint32_t flags
-        if ptr == NULL or self.polling:
-            return  # or in this very turn of the loop
+        if ptr == NULL or (self.polling and self.theirs == 0):
+            return  # or in this very turn of the loop, by poll()
         with nogil:
             flags = api.drive(ptr)
         if not flags & PPLX_DROVE:
@@ -173,7 +173,6 @@ cdef class Waker:
     cdef int hand_in(self, pplx_request *request, bint small) except -1:
         cdef uint32_t flags
         if not small:
-            self.theirs += 1
             api.submit_there(self.ptr, request)
             return 0
         if self.theirs == 0 and (self.spins or self.leased):
@@ -192,11 +191,15 @@ cdef class Waker:
         """What is done at once does not suspend its awaiter: now and then the loop's others get a turn."""
         if self.at_once >= self.most_at_once:
             return False  # until `take_turn`
-        self.at_once += 1
-        if self.at_once < self.most_at_once:
-            return True
-        self.loop.call_soon(self.take_turn)
-        return False
+        self.spend(1)
+        return self.at_once < self.most_at_once
+
+    cdef int spend(self, int awaits) except -1:
+        """Of what may happen in one turn of the loop; an await that is done at once is the unit."""
+        if self.at_once < self.most_at_once <= self.at_once + awaits:
+            self.loop.call_soon(self.take_turn)
+        self.at_once += awaits
+        return 0
 
     def take_turn(self) -> None:
         """The loop has run everyone who was ready."""
@@ -245,15 +248,26 @@ cdef class Waker:
         cdef bint ours = self.theirs == 0
         if ptr == NULL or self.reaping or not self.running or not self.is_fair():
             return False
-        if self.inflight + self.waiting > FEW:
+        if self.inflight + self.waiting > FEW or self.spins_in_vain():
             self.keep_polling()
-            return False  # others will have more to post meanwhile
+            return False  # others have something to do meanwhile
         with nogil:
             flags = api.spin(ptr, SPIN_US) if ours else api.watch(ptr, SPIN_US)
         self.keep_polling()  # whatever handling what has come raises: it goes on, and arms in the end
         if flags & PPLX_DONE:
+            self.vain = 0
             self.take_done()
+        else:
+            self.vain += 1
+            self.spend(SPIN_AWAITS)
         return flags & PPLX_DONE != 0
+
+    cdef bint spins_in_vain(self):
+        """Spinning has brought nothing several times: then one await in so many tries again."""
+        if self.vain < FEW:
+            return False
+        self.vain += 1
+        return self.vain % SPIN_AWAITS != 0
 
     cdef int keep_polling(self) except -1:
         self.active_ns = now_ns()
@@ -302,11 +316,10 @@ cdef class Waker:
 
     cdef bint polls_on(self, bint done, bint active) except -1:
         """Whether what comes next is worth polling for."""
-        cdef uint64_t patience = POLL_NS if self.spins else self.patience_ns
         if self.spins or self.leased:
-            return active or now_ns() - self.active_ns < patience
+            return active or now_ns() - self.active_ns < self.patience_ns
         # Asleep until now.
-        if not done or patience == 0 or self.theirs:
+        if not done or self.patience_ns == 0 or self.theirs:
             return False
         if self.misses < FEW_MISSES:
             return True

@@ -1,12 +1,15 @@
 # SPDX-FileCopyrightText: 2026 The pplx_async authors
 # SPDX-License-Identifier: Apache-2.0
-"""In the default mode on few cores the loop polls for a moment after something has come, as long as that pays."""
+"""Who polls, and for how long: as long as that pays, and never instead of making progress."""
 
 import asyncio
+import time
 
 import pytest
 
 from helpers.engines import SOON, open_pair
+from pplx_async import TransferEngine
+from pplx_async.testing import FaultPlan
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -56,3 +59,24 @@ async def test_none_without_spin(fabric, monkeypatch):
         await ping(pair, counter, remote, 50, pause=0)
         monkeypatch.undo()
         assert polls.count == 0
+
+
+@pytest.mark.parametrize("progress", ["loop", "proxy"])
+@pytest.mark.parametrize("wakeup", ["eventfd", "spin"])
+async def test_a_call_that_pends_holds_nobody_up(wakeup, progress):
+    async with (
+        open_pair("loopback", wakeup=wakeup, progress=progress) as pair,
+        TransferEngine(fabric="loopback", faults=FaultPlan(drop_after=0)) as silent,
+    ):
+        counter, remote = pair.counter()
+        connecting = asyncio.create_task(pair.a.connect(silent.address))
+        await asyncio.sleep(0.1)
+        times = []
+        for _ in range(200):
+            began = time.perf_counter()
+            await ping(pair, counter, remote, 1, pause=0)
+            times.append(time.perf_counter() - began)
+        assert not connecting.done()
+        connecting.cancel()
+        await asyncio.wait({connecting})
+        assert sorted(times)[100] < 0.001  # a lease of the owner's is 2 ms

@@ -81,8 +81,8 @@ async def test_waiting_costs_nothing_after_a_moment(fabric, wakeup, progress):
         wait = counter.wait(1)
         await asyncio.sleep(0.1)
         before = time.process_time()
-        await asyncio.sleep(0.5)
-        assert time.process_time() - before < 0.2
+        await asyncio.sleep(1)
+        assert time.process_time() - before < 0.05
         await pair.a.notify(remote)
         async with asyncio.timeout(SOON):
             assert await wait == 1

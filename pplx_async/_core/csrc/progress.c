@@ -177,13 +177,16 @@ static bool take_soon(pplx_engine *engine) {
     return false;
 }
 
+static bool is_queued(pplx_engine *engine) {
+    /* relaxed: only what this thread submitted before matters */
+    return engine->taken || !pplx_ring_empty(&engine->ring) ||
+           atomic_load_explicit(&engine->npending, memory_order_relaxed) != 0;
+}
+
 /* True: it has the token, and nothing waits that should go before what it is about to do. */
 static bool take_for(pplx_engine *engine) {
     if (!take_soon(engine)) return false;
-    /* relaxed: only what this thread submitted before has to go first */
-    if (!engine->taken && pplx_ring_empty(&engine->ring) &&
-        !atomic_load_explicit(&engine->npending, memory_order_relaxed))
-        return true;
+    if (!is_queued(engine)) return true;
     pplx_token_give(engine);
     return false;
 }
@@ -283,7 +286,10 @@ uint32_t pplx_watch(pplx_engine *engine, uint32_t us) {
     return come_back(engine, false, 0);
 }
 
-uint32_t pplx_spin(pplx_engine *engine, uint32_t us) {
+/* Owners that spin, of all engines of the process: on few cores one is enough. */
+static atomic_bool spins;
+
+static uint32_t spin(pplx_engine *engine, uint32_t us) {
     pplx_done_disarm(&engine->done);
     uint32_t flags = 0;
     uint64_t now = pplx_now_ns();
@@ -295,11 +301,26 @@ uint32_t pplx_spin(pplx_engine *engine, uint32_t us) {
         if (!pplx_done_empty(&engine->done)) return PPLX_DONE;
         if (now >= until) return 0;
     }
+    if (is_queued(engine)) { /* a call, for example, which may take long */
+        lease(engine, 0);
+        pplx_token_give(engine);
+        wake_proxy(engine);
+        return come_back(engine, false, 0);
+    }
     do
         if (pplx_turn(engine, NULL)) flags = PPLX_DROVE;
     while (pplx_done_empty(&engine->done) && engine->now_ns < until);
     keep(engine);
     return come_back(engine, false, flags);
+}
+
+uint32_t pplx_spin(pplx_engine *engine, uint32_t us) {
+    if (!engine->drives || us == 0) return spin(engine, us);
+    /* relaxed: it protects nothing */
+    const bool alone = !atomic_exchange_explicit(&spins, true, memory_order_relaxed);
+    const uint32_t flags = spin(engine, alone ? us : 0);
+    if (alone) atomic_store_explicit(&spins, false, memory_order_relaxed); /* relaxed: as above */
+    return flags;
 }
 
 void pplx_spin_end(pplx_engine *engine) {

@@ -20,8 +20,9 @@ _LATENCY_MORE_US = 4.0  # than C that polls, in spin mode
 _LATENCY_TIMES = 1.3  # what C in epoll takes, in the default mode
 _IDLE_PERCENT = 0.5
 
-# How C waits that a wake-up mode of ours is compared with.
-_PARTNERS = {"spin": "poll", "eventfd": "epoll"}
+# How C waits that a wake-up mode of ours is compared with. Who polls is beside the better of both: C
+# that polls collapses when others want its cores.
+_PARTNERS = {"spin": ("poll", "epoll"), "eventfd": ("epoll",)}
 
 
 class Aim(NamedTuple):
@@ -50,9 +51,12 @@ class Aim(NamedTuple):
         return ours >= bound if self.at_least else ours <= bound
 
 
-def partner(wait: str, others: Iterable[Row]) -> str | None:
-    """Name the C program among the rows that waits as we do."""
-    return next((row["name"] for row in others if row["wait"] == _PARTNERS.get(wait)), None)
+def partner(ours: Row, others: Iterable[Row]) -> Row | None:
+    """Find the C program's row that ours is compared with."""
+    waits = _PARTNERS.get(ours["wait"], ())
+    rows = [row for row in others if row["wait"] in waits and key(row) == key(ours) and row["value"] is not None]
+    best = min if ours["unit"] in ("us", "ms", "%") else max
+    return best(rows, key=lambda row: row["value"], default=None)
 
 
 def aim_of(row: Row) -> Aim | None:
@@ -75,11 +79,10 @@ def judge(rows: Sequence[Row], ours: str) -> list[dict[str, Any]]:
         aim = aim_of(row) if row["name"] == ours else None
         if aim is None:
             continue
-        name = partner(row["wait"], others) if aim.needs_c else None
-        values = [other["value"] for other in others if other["name"] == name and key(other) == key(row)]
-        c = values[0] if values else None
+        beside = partner(row, others) if aim.needs_c else None
+        c = beside["value"] if beside else None
         verdicts.append(
-            {"work": key(row), "aim": str(aim), "value": row["value"], "beside": name, "c": c}
+            {"work": key(row), "aim": str(aim), "value": row["value"], "beside": beside and beside["name"], "c": c}
             | {"met": aim.is_met(row["value"], c)}
         )
     return verdicts
