@@ -176,7 +176,7 @@ cdef class Engine(Waker):
         self.loop_runs = loop.is_running
         self.spins = spins
         self.alone = spins and config["owner_drives"]
-        self.patience_ns = config["spin_us"] * 1000 if spins or config["owner_drives"] else 0
+        self.patience_ns = self.window_ns = config["spin_us"] * 1000 if spins or config["owner_drives"] else 0
         self.max_pending = max_pending
         self.drain_timeout = drain_timeout
         self.peers = {}

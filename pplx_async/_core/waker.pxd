@@ -20,7 +20,7 @@ cdef class Waker:
     cdef bint came           # something, since then
     cdef uint64_t vain       # awaits in a row that spun in vain, or did not for that reason
     cdef int misses, skipped  # how often nothing did; and how often it wasn't tried for that reason
-    cdef uint64_t patience_ns  # how long the loop polls after something has come
+    cdef uint64_t patience_ns, window_ns  # how long the loop polls after something has come; and for now
     cdef bint reaping
     cdef int at_once         # awaits since the loop had a turn
     cdef int most_at_once

@@ -179,6 +179,8 @@ cdef class Waker:
             flags = api.submit_spinning(self.ptr, request)
             if self.spins:
                 self.keep_polling()
+            else:
+                self.active_ns = now_ns()  # an answer may come
         else:
             flags = api.submit_here(self.ptr, request)
         if flags & PPLX_DROVE and not self.listening:
@@ -308,8 +310,9 @@ cdef class Waker:
             self.leased = False
             if not self.came:
                 self.misses = min(self.misses + 1, MOST_MISSES)
-            elif self.misses:
-                self.misses -= 1
+                self.window_ns = self.patience_ns
+            else:
+                self.misses = 0
             self.came = False
             api.spin_end(self.ptr)
         return self.arm()
@@ -317,7 +320,7 @@ cdef class Waker:
     cdef bint polls_on(self, bint done, bint active) except -1:
         """Whether what comes next is worth polling for."""
         if self.spins or self.leased:
-            return active or now_ns() - self.active_ns < self.patience_ns
+            return active or now_ns() - self.active_ns < self.window_ns
         # Asleep until now.
         if not done or self.patience_ns == 0 or self.theirs:
             return False
@@ -327,4 +330,6 @@ cdef class Waker:
         if self.skipped < 1 << self.misses:
             return False
         self.skipped = 0
+        # Twice as long, and as long as that pays: for a peer that sleeps too, and does not know yet that it pays.
+        self.window_ns = 2 * self.patience_ns
         return True
