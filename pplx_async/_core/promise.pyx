@@ -58,7 +58,10 @@ cdef int MOST_SPINS = 16
 
 cdef object fresh(object exception):
     """A copy to be raised, for one that is kept: else each raise would add to its traceback."""
-    again = copy(exception)
+    try:
+        again = copy(exception)
+    except Exception:
+        return exception  # of a class that cannot be copied
     # What it says of the cause stays; where there is none, the original is one.
     again.__cause__ = exception.__cause__ if exception.__cause__ is not None else exception
     return again
@@ -251,6 +254,7 @@ cdef class Promise:
 
 cdef PySendResult send(PyObject *address, PyObject *_, PyObject **result) except PYGEN_ERROR:
     cdef Promise promise = <Promise>address
+    result[0] = NULL
     if promise._waits():
         Py_INCREF(promise)
         result[0] = address

@@ -18,6 +18,7 @@ cdef class Waker:
     cdef bint polling        # poll() is scheduled
     cdef bint leased         # the providers are not armed: it is, or go_on() is about to see to it
     cdef bint came           # something, since then
+    cdef bint long_turn      # the last poll copied much: no more of them for now
     cdef uint64_t vain       # awaits in a row that spun in vain, or did not for that reason
     cdef int misses, skipped  # how often nothing did; and how often it wasn't tried for that reason
     cdef uint64_t patience_ns, window_ns  # how long the loop polls after something has come; and for now

@@ -16,7 +16,7 @@ Two ways:
     without activity it is as above, until something comes.
 
 On few cores this thread copies large writes as well in low-latency mode, for the proxy would take a
-core from the peer. In both a small operation is posted right where it is submitted, if the proxy sleeps.
+core from the peer. In both a small operation is posted right where it is submitted, if the proxy is not at work.
 
 Whoever waits for what has finished is woken by one call of the loop's (`call_ready`): a loop's
 ``call_soon`` costs several times what waking a task does.
@@ -293,9 +293,7 @@ cdef class Waker:
             flags = api.spin(ptr, 0) if ours else api.watch(ptr, 0)
         if flags & PPLX_DONE:
             self.came = True
-        if not self.spins and now_ns() - began > MOST_TURN_NS:
-            self.misses = MOST_MISSES  # bytes by the megabyte: the proxy's
-            self.came = False
+        self.long_turn = not self.spins and now_ns() - began > MOST_TURN_NS
         self.serve(flags & PPLX_DONE, flags != 0 if self.spins else flags & PPLX_DONE)
 
     cdef int go_on(self, bint done, bint active) except -1:
@@ -308,17 +306,22 @@ cdef class Waker:
             return 0
         if self.leased:
             self.leased = False
-            if not self.came:
+            if self.long_turn:
+                self.misses = MOST_MISSES
+                self.window_ns = self.patience_ns
+            elif not self.came:
                 self.misses = min(self.misses + 1, MOST_MISSES)
                 self.window_ns = self.patience_ns
             else:
                 self.misses = 0
-            self.came = False
+            self.came = self.long_turn = False
             api.spin_end(self.ptr)
         return self.arm()
 
     cdef bint polls_on(self, bint done, bint active) except -1:
         """Whether what comes next is worth polling for."""
+        if self.long_turn:
+            return False
         if self.spins or self.leased:
             return active or now_ns() - self.active_ns < self.window_ns
         # Asleep until now.

@@ -7,8 +7,8 @@
  * a system call and the time that a core takes to wake up, several times what a small write costs. So
  * the owner may turn by itself:
  *
- *   here    pplx_submit_here(): a small request is posted by the owner if the proxy sleeps and nothing
- *           is queued before it.
+ *   here    pplx_submit_here(): a small request is posted by the owner if the proxy is not turning and
+ *           nothing is queued before it.
  *   drive   pplx_drive(): the owner listens to the wait fds too, and is woken by the NIC, not by the
  *           proxy. That pays on few cores (pplx_engine_config.owner_drives): one wake-up for each
  *           message and nobody spins. What is large, or more than the owner can arm the providers
@@ -23,8 +23,8 @@
  *
  * The token is one word, taken by compare-and-swap with acquire, given with release: what one holder
  * wrote, the next one sees. It is held for a turn or a bounded spin, never across the owner's own
- * code. `lease_ns` only says who should take it next; both may look at an old value of it without
- * harm: the proxy turns once more, or stands by a little longer. */
+ * code. `lease_ns` says who should take it next. The proxy looks at it again with the token in hand,
+ * so it never turns under a lease; who ends a lease rings, for the proxy may be standing by. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* ppoll */
 #endif
@@ -154,8 +154,9 @@ static void hand_over(pplx_engine *engine) {
         ring = !armed || (asleep && pplx_next_deadline(engine) < engine->sleep_until_ns);
         lease(engine, armed ? engine->now_ns + LEASE_NS : 0);
     } else {
-        ring = asleep ? !pplx_arm_domains(engine) || pplx_next_deadline(engine) < engine->sleep_until_ns
-                      : atomic_load_explicit(&engine->lease_ns, memory_order_relaxed) != 0;
+        /* relaxed: ours. Under a lease the proxy may be standing by, or be about to. */
+        ring = atomic_load_explicit(&engine->lease_ns, memory_order_relaxed) != 0;
+        if (asleep) ring |= !pplx_arm_domains(engine) || pplx_next_deadline(engine) < engine->sleep_until_ns;
         lease(engine, 0);
     }
     engine->spinning = false;
@@ -294,8 +295,10 @@ static uint32_t spin(pplx_engine *engine, uint32_t us) {
     uint32_t flags = 0;
     uint64_t now = pplx_now_ns();
     const uint64_t until = now + us * UINT64_C(1000);
+    bool taken = take_soon(engine);
+    if (!taken && us == 0) return come_back(engine, false, 0);
     lease(engine, until + LEASE_NS);
-    while (!pplx_token_take(engine)) { /* the proxy ends its turn and sees the lease */
+    while (!taken && !(taken = pplx_token_take(engine))) { /* the proxy ends its turn and sees the lease */
         relax();
         now = pplx_now_ns();
         if (!pplx_done_empty(&engine->done)) return PPLX_DONE;
@@ -324,8 +327,10 @@ uint32_t pplx_spin(pplx_engine *engine, uint32_t us) {
 }
 
 void pplx_spin_end(pplx_engine *engine) {
-    if (pplx_token_take(engine))
+    if (pplx_token_take(engine)) {
         hand_over(engine);
-    else
-        lease(engine, 0); /* the proxy turns already */
+    } else { /* the proxy turns; but it may have seen the lease, and stand by after that */
+        lease(engine, 0);
+        wake_proxy(engine);
+    }
 }

@@ -256,7 +256,15 @@ static void adapt_spin(pplx_engine *engine, uint64_t slept_ns) {
 }
 
 static void take_token(pplx_engine *engine) {
-    while (pplx_leased(engine) || !pplx_token_take(engine)) pplx_stand_by(engine);
+    for (;;) {
+        if (!pplx_leased(engine) && pplx_token_take(engine)) {
+            /* Once more, now that what the last holder wrote is seen: a turn under its lease would
+             * disarm what it has just armed, and nobody would hear of what comes. */
+            if (!pplx_leased(engine)) return;
+            pplx_token_give(engine);
+        }
+        pplx_stand_by(engine);
+    }
 }
 
 /* Called and left with the token; without it while asleep. */
