@@ -20,8 +20,6 @@ class Polls:
     def __init__(self, engine, monkeypatch):
         self.count = 0
         loop = asyncio.get_running_loop()
-        if not isinstance(loop, asyncio.BaseEventLoop):
-            pytest.skip(f"call_soon of a {type(loop).__module__} loop cannot be watched")
         call_soon = loop.call_soon
 
         def watched(callback, *args, **kwargs):
@@ -29,6 +27,12 @@ class Polls:
             return call_soon(callback, *args, **kwargs)
 
         monkeypatch.setattr(loop, "call_soon", watched)
+
+
+def skip_where_unwatchable():
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, asyncio.BaseEventLoop):
+        pytest.skip(f"call_soon of a {type(loop).__module__} loop cannot be watched")
 
 
 async def ping(pair, counter, remote, times, pause):
@@ -41,6 +45,7 @@ async def ping(pair, counter, remote, times, pause):
 
 
 async def test_it_is_given_up_where_it_brings_nothing(fabric, monkeypatch):
+    skip_where_unwatchable()
     async with open_pair(fabric, progress="loop", spin=50e-6) as pair:
         counter, remote = pair.counter()
         for_ever = counter.wait(1 << 40)  # something pends all the time
@@ -53,6 +58,7 @@ async def test_it_is_given_up_where_it_brings_nothing(fabric, monkeypatch):
 
 
 async def test_none_without_spin(fabric, monkeypatch):
+    skip_where_unwatchable()
     async with open_pair(fabric, progress="loop", spin=0) as pair:
         counter, remote = pair.counter()
         polls = Polls(pair.b, monkeypatch)
