@@ -82,7 +82,9 @@ async def test_waiting_costs_nothing_after_a_moment(fabric, wakeup, progress):
         await asyncio.sleep(0.1)
         before = time.process_time()
         await asyncio.sleep(1)
-        assert time.process_time() - before < 0.05
+        # Who has no wait fd polls on a timer.
+        polled = not all(caps["wait_fd"] for engine in (pair.a, pair.b) for caps in engine._core.caps())
+        assert time.process_time() - before < (0.2 if polled else 0.05)
         await pair.a.notify(remote)
         async with asyncio.timeout(SOON):
             assert await wait == 1
