@@ -50,16 +50,16 @@ enum pplx_node_kind {
 
 typedef struct pplx_engine_config {
     uint32_t ring_entries;          /* power of two; what does not fit waits in an ordered list */
-    uint32_t spin_us; /* spin so long after the last activity at most, then block; less where that brings nothing */
-    uint32_t poll_interval_us; /* between polls while idle, for providers without a wait fd */
+    uint32_t spin_us;               /* spin so long after the last activity at most; less where that brings nothing */
+    uint32_t poll_interval_us;      /* between polls while idle, for providers without a wait fd */
     uint32_t heartbeat_interval_ms; /* 0: none */
-    uint32_t heartbeat_timeout_ms; /* silence that makes a peer lost */
-    uint32_t again_timeout_ms; /* PPLX_AGAIN without progress that makes a peer lost */
-    uint64_t shard_nbytes; /* cut writes of at least this size over the links of the peer */
-    uint32_t message_nbytes; /* largest two-sided message */
-    uint32_t message_slots; /* receives kept posted per peer, and sends in flight */
-    int32_t cpu; /* pin the proxy thread to it; -1: don't */
-    uint32_t owner_drives; /* the owner listens to the NICs too, see pplx_engine_wait_fd() */
+    uint32_t heartbeat_timeout_ms;  /* silence that makes a peer lost */
+    uint32_t again_timeout_ms;      /* PPLX_AGAIN without progress that makes a peer lost */
+    uint64_t shard_nbytes;          /* cut writes of at least this size over the links of the peer */
+    uint32_t message_nbytes;        /* largest two-sided message */
+    uint32_t message_slots;         /* receives kept posted per peer, and sends in flight */
+    int32_t cpu;                    /* pin the proxy thread to it; -1: don't */
+    uint32_t owner_drives;          /* the owner listens to the NICs too, see pplx_engine_wait_fd() */
 } pplx_engine_config;
 
 pplx_status pplx_engine_open(const pplx_engine_config *config, pplx_engine **engine, pplx_error *error);
@@ -85,18 +85,18 @@ void pplx_engine_landing(const pplx_engine *engine, size_t domain, pplx_remote_k
 
 /* The done list. fd: an eventfd to watch; it is rung once after pplx_arm() returned true. */
 int pplx_engine_fd(const pplx_engine *engine);
-void pplx_clear(pplx_engine *engine); /* when the fd is readable, before reaping: it no longer is */
+void pplx_clear(pplx_engine *engine);      /* when the fd is readable, before reaping: it no longer is */
 pplx_node *pplx_reap(pplx_engine *engine); /* everything since the last call, oldest first */
-bool pplx_arm(pplx_engine *engine); /* false: something came meanwhile, reap again */
+bool pplx_arm(pplx_engine *engine);        /* false: something came meanwhile, reap again */
 
 /* Counts of the whole engine, any thread. */
 typedef struct pplx_engine_stats {
-    uint64_t turns; /* of the proxy's loop */
-    uint64_t sleeps; /* times it blocked */
-    uint64_t wakes; /* times it rang the owner */
-    uint64_t requests; /* taken from the ring */
-    uint64_t overflowed; /* that found the ring full and went through the pending list */
-    uint64_t stray_imms; /* immediates for no counter */
+    uint64_t turns;          /* of the proxy's loop */
+    uint64_t sleeps;         /* times it blocked */
+    uint64_t wakes;          /* times it rang the owner */
+    uint64_t requests;       /* taken from the ring */
+    uint64_t overflowed;     /* that found the ring full and went through the pending list */
+    uint64_t stray_imms;     /* immediates for no counter */
     uint64_t stray_messages; /* messages dropped: malformed or from nobody we know */
 } pplx_engine_stats;
 void pplx_engine_read_stats(const pplx_engine *engine, pplx_engine_stats *stats);
@@ -105,12 +105,12 @@ void pplx_engine_read_stats(const pplx_engine *engine, pplx_engine_stats *stats)
 
 /* Memory registered with every domain of the engine. */
 typedef struct pplx_mr {
-    pplx_memory memory; /* owner, before the call */
-    uint32_t access; /* owner, before the call: enum pplx_access */
-    uint32_t domains; /* proxy: how many of the arrays are valid */
+    pplx_memory memory;                          /* owner, before the call */
+    uint32_t access;                             /* owner, before the call: enum pplx_access */
+    uint32_t domains;                            /* proxy: how many of the arrays are valid */
     pplx_provider_mr *handles[PPLX_MAX_DOMAINS]; /* proxy */
-    pplx_remote_key keys[PPLX_MAX_DOMAINS]; /* proxy; for the descriptor */
-    uint64_t register_ns; /* proxy: what registering cost */
+    pplx_remote_key keys[PPLX_MAX_DOMAINS];      /* proxy; for the descriptor */
+    uint64_t register_ns;                        /* proxy: what registering cost */
 } pplx_mr;
 
 /* Memory of a peer, as its descriptor tells. */
@@ -118,7 +118,7 @@ typedef struct pplx_remote {
     pplx_peer *peer;
     uint64_t nbytes;
     uint32_t access;
-    uint32_t domains; /* of the peer's engine */
+    uint32_t domains;                       /* of the peer's engine */
     pplx_remote_key keys[PPLX_MAX_DOMAINS]; /* by the peer's domain */
 } pplx_remote;
 
@@ -130,11 +130,11 @@ typedef struct pplx_counter {
     pplx_node node;
     void *cookie; /* owner's */
     uint32_t id;
-    uint32_t role; /* enum pplx_counter_role */
-    pplx_peer *peer; /* whose, for the engine's own roles */
-    uint64_t value; /* in eighths; proxy, atomic */
+    uint32_t role;      /* enum pplx_counter_role */
+    pplx_peer *peer;    /* whose, for the engine's own roles */
+    uint64_t value;     /* in eighths; proxy, atomic */
     uint64_t notify_at; /* in eighths; owner, atomic */
-    uint32_t queued; /* in the done list; atomic */
+    uint32_t queued;    /* in the done list; atomic */
     uint32_t reserved;
 } pplx_counter;
 
@@ -159,7 +159,7 @@ void pplx_counter_recycle(pplx_engine *engine, uint32_t id);
 
 /* One contiguous piece: a write, or a run of `pages` adjacent pages. */
 typedef struct pplx_segment {
-    uint64_t local; /* offset in the local region */
+    uint64_t local;  /* offset in the local region */
     uint64_t remote; /* offset in the remote region */
     uint64_t nbytes;
     uint64_t pages; /* counts this much: 1 for a plain write */
@@ -168,8 +168,8 @@ typedef struct pplx_segment {
 /* The segments of one request that go from one region into one region. */
 typedef struct pplx_target {
     /* owner, before submit */
-    pplx_mr *local; /* NULL: zero bytes, from the engine's landing page */
-    pplx_remote *remote; /* NULL: zero bytes, into the peer's landing page */
+    pplx_mr *local;        /* NULL: zero bytes, from the engine's landing page */
+    pplx_remote *remote;   /* NULL: zero bytes, into the peer's landing page */
     pplx_peer *peer;
     pplx_segment *segments;
     uint32_t nsegments;
@@ -177,13 +177,13 @@ typedef struct pplx_target {
     /* proxy */
     struct pplx_target *next, *prev; /* in the peer's queue */
     pplx_request *request;
-    uint32_t cursor; /* segment being cut */
-    uint32_t piece; /* next piece of it */
-    uint32_t inflight; /* work requests posted or staged, not completed */
-    uint32_t queued; /* in the peer's queue */
-    uint64_t delivered; /* eighths that are known to have been counted */
-    uint64_t posted; /* eighths that may have been counted */
-    uint64_t total; /* eighths of all segments */
+    uint32_t cursor;      /* segment being cut */
+    uint32_t piece;       /* next piece of it */
+    uint32_t inflight;    /* work requests posted or staged, not completed */
+    uint32_t queued;      /* in the peer's queue */
+    uint64_t delivered;   /* eighths that are known to have been counted */
+    uint64_t posted;      /* eighths that may have been counted */
+    uint64_t total;       /* eighths of all segments */
     /* result: proxy, before the request settles */
     int32_t status;
     int32_t provider_error;
@@ -194,28 +194,28 @@ typedef struct pplx_target {
 enum pplx_request_kind { PPLX_REQUEST_TRANSFER = 0, PPLX_REQUEST_SEND = 1, PPLX_REQUEST_CALL = 2 };
 
 enum pplx_request_state {
-    PPLX_STATE_SETTLED = 1, /* outcome known, results valid (proxy) */
-    PPLX_STATE_RELEASED = 2, /* the provider has let go of the memory (proxy) */
-    PPLX_STATE_REAPED = 4, /* the owner saw SETTLED (owner) */
-    PPLX_STATE_CANCELLED = 8 /* the owner called pplx_cancel (owner) */
+    PPLX_STATE_SETTLED = 1,   /* outcome known, results valid (proxy) */
+    PPLX_STATE_RELEASED = 2,  /* the provider has let go of the memory (proxy) */
+    PPLX_STATE_REAPED = 4,    /* the owner saw SETTLED (owner) */
+    PPLX_STATE_CANCELLED = 8  /* the owner called pplx_cancel (owner) */
 };
 
 enum pplx_call {
-    PPLX_CALL_MR_OPEN = 0, /* subject: pplx_mr */
-    PPLX_CALL_MR_CLOSE = 1, /* subject: pplx_mr */
-    PPLX_CALL_PEER_OPEN = 2, /* subject: pplx_peer: endpoints and receives; then the addresses are there */
+    PPLX_CALL_MR_OPEN = 0,      /* subject: pplx_mr */
+    PPLX_CALL_MR_CLOSE = 1,     /* subject: pplx_mr */
+    PPLX_CALL_PEER_OPEN = 2,    /* subject: pplx_peer: endpoints and receives; then the addresses are there */
     PPLX_CALL_PEER_CONNECT = 3, /* subject: pplx_peer: settles when every link has carried a heartbeat both ways */
-    PPLX_CALL_PEER_CLOSE = 4, /* subject: pplx_peer, an orderly goodbye: what is queued ends FLUSHED */
-    PPLX_CALL_PEER_LOST = 5, /* subject: pplx_peer; payload: why (text): all of it ends PEER_LOST */
+    PPLX_CALL_PEER_CLOSE = 4,   /* subject: pplx_peer, an orderly goodbye: what is queued ends FLUSHED */
+    PPLX_CALL_PEER_LOST = 5,    /* subject: pplx_peer; payload: why (text): all of it ends PEER_LOST */
     PPLX_CALL_COUNTER_CLOSE = 6, /* subject: pplx_counter */
-    PPLX_CALL_DRAIN = 7 /* no subject: what has arrived by now is counted when it settles */
+    PPLX_CALL_DRAIN = 7          /* no subject: what has arrived by now is counted when it settles */
 };
 
 struct pplx_request {
     pplx_node node;
     pplx_node cancel_node;
     void *cookie; /* owner's; the core never looks at it */
-    uint32_t kind; /* enum pplx_request_kind */
+    uint32_t kind;  /* enum pplx_request_kind */
     uint32_t opcode; /* TRANSFER: PPLX_WRITE or PPLX_READ; CALL: enum pplx_call */
     uint32_t state; /* enum pplx_request_state; atomic */
     uint32_t cancel_seen; /* proxy */
@@ -278,12 +278,12 @@ typedef struct pplx_link_address {
 } pplx_link_address;
 
 typedef struct pplx_peer_config {
-    uint32_t domains; /* of the peer's engine */
-    uint32_t heartbeat_counter; /* at the peer: what our heartbeats hit */
-    uint32_t credit_counter; /* at the peer: where we return credits */
-    uint32_t credits; /* receives that the peer keeps posted for us */
-    uint64_t token; /* goes in the head of each message we send */
-    uint64_t message_nbytes; /* largest message that the peer takes */
+    uint32_t domains;                          /* of the peer's engine */
+    uint32_t heartbeat_counter;                /* at the peer: what our heartbeats hit */
+    uint32_t credit_counter;                   /* at the peer: where we return credits */
+    uint32_t credits;                          /* receives that the peer keeps posted for us */
+    uint64_t token;                            /* goes in the head of each message we send */
+    uint64_t message_nbytes;                   /* largest message that the peer takes */
     pplx_remote_key landing[PPLX_MAX_DOMAINS]; /* by the peer's domain */
     pplx_link_address links[PPLX_MAX_DOMAINS]; /* by link */
 } pplx_peer_config;
@@ -307,7 +307,7 @@ uint32_t pplx_peer_credit_counter(const pplx_peer *peer);
 uint64_t pplx_peer_token(const pplx_peer *peer);
 void pplx_peer_configure(pplx_peer *peer, const pplx_peer_config *config); /* before PEER_CONNECT */
 void *pplx_peer_cookie(const pplx_peer *peer);
-pplx_peer *pplx_node_peer(pplx_node *node); /* of a PPLX_NODE_PEER */
+pplx_peer *pplx_node_peer(pplx_node *node);                       /* of a PPLX_NODE_PEER */
 void pplx_peer_reason(const pplx_peer *peer, pplx_error *error); /* why it is lost; after its node has come */
 
 enum { PPLX_LATENCY_BUCKETS = 64, PPLX_OPCODES = 5 };
@@ -323,7 +323,7 @@ typedef struct pplx_link_stats {
     uint64_t inflight;
     uint64_t inflight_nbytes;
     uint64_t latency[PPLX_OPCODES][PPLX_LATENCY_BUCKETS];
-    uint32_t domain; /* ours */
+    uint32_t domain;        /* ours */
     uint32_t remote_domain; /* the peer's */
 } pplx_link_stats;
 void pplx_link_read_stats(const pplx_peer *peer, size_t link, pplx_link_stats *stats); /* any thread */
