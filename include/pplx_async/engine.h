@@ -244,7 +244,7 @@ enum pplx_progress {
     PPLX_DROVE = 2 /* it was done on this thread; otherwise the proxy is at work */
 };
 uint32_t pplx_submit_here(pplx_engine *engine, pplx_request *request);
-uint32_t pplx_submit_spinning(pplx_engine *engine, pplx_request *request); /* of an owner that calls pplx_spin() soon */
+uint32_t pplx_submit_spinning(pplx_engine *engine, pplx_request *request); /* pplx_spin() is called soon */
 void pplx_submit_there(pplx_engine *engine, pplx_request *request);
 
 /* Where the owner listens to the NICs too (pplx_engine_config.owner_drives): when one of these fds is readable,
