@@ -53,6 +53,7 @@ def test_interrupt_by_one_awaiter_leaves_the_others_awake(wakeup):
     """They are woken by one call of the loop's: that one of them ends it must not lose the rest."""
     loop = asyncio.new_event_loop()
     engine = TransferEngine(fabric="loopback", wakeup=wakeup)
+    waiting = []
 
     def interrupt(_):
         raise KeyboardInterrupt
@@ -62,18 +63,16 @@ def test_interrupt_by_one_awaiter_leaves_the_others_awake(wakeup):
         counter = engine.counter()
         waits = [counter.wait(1) for _ in range(5)]
         waits[2].add_done_callback(interrupt)
-        waiting = [loop.create_task(_result(wait)) for wait in waits]
+        waiting.extend(loop.create_task(_result(wait)) for wait in waits)
         await asyncio.sleep(0)  # all of them wait
         await counter.close()  # which ends the waits together
-        return waiting
 
     with pytest.raises(KeyboardInterrupt):
         loop.run_until_complete(prepare())
         loop.run_until_complete(asyncio.sleep(SOON))
-    waiting = [task for task in asyncio.all_tasks(loop) if task.get_coro().__name__ == "_result"]
-    if waiting:
-        _, asleep = loop.run_until_complete(asyncio.wait(waiting, timeout=SOON))
-        assert not asleep
+    _, asleep = loop.run_until_complete(asyncio.wait(waiting, timeout=SOON))
+    assert not asleep
+    assert [task.exception() for task in waiting] == [None] * 5
     loop.run_until_complete(engine.close())
     loop.close()
 
