@@ -318,6 +318,11 @@ class TransferEngine(Operations):
 
     async def _close(self) -> None:
         timeout = self.options.drain_timeout
+        # Who has our Ready may write already: the handshake goes to its end, or its goodbye would cut those short.
+        if meeting := [self._loop.create_task(peer._met.wait()) for peer in self._peers if peer._said_ready]:
+            await asyncio.wait(meeting, timeout=timeout)
+            for task in meeting:
+                task.cancel()
         if self._server is not None:
             await self._server.aclose()
         deadline = self._loop.time() + 2 * timeout
@@ -745,7 +750,9 @@ class TransferEngine(Operations):
             ssl=self.options.ssl_client,
             timeout=seconds,
         )
-        return await self._meet(channel, deadline)
+        peer = await self._meet(channel, deadline)
+        self._check_open()  # closed meanwhile: that took the peer with it
+        return peer
 
     async def _on_channel(self, channel: control.ControlChannel) -> None:
         """Meet somebody who called; not all at once, since each takes endpoints and memory."""
@@ -773,7 +780,6 @@ class TransferEngine(Operations):
         try:
             async with asyncio.timeout_at(deadline):
                 await peer._establish()
-            self._check_open()
         except BaseException as error:
             peer._record.is_open = False
             peer._met.set()

@@ -120,6 +120,7 @@ class Peer:
         self._freeing = False
         self._fencing = 0  # fences that we have not confirmed yet
         self._early: list[tuple[Message, int]] = []  # messages that came before that
+        self._said_ready = False  # the other side may be connected, and write
         self._met = asyncio.Event()  # connected, or never to be
         self._ended = asyncio.Event()  # nobody can wait for it any more
         self._gone = asyncio.Event()  # every endpoint is closed: nothing comes from there any more
@@ -355,7 +356,9 @@ class Peer:
 
     async def _say_ready(self, connecting: Transfer) -> None:
         await connecting
+        self._engine._check_open()
         self._channel.post(wire.Ready())
+        self._said_ready = True
 
     async def _expect(self, kind: type[Any]) -> Any:
         message = await self._channel.receive()

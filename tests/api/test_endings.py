@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from helpers.engines import eventually, open_pair
-from pplx_async import BrokenResourceError, ClosedResourceError, TransferEngine, wire
+from helpers.engines import engine_on, eventually, open_pair
+from pplx_async import BrokenResourceError, ClosedResourceError, Peer, TransferEngine, wire
 from pplx_async.testing import connected_pair
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -127,3 +127,30 @@ async def test_name_of_a_peer_is_printable():
     async with connected_pair(name="bad\nname\x1b[31m") as (there, here):
         assert there.label.isprintable()
         assert here.label.isprintable()
+
+
+async def test_close_waits_for_who_may_write_already(fabric, monkeypatch):
+    """The side that connects has our Ready, we don't have its own yet, and close: its writes land."""
+    establish = Peer._expect
+    listener_goes_on = asyncio.Event()
+
+    async def late(self, kind):
+        if kind is wire.Ready and self._engine is b:
+            await listener_goes_on.wait()
+        return await establish(self, kind)
+
+    monkeypatch.setattr(Peer, "_expect", late)
+    async with engine_on(fabric) as a, engine_on(fabric) as b:
+        ab = await a.connect(b.address)
+        target = bytearray(1 << 20)
+        source, region = await a.register(b"x" * len(target)), await b.register(target)
+        writes = [a.write(source, ab.region(region.to_bytes())) for _ in range(8)]
+        closing = asyncio.ensure_future(b.close())
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        listener_goes_on.set()
+        assert await asyncio.gather(*writes) == [len(target)] * 8
+        await closing
+        await ab.wait_closed()
+        assert ab.lost is None
+        assert target == b"x" * len(target)
