@@ -79,6 +79,7 @@ def test_all_of_it(way, wakeup, programs, tmp_path):
         assert row["name"] == ours or key(row) != "register-64M"
     values = json.loads(written.read_text())
     assert values["engine"]["fabric"] == way[1]
+    assert f"{ROOT}/" not in written.read_text()
     assert {verdict["work"] for verdict in values["aims"]} >= {"pingpong-8", "stream-1M", "pages-1K", "idle"}
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert ours in out

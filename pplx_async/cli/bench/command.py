@@ -169,6 +169,8 @@ def _arguments_of_c(options: EngineOptions, rows: list[CRow], timeout: float) ->
 
 
 def _report(plan: Plan, rows: list[Row], engine: dict[str, Any], why_no_c: str) -> dict[str, Any]:
+    here = f"{Path.cwd()}/"  # a result is shown to others: where this checkout lies is nobody's business
+    engine = engine | {"why": [reason.replace(here, "") for reason in engine["why"]]}
     return {
         "ok": True,
         "name": plan.name,
