@@ -219,13 +219,13 @@ struct pplx_request {
     uint32_t opcode; /* TRANSFER: PPLX_WRITE or PPLX_READ; CALL: enum pplx_call */
     uint32_t state; /* enum pplx_request_state; atomic */
     uint32_t cancel_seen; /* proxy */
-    /* TRANSFER: targets; SEND: peer, payload, payload_nbytes; CALL: subject */
+    /* TRANSFER: targets; SEND: peer, payload; CALL: subject */
     pplx_target *targets;
     uint32_t ntargets;
     uint32_t open_targets; /* proxy: not finished */
     void *subject;
     const void *payload;
-    uint64_t payload_nbytes;
+    uint64_t nbytes; /* SEND: of the payload; TRANSFER: of all targets together */
     uint64_t submitted_ns; /* proxy */
     /* result: proxy, before SETTLED. The first failure; each target has its own. */
     pplx_error error;

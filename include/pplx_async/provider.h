@@ -127,6 +127,10 @@ typedef struct pplx_provider {
 
     /* A descriptor for ppoll that stays the same and stays the provider's; -1 without one. */
     int (*wait_fd)(pplx_provider_domain *domain);
+
+    /* Optional (NULL): after wait_fd() has become readable and before poll(), the CPU of the peer's thread
+     * that made it so; -1 where that isn't known. */
+    int (*woken_from)(pplx_provider_domain *domain);
 } pplx_provider;
 
 typedef const pplx_provider *(*pplx_provider_entry_fn)(void);

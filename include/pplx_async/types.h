@@ -94,6 +94,10 @@ enum pplx_opcode {
     PPLX_RECV = 4
 };
 
+enum pplx_work_flag {
+    PPLX_WORK_BULK = 1 /* a hint: of a request that is larger than a core's caches, so nobody reads it there */
+};
+
 /* One unit of work for one NIC. An immediate alone is a PPLX_WRITE_IMM of 0 bytes, and like every
  * write it names valid local memory and a valid remote address and key (EFA insists). */
 typedef struct pplx_work_request {
@@ -103,7 +107,8 @@ typedef struct pplx_work_request {
     struct pplx_provider_mr *local_mr;
     uint64_t remote_address; /* pplx_remote_key.base + offset */
     uint64_t remote_key;
-    uint32_t opcode; /* enum pplx_opcode */
+    uint16_t opcode; /* enum pplx_opcode */
+    uint16_t flags;  /* enum pplx_work_flag */
     uint32_t imm;
 } pplx_work_request;
 

@@ -465,7 +465,6 @@ cdef class Engine(Waker):
         transfer.request.kind = PPLX_REQUEST_SEND
         transfer.request.subject = peer.ptr
         transfer.request.payload = <const void *><const char *>payload
-        transfer.request.payload_nbytes = transfer.nbytes
         transfer.use(peer)
         self.inflight += 1
         transfer.submit()

@@ -86,6 +86,7 @@ cdef class Transfer(Promise):
 
     cdef int submit(self) except -1:
         self.request.cookie = <void *>self
+        self.request.nbytes = self.nbytes
         Py_INCREF(self)  # the core's; given back by Engine.reap when the request is released
         # What does take long, a call or a large copy, is not for the loop's thread.
         cdef Waker waker = self.engine

@@ -20,7 +20,7 @@ static void start_send(host *host, pplx_peer *peer, note *note, uint32_t number,
     note->request = (pplx_request){.kind = PPLX_REQUEST_SEND,
                                    .subject = peer,
                                    .payload = note->payload,
-                                   .payload_nbytes = nbytes,
+                                   .nbytes = nbytes,
                                    .cookie = &note->end};
     pplx_submit(host->engine, &note->request);
 }

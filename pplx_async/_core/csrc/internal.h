@@ -195,7 +195,8 @@ struct pplx_engine {
     _Atomic uint32_t stop; /* owner */
     uint64_t now_ns; /* read once a turn */
     uint64_t active_ns;
-    uint64_t spin_ns; /* how long to go on turning after that; adapts */
+    uint64_t spin_ns;  /* how long to go on turning after that; adapts */
+    uint64_t moved_ns; /* when the proxy last left a core that it shared with a peer */
     pplx_peer *peers;
     pplx_peer *busy;  /* those that may have something to post: a turn costs nothing for the others */
     uint64_t tick_ns; /* when the first of the peers wants a tick */

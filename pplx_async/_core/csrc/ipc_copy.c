@@ -12,7 +12,9 @@
  *   memcpy, streaming    12.8, 18.0   14.8, 18.9   11.3, 15.1   6.0, 9.5
  *   and read after that  12.3, 12.1   11.4, 11.3    8.1,  9.8   6.4, 5.8
  *
- * So nobody loses, and the writer gains a third. */
+ * So nobody loses, and the writer gains a third. The same goes for small pieces of a large request
+ * (PPLX_WORK_BULK): pages at random in 64 MiB, of 64 KiB 13.2 and 18.4, of 7 KiB 7.0 and 9.1, of
+ * 1 KiB 4.3 and 4.9. */
 #include <string.h>
 
 #if defined(__SSE2__)

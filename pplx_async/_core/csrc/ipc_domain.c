@@ -100,6 +100,17 @@ bool pplx_ipc_awake(ipc_domain *domain) {
     return look;
 }
 
+/* Whoever took `wake` off, if several did: it is a hint. */
+int pplx_ipc_woken_from(pplx_provider_domain *handle) {
+    for (const ipc_endpoint *endpoint = ((ipc_domain *)handle)->endpoints; endpoint; endpoint = endpoint->next) {
+        if (!reads_inbox(endpoint)) continue;
+        const ipc_head *head = endpoint->inbox.head;
+        if (atomic_load_explicit(&head->wake, memory_order_relaxed) == 0) /* relaxed: a hint, and hostile */
+            return (int)atomic_load_explicit(&head->waker, memory_order_relaxed) - 1; /* relaxed: as above */
+    }
+    return -1;
+}
+
 /* Is there anything to do, looked for after `wake` was set? What isn't in shared memory makes the
  * wait fd readable: answers, notes, death. */
 static bool busy(const ipc_endpoint *endpoint) {

@@ -246,6 +246,7 @@ pplx_status pplx_ipc_domain_open(const ipc_options *options, ipc_domain **domain
 void pplx_ipc_domain_close(ipc_domain *domain);
 void pplx_ipc_look(ipc_domain *domain, uint64_t now_ns);
 pplx_status pplx_ipc_arm(pplx_provider_domain *domain);
+int pplx_ipc_woken_from(pplx_provider_domain *domain);
 bool pplx_ipc_awake(ipc_domain *domain);
 bool pplx_ipc_watch_fd(ipc_domain *domain, int fd, ipc_watch *watch);
 

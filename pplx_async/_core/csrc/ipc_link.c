@@ -15,6 +15,7 @@
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
@@ -120,7 +121,10 @@ static bool say(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
 
 void pplx_ipc_wake_peer(ipc_endpoint *endpoint, unsigned what) {
     static const ipc_note note = {.kind = IPC_WAKE};
-    if (ipc_take_wake(&endpoint->outbox, what)) say(endpoint, &note, -1); /* no room: it is readable */
+    if (!ipc_take_wake(&endpoint->outbox, what)) return;
+    /* relaxed: the message orders it; -1 + 1 where there is no telling */
+    atomic_store_explicit(&endpoint->outbox.head->waker, (unsigned)(sched_getcpu() + 1), memory_order_relaxed);
+    say(endpoint, &note, -1); /* no room: it is readable */
 }
 
 static void announce(ipc_endpoint *endpoint) {

@@ -154,7 +154,7 @@ static verdict run_mapped(ipc_endpoint *endpoint, ipc_record *record, const ipc_
         void *remote = key->memory + request->remote_address + record->moved;
         if (request->opcode == PPLX_READ)
             pplx_ipc_copy(local, remote, piece);
-        else if (request->nbytes >= IPC_LARGE_COPY)
+        else if (request->nbytes >= IPC_LARGE_COPY || request->flags & PPLX_WORK_BULK)
             pplx_ipc_stream(remote, local, piece);
         else
             pplx_ipc_copy(remote, local, piece);

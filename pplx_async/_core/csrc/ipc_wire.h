@@ -22,7 +22,7 @@
 #include <stdint.h>
 
 enum {
-    IPC_VERSION = 2,
+    IPC_VERSION = 3,
     IPC_TOKEN_BYTES = 16,
     IPC_LINE = 64,          /* cache line: what different threads write is kept apart by it */
     IPC_PAGE = 4096,        /* alignment inside an inbox */
@@ -107,7 +107,8 @@ typedef struct ipc_head {
     /* Changes rarely, is read at each post. */
     atomic_uint wake; /* enum ipc_wake: set by the owner before it sleeps, taken off by who wakes it */
     atomic_uint news; /* owner: grows when a message lies in the peer's socket that can't wait */
-    char pad0[IPC_LINE - 2 * sizeof(atomic_uint)];
+    atomic_uint waker; /* who took `wake` off: its CPU, counted from 1 */
+    char pad0[IPC_LINE - 3 * sizeof(atomic_uint)];
     /* Owner: progress. */
     _Atomic uint64_t immediates; /* read so far: the slots before it are free again */
     _Atomic uint64_t commands;   /* executed so far: their results lie in their slots */

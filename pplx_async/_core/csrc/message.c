@@ -98,8 +98,8 @@ void pplx_messages_close(pplx_peer *peer) {
 /* Ours are not larger than theirs must be, whatever the peer said of itself. */
 static pplx_status check_send(const pplx_peer *peer, const pplx_request *request) {
     if (peer->state != PPLX_PEER_UP) return peer->reason.status == PPLX_OK ? PPLX_CLOSED : peer->reason.status;
-    bool fits = request->payload_nbytes <= peer->engine->config.message_nbytes &&
-                request->payload_nbytes <= peer->config.message_nbytes;
+    bool fits = request->nbytes <= peer->engine->config.message_nbytes &&
+                request->nbytes <= peer->config.message_nbytes;
     return fits ? PPLX_OK : PPLX_TOO_LARGE;
 }
 
@@ -131,17 +131,17 @@ static bool post_sends(pplx_peer *peer) {
         pplx_request *send = peer->sends_head;
         uint32_t i = peer->free_sends[peer->nfree_sends - 1];
         uint8_t *buffer = send_buffer(peer, i);
-        pplx_message_head head = {.token = peer->config.token, .nbytes = send->payload_nbytes};
+        pplx_message_head head = {.token = peer->config.token, .nbytes = send->nbytes};
         pplx_work_request request = {
             .opcode = PPLX_SEND,
             .local_address = (uintptr_t)buffer,
-            .nbytes = sizeof head + send->payload_nbytes,
+            .nbytes = sizeof head + send->nbytes,
             .local_mr = peer->buffers_mr.handles[link->domain->index],
         };
         if (link->nstaged == PPLX_BATCH) pplx_link_flush(link);
         if (!pplx_link_has_room(link, request.nbytes)) break;
         memcpy(buffer, &head, sizeof head);
-        if (send->payload_nbytes) memcpy(buffer + sizeof head, send->payload, send->payload_nbytes);
+        if (send->nbytes) memcpy(buffer + sizeof head, send->payload, send->nbytes);
         pplx_slot *slot = pplx_link_stage(link, PPLX_SLOT_SEND, &request);
         peer->nfree_sends--;
         peer->credits--;

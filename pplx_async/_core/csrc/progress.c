@@ -296,8 +296,8 @@ static uint32_t spin(pplx_engine *engine, uint32_t us) {
     uint64_t now = pplx_now_ns();
     const uint64_t until = now + us * UINT64_C(1000);
     bool taken = take_soon(engine);
-    if (!taken && us == 0) return come_back(engine, false, 0);
     lease(engine, until + LEASE_NS);
+    if (!taken && us == 0) return come_back(engine, false, 0); /* the proxy ends its turn: the next time, then */
     while (!taken && !(taken = pplx_token_take(engine))) { /* the proxy ends its turn and sees the lease */
         relax();
         now = pplx_now_ns();

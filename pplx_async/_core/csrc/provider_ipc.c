@@ -208,5 +208,6 @@ const pplx_provider pplx_provider_ipc = {
     .post = pplx_ipc_post,
     .poll = pplx_ipc_poll,
     .arm = pplx_ipc_arm,
+    .woken_from = pplx_ipc_woken_from,
     .wait_fd = ipc_wait_fd,
 };

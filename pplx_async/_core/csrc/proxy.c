@@ -22,7 +22,7 @@
 
 #include "internal.h"
 
-enum { MOST_TAKEN = 256, MOST_DRAIN_POLLS = 1024, GAP_MS = 1000, IDLE_TURNS = 64, SPIN_STEPS = 16 };
+enum { MOST_TAKEN = 256, MOST_DRAIN_POLLS = 1024, GAP_MS = 1000, IDLE_TURNS = 64, SPIN_STEPS = 16, MOVE_NS = 1000000 };
 
 /* ---- taking ---- */
 
@@ -255,6 +255,32 @@ static void adapt_spin(pplx_engine *engine, uint64_t slept_ns) {
         engine->spin_ns = engine->spin_ns * 2 < most ? engine->spin_ns * 2 : most;
 }
 
+/* The kernel may wake us on the core of the peer that rang, though another one is idle. That peer goes
+ * on, filling our queue: then each of us spins or copies for nothing but to keep the other waiting. */
+static bool shares_core(const pplx_engine *engine) {
+    const int cpu = sched_getcpu();
+    for (uint32_t d = 0; d < engine->ndomains; d++) {
+        const pplx_domain *domain = &engine->domains[d];
+        if (domain->provider->woken_from && cpu >= 0 && domain->provider->woken_from(domain->handle) == cpu)
+            return true;
+    }
+    return false;
+}
+
+/* To another one of the cores that are ours, if there is one; which, the kernel says. */
+static void leave_core(pplx_engine *engine) {
+    const int cpu = sched_getcpu();
+    const uint64_t now = pplx_now_ns();
+    cpu_set_t all, others;
+    if (cpu < 0 || now - engine->moved_ns < MOVE_NS || sched_getaffinity(0, sizeof all, &all)) return;
+    engine->moved_ns = now;
+    others = all;
+    CPU_CLR((size_t)cpu, &others);
+    if (CPU_COUNT(&others) == 0) return;
+    sched_setaffinity(0, sizeof others, &others);
+    sched_setaffinity(0, sizeof all, &all); /* where it goes from there is the kernel's business again */
+}
+
 static void take_token(pplx_engine *engine) {
     for (;;) {
         if (!pplx_leased(engine) && pplx_token_take(engine)) {
@@ -287,6 +313,7 @@ static void block(pplx_engine *engine) {
     if (by_nic) pplx_let_owner(engine);
     atomic_store_explicit(&engine->asleep, 0, memory_order_relaxed); /* relaxed: as above */
     take_token(engine);
+    if (by_nic && engine->config.cpu < 0 && shares_core(engine)) leave_core(engine);
     forgive_gap(engine, pplx_now_ns());
     engine->now_ns = pplx_now_ns();
     engine->sleep_until_ns = 0;

@@ -17,6 +17,8 @@
  * when its last piece has completed; its request settles with its last target. Proxy thread. */
 #include "internal.h"
 
+enum { BULK_NBYTES = 4 << 20 };
+
 /* How one segment is cut: whole pages per piece, or several pieces per page. A plain write is a run
  * of one page. */
 typedef struct cut {
@@ -237,6 +239,7 @@ static void stage(pplx_link *link, pplx_target *target, const cut *c) {
         .opcode = target->request->opcode == PPLX_READ ? PPLX_READ
                   : eighths                            ? PPLX_WRITE_IMM
                                                        : PPLX_WRITE,
+        .flags = target->request->nbytes >= BULK_NBYTES ? PPLX_WORK_BULK : 0,
         .imm = eighths ? pplx_imm_encode(target->counter, eighths) : 0,
     };
     pplx_slot *slot = pplx_link_stage(link, PPLX_SLOT_TRANSFER, &request);

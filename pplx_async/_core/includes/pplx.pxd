@@ -192,7 +192,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint32_t ntargets
         void *subject
         const void *payload
-        uint64_t payload_nbytes
+        uint64_t nbytes
         pplx_error error
         uint32_t failed_target
 
