@@ -48,6 +48,8 @@ enum {
     IPC_SMALL_COPY = 64 << 10,   /* bytes that post() copies at once */
     IPC_LARGE_COPY = 256 << 10,  /* bytes of a write from which on it goes past the cache */
     IPC_DIRECT_REGION = 8 << 10, /* bytes of a region from which on peers are told where it is: ipc_direct.c */
+    IPC_HELD = 8,                /* immediates published together at most */
+    IPC_HELD_BYTES = 16 << 10,   /* ... and bytes of their writes */
     IPC_PIECE = 256 << 10,       /* bytes of a command, and of a copy between looks at anything else */
     IPC_POST_BYTES = 256 << 10,  /* bytes that a post() copies at most */
     IPC_TURN_BYTES = 1 << 20,    /* bytes copied in a poll(), over all endpoints */
@@ -174,6 +176,8 @@ struct ipc_endpoint {
     ipc_inbox inbox, outbox; /* ours; the peer's, when it is UP */
     /* Immediates: received up to here, sent up to here, and how many are known to fit. */
     uint64_t immediate_head, immediate_tail, immediates_free;
+    uint32_t held, first_held; /* from immediate_tail on: not published yet; the first is not in its slot */
+    uint64_t held_nbytes;      /* of their writes */
     /* Commands: executed up to here; sent, and acknowledged, up to here. */
     uint64_t command_head, command_tail, command_acked;
     uint64_t staging_head, staging_tail; /* of the peer's staging area, as positions */

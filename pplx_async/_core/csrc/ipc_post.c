@@ -43,7 +43,7 @@ void pplx_ipc_end_all(ipc_endpoint *endpoint, pplx_status status) {
 
 static bool has_slot(ipc_endpoint *endpoint) {
     if (endpoint->immediates_free > 0) return true;
-    uint64_t free = ipc_immediates_free(&endpoint->outbox, endpoint->immediate_tail);
+    uint64_t free = ipc_immediates_free(&endpoint->outbox, endpoint->immediate_tail + endpoint->held);
     if (free == UINT64_MAX)
         endpoint->garbage = true;
     else
@@ -51,11 +51,28 @@ static bool has_slot(ipc_endpoint *endpoint) {
     return endpoint->immediates_free > 0;
 }
 
-static bool push_immediate(ipc_endpoint *endpoint, uint32_t imm) {
+/* To publish costs as much as to copy a few hundred bytes, since the peer is looking at the slot. So
+ * those of small writes are published a few at a time, the first of them last: it hides the others. */
+static void publish_immediates(ipc_endpoint *endpoint) {
+    if (endpoint->held == 0) return;
+    ipc_push_immediate(&endpoint->outbox, endpoint->immediate_tail, endpoint->first_held);
+    endpoint->immediate_tail += endpoint->held;
+    endpoint->held = 0;
+    endpoint->held_nbytes = 0;
+    pplx_ipc_wake_peer(endpoint, IPC_WAKE_ARRIVAL);
+}
+
+/* Published here, or by run_list() when it ends. */
+static bool push_immediate(ipc_endpoint *endpoint, const pplx_work_request *request) {
     if (!has_slot(endpoint)) return false;
     endpoint->immediates_free--;
-    ipc_push_immediate(&endpoint->outbox, endpoint->immediate_tail++, imm);
-    pplx_ipc_wake_peer(endpoint, IPC_WAKE_ARRIVAL);
+    if (endpoint->held == 0)
+        endpoint->first_held = request->imm;
+    else
+        ipc_put_immediate(&endpoint->outbox, endpoint->immediate_tail + endpoint->held, request->imm);
+    endpoint->held++;
+    endpoint->held_nbytes += request->nbytes;
+    if (endpoint->held == IPC_HELD || endpoint->held_nbytes >= IPC_HELD_BYTES) publish_immediates(endpoint);
     return true;
 }
 
@@ -140,7 +157,7 @@ static verdict block(enum ipc_blocked *blocked, enum ipc_blocked why) {
 }
 
 static verdict finish_with_immediate(ipc_endpoint *endpoint, ipc_record *record) {
-    if (record->request.opcode == PPLX_WRITE_IMM && !push_immediate(endpoint, record->request.imm))
+    if (record->request.opcode == PPLX_WRITE_IMM && !push_immediate(endpoint, &record->request))
         return block(&endpoint->queue_blocked, IPC_NEEDS_SLOT);
     return end(record, PPLX_OK);
 }
@@ -261,7 +278,7 @@ static verdict run_send(ipc_endpoint *endpoint, ipc_record *record, uint64_t *nb
 
 typedef verdict (*run_fn)(ipc_endpoint *, ipc_record *, uint64_t *);
 
-static bool run_list(ipc_endpoint *endpoint, ipc_list *list, run_fn run, uint64_t *nbytes) {
+static bool run_some(ipc_endpoint *endpoint, ipc_list *list, run_fn run, uint64_t *nbytes) {
     for (int i = 0; i < IPC_TURN_OPS; i++) {
         ipc_record *record = list->head;
         if (!record || endpoint->garbage) return false;
@@ -276,6 +293,12 @@ static bool run_list(ipc_endpoint *endpoint, ipc_list *list, run_fn run, uint64_
         }
     }
     return true;
+}
+
+static bool run_list(ipc_endpoint *endpoint, ipc_list *list, run_fn run, uint64_t *nbytes) {
+    const bool more = run_some(endpoint, list, run, nbytes);
+    publish_immediates(endpoint); /* before what has ended is reported */
+    return more;
 }
 
 bool pplx_ipc_run_own(ipc_endpoint *endpoint, ipc_turn *turn) {
@@ -346,6 +369,7 @@ static void start(ipc_endpoint *endpoint, ipc_record *record, uint64_t *nbytes) 
     if (overtakes) {
         enum ipc_blocked blocked = endpoint->queue_blocked;
         verdict verdict = run_one_sided(endpoint, record, nbytes);
+        publish_immediates(endpoint);
         endpoint->queue_blocked = blocked;
         if (verdict == ENDED) {
             pplx_ipc_finish(NULL, record, record->status);

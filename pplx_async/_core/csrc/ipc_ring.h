@@ -42,9 +42,20 @@
 
 /* ---- immediates ---- */
 
+static inline uint64_t ipc_immediate_slot(uint64_t position, uint32_t imm) {
+    return (uint64_t)(uint32_t)(position + 1) << 32 | imm;
+}
+
+/* Producer, behind a slot that is pushed after that, which publishes this one too. */
+static inline void ipc_put_immediate(const ipc_inbox *to, uint64_t position, uint32_t imm) {
+    /* relaxed: the consumer doesn't get here before the one that is pushed */
+    atomic_store_explicit(&to->immediates[position & (to->slots - 1)], ipc_immediate_slot(position, imm),
+                          memory_order_relaxed);
+}
+
 /* Producer. `tail`: its next position; the caller has seen that there is room. */
 static inline void ipc_push_immediate(const ipc_inbox *to, uint64_t tail, uint32_t imm) {
-    uint64_t slot = (uint64_t)(uint32_t)(tail + 1) << 32 | imm;
+    uint64_t slot = ipc_immediate_slot(tail, imm);
     /* release part: pairs with the load in ipc_peek_immediate(), the bytes come first; seq_cst: "Waking" */
     atomic_store_explicit(&to->immediates[tail & (to->slots - 1)], slot, memory_order_seq_cst);
 }
