@@ -281,3 +281,19 @@ async def test_hundred_thousand_pages_in_one_await(pair):
     assert nbytes == 128 * pages
     assert await counter.wait(pages) == pages
     assert np.array_equal(target.array, model(data, np.zeros_like(data), 128, np.unique(ours), np.unique(ours)))
+
+
+@pytest.mark.parametrize("page", [1000, 4096])
+async def test_more_than_caches_hold(pair, page):
+    """Large requests are copied in another way than small ones: every byte, and none beside."""
+    pages = (6 << 20) // page
+    data = pattern(pages * page)
+    source, target = await pair.source(data), await pair.target(2 * pages * page)
+    rng = np.random.default_rng(5)
+    ours, theirs = rng.permutation(pages), rng.permutation(2 * pages)[:pages]
+    counter, remote = pair.counter()
+    await pair.a.write_pages(
+        source, target.remote, page_nbytes=page, local_pages=ours, remote_pages=theirs, counter=remote
+    )
+    assert await counter.wait(pages) == pages
+    assert np.array_equal(target.array, model(data, np.zeros(2 * pages * page, np.uint8), page, ours, theirs))

@@ -17,11 +17,8 @@ static void start_send(host *host, pplx_peer *peer, note *note, uint32_t number,
     memset(note, 0, sizeof *note);
     memcpy(note->payload, &number, sizeof number);
     for (uint32_t i = sizeof number; i < nbytes; i++) note->payload[i] = (uint8_t)check_random(&seed);
-    note->request = (pplx_request){.kind = PPLX_REQUEST_SEND,
-                                   .subject = peer,
-                                   .payload = note->payload,
-                                   .nbytes = nbytes,
-                                   .cookie = &note->end};
+    note->request = (pplx_request){
+        .kind = PPLX_REQUEST_SEND, .subject = peer, .payload = note->payload, .nbytes = nbytes, .cookie = &note->end};
     pplx_submit(host->engine, &note->request);
 }
 

@@ -2,6 +2,8 @@
  * SPDX-License-Identifier: Apache-2.0 */
 
 /* The provider contract on ipc, with both ends in this process. */
+#include <sched.h>
+
 #include "ipc_sides.h"
 
 static const uint64_t sizes[] = {1, 8, 63, 64, 4096, 65536, 65537, 262144, 262145, 1 << 20, ARENA};
@@ -94,19 +96,21 @@ static void test_write_and_read(void) {
     pair_close(&a, &b);
 }
 
-/* Large writes go past the cache, in lines: any start, any end, on both sides. */
+/* Large writes, and those of large requests, go past the cache, in lines: any start, any end, on both sides. */
 static void test_odd_places(void) {
     side a, b;
     uint64_t random = 4;
     pair_open(&a, &b);
     fill(a.arena[PLAIN], ARENA, 1);
-    for (int i = 0; i < 200; i++) {
+    for (int i = 0; i < 400; i++) {
         watched w;
-        const uint64_t nbytes = (256 << 10) - 70 + check_random(&random) % 140;
+        const bool bulk = i % 2 != 0; /* past the cache too, however small */
+        const uint64_t nbytes = (bulk ? 0 : (256 << 10) - 70) + check_random(&random) % 140;
         const uint64_t from = check_random(&random) % 130, to = check_random(&random) % 130;
         memset(b.arena[MAPPED], 0, nbytes + 512);
         pplx_work_request request = request_of(&a, PLAIN, &b, MAPPED, &w, PPLX_WRITE, from, nbytes, 0);
         request.remote_address = b.key[MAPPED].base + to;
+        request.flags = bulk ? PPLX_WORK_BULK : 0;
         CHECK_EQ(perform(&a, &b, &request), PPLX_OK);
         CHECK(memcmp(b.arena[MAPPED] + to, a.arena[PLAIN] + from, nbytes) == 0);
         for (uint64_t at = 0; at < to; at++) CHECK(b.arena[MAPPED][at] == 0);
@@ -136,6 +140,31 @@ static void test_immediates(void) {
         run_for(&a, &b, 0.005);
         CHECK_EQ(b.nimms, 1);
     }
+    pair_close(&a, &b);
+}
+
+/* Who is woken learns on which CPU that happened. */
+static void test_woken_from(void) {
+    side a, b;
+    watched w;
+    pair_open(&a, &b);
+    pplx_work_request request = request_of(&a, PLAIN, &b, MAPPED, &w, PPLX_WRITE_IMM, 0, 8, 1);
+    CHECK_EQ(perform(&a, &b, &request), PPLX_OK); /* now it is mapped */
+    wait_imms(&b, &a, 1);
+    for (int tries = 0;; tries++) { /* the kernel may move us meanwhile */
+        b.nimms = 0;
+        while (ipc->arm(b.domain) != PPLX_OK) side_poll(&b);
+        const int before = sched_getcpu();
+        request = request_of(&a, PLAIN, &b, MAPPED, &w, PPLX_WRITE_IMM, 0, 8, 1);
+        CHECK_EQ(perform(&a, NULL, &request), PPLX_OK);
+        const int after = sched_getcpu(), told = ipc->woken_from(b.domain);
+        wait_imms(&b, &a, 1);
+        if (told == before || told == after) break;
+        CHECK(tries < 10);
+    }
+    /* Nobody woke it: it is armed, so there is nothing to tell. */
+    while (ipc->arm(b.domain) != PPLX_OK) side_poll(&b);
+    CHECK_EQ(ipc->woken_from(b.domain), -1);
     pair_close(&a, &b);
 }
 
@@ -519,6 +548,7 @@ int main(void) {
     RUN(test_write_and_read);
     RUN(test_odd_places);
     RUN(test_immediates);
+    RUN(test_woken_from);
     RUN(test_many);
     RUN(test_reserved_immediates);
     RUN(test_messages);

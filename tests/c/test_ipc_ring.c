@@ -58,6 +58,23 @@ static void test_immediates(void) {
     }
 }
 
+/* What is put behind a slot is seen when that one is pushed, and not before. */
+static void test_immediates_published_together(void) {
+    ipc_inbox inbox = open_inbox(4);
+    uint64_t head = 2; /* across the end */
+    uint32_t imm;
+    ipc_free_immediates(&inbox, head);
+    for (uint32_t i = 1; i < 4; i++) ipc_put_immediate(&inbox, head + i, i);
+    CHECK(!ipc_peek_immediate(&inbox, head, &imm));
+    ipc_push_immediate(&inbox, head, 0);
+    for (uint32_t i = 0; i < 4; i++) {
+        CHECK(ipc_peek_immediate(&inbox, head++, &imm));
+        CHECK_EQ(imm, i);
+    }
+    CHECK(!ipc_peek_immediate(&inbox, head, &imm));
+    close_inbox(&inbox);
+}
+
 static void test_commands(void) {
     ipc_inbox inbox = open_inbox(4);
     uint64_t head = 0, tail = 0, acked = 0;
@@ -131,6 +148,7 @@ static void test_two_threads(void) {
 int main(void) {
     RUN(test_layout);
     RUN(test_immediates);
+    RUN(test_immediates_published_together);
     RUN(test_commands);
     RUN(test_lying_heads);
     RUN(test_wake_once);

@@ -183,8 +183,9 @@ static uint64_t turns_until_next(pplx_engine *engine, pair *pair, transfer *t) {
     return after.turns - before.turns;
 }
 
-/* Requests that come too far apart are not spun for any more; those that come close are, again. */
-static void spinning_that_pays(void) {
+/* Requests that come too far apart are not spun for any more; those that come close are, again. Turns
+ * are counted: other work on the machine only ever takes some away. */
+static bool spins_where_it_pays(void) {
     enum { ROUNDS = 12 };
     pair pair;
     transfer t;
@@ -194,15 +195,21 @@ static void spinning_that_pays(void) {
     const uint64_t first = turns_until_next(pair.a.engine, &pair, &t);
     for (int i = 0; i < ROUNDS; i++) turns_until_next(pair.a.engine, &pair, &t);
     const uint64_t last = turns_until_next(pair.a.engine, &pair, &t);
-    CHECK(last * 8 < first);
+    const bool gave_up = last * 8 < first;
     for (int i = 0; i < ROUNDS; i++) { /* the proxy falls asleep between them, for less than spin_us */
         pump_ms(2);
         prepare(&pair, &t, 64);
         pplx_submit_there(pair.a.engine, &t.request);
         AWAIT(t.end.released);
     }
-    CHECK(turns_until_next(pair.a.engine, &pair, &t) > last * 4);
+    const bool came_back = turns_until_next(pair.a.engine, &pair, &t) > last * 4;
     pair_close(&pair);
+    return gave_up && came_back;
+}
+
+static void spinning_that_pays(void) {
+    int tries = 1;
+    while (!spins_where_it_pays()) CHECK(tries++ < 5);
 }
 
 int main(void) {
