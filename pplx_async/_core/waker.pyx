@@ -38,7 +38,7 @@ cdef int SPIN_AWAITS = 16  # that might have been done at once meanwhile
 # Where it has not paid so many times, only one in 2 ** misses is tried.
 cdef int FEW_MISSES = 2
 cdef int MOST_MISSES = 8
-# A turn that takes longer copies much: that is for the proxy.
+# A turn that takes longer, and ends nothing, copies much: that is for the proxy.
 cdef uint64_t MOST_TURN_NS = 200_000
 # Awaits in a row that need not suspend: as many as others are waiting for their turn, within these.
 cdef int LEAST_AT_ONCE = 128
@@ -293,7 +293,7 @@ cdef class Waker:
             flags = api.spin(ptr, 0) if ours else api.watch(ptr, 0)
         if flags & PPLX_DONE:
             self.came = True
-        self.long_turn = not self.spins and now_ns() - began > MOST_TURN_NS
+        self.long_turn = not self.spins and not flags & PPLX_DONE and now_ns() - began > MOST_TURN_NS
         self.serve(flags & PPLX_DONE, flags != 0 if self.spins else flags & PPLX_DONE)
 
     cdef int go_on(self, bint done, bint active) except -1:

@@ -265,8 +265,9 @@ uint32_t pplx_drive(pplx_engine *engine) {
     const uint64_t start = pplx_now_ns();
     int turns = 0;
     while (turns < MOST_TURNS && pplx_turn(engine, NULL) && pplx_now_ns() - start < MOST_DRIVE_NS) turns++;
-    const bool large = pplx_now_ns() - start >= MOST_DRIVE_NS; /* bytes by the megabyte */
-    engine->unseen = turns && pplx_done_empty(&engine->done) ? engine->unseen + 1 : 0;
+    const bool nothing_done = pplx_done_empty(&engine->done);
+    const bool large = nothing_done && pplx_now_ns() - start >= MOST_DRIVE_NS; /* bytes by the megabyte */
+    engine->unseen = turns && nothing_done ? engine->unseen + 1 : 0;
     if (engine->unseen < MOST_UNSEEN && !large) {
         hand_over(engine);
         return come_back(engine, armed, PPLX_DROVE);
