@@ -655,7 +655,7 @@ class TransferEngine(Operations):
         """
         self._check_open()
         if peer is not None:
-            self._check_peer(peer)
+            self._check_peer(peer, "counter")
         counter = ImmCounter(self, peer)
         self._open_counter(counter)
         if peer is not None:
@@ -834,12 +834,12 @@ class TransferEngine(Operations):
         if peer in self._accepted:
             self._accepted.remove(peer)
 
-    def _check_peer(self, peer: Peer) -> None:
+    def _check_peer(self, peer: Peer, operation: str) -> None:
         if not isinstance(peer, Peer):
             raise TypeError(f"a peer is what connect() and accept() return, not {type(peer).__name__}")
         if peer._engine is not self:
             raise ValueError(f"peer {peer.label} belongs to another engine")
-        peer._check_open()
+        peer._check_open(operation)
 
     def remote_region(self, descriptor: bytes | bytearray | memoryview) -> RemoteRegion:
         """Make a remote region of a descriptor, of whichever connected peer it is.

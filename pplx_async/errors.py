@@ -333,7 +333,18 @@ _PLAIN_ERRORS: dict[str, type[Exception]] = {
     "TOO_LARGE": ValueError,
     "UNRELEASED": UnreleasedMemory,
 }
-_FROM_PEER = frozenset({"read", "receive", "recv"})
+# How an operation and its peer go together in a sentence; the others are "to" it.
+_PREPOSITIONS = {
+    "barrier": "with",
+    "counter": "for",
+    "group": "with",
+    "lookup": "at",
+    "read": "from",
+    "receive": "from",
+    "recv": "from",
+    "take": "for",
+    "wait": "for",
+}
 
 
 def completion_error(
@@ -419,6 +430,5 @@ def _sentence(
     if operation is None:
         return (f"peer {peer}: " if peer else "") + reason + code
     size = "" if nbytes is None else f" of {nbytes} B"
-    to = "from" if operation in _FROM_PEER else "to"
-    whom = "" if peer is None else f" {to} peer {peer}"
+    whom = "" if peer is None else f" {_PREPOSITIONS.get(operation, 'to')} peer {peer}"
     return f"{operation}{size}{whom} failed: {reason}{code}"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from pplx_async import _loop, wire
 from pplx_async.counters import ImmCounter, RemoteCounter
-from pplx_async.errors import BrokenResourceError, ClosedResourceError
+from pplx_async.errors import BrokenResourceError, ClosedResourceError, PeerLost
 
 if TYPE_CHECKING:
     from pplx_async._core.transfer import Transfer
@@ -125,7 +125,7 @@ class PeerGroup:
     async def _form(self) -> None:
         """Tell every peer our counters, and wait until each has answered with its own."""
         for peer in self.peers:
-            peer._check_open()
+            peer._check_open("group")
             other = peer._joins.get(self.name)
             if other is not None and not other.cancelled():
                 # Both would take the same answer.
@@ -149,7 +149,7 @@ class PeerGroup:
 
     def _have_met(self) -> bool:
         for peer in self.peers:
-            peer._check_open()  # one whose answer is here, too: it would never come to a barrier
+            peer._check_open("group")  # one whose answer is here, too: it would never come to a barrier
         return all(member.has_met() for member in self._members)
 
     def _await_news(self) -> asyncio.Future[None]:
@@ -185,6 +185,9 @@ class PeerGroup:
         waits = [member.came.wait(goal) for member in self._members]
         try:
             await asyncio.gather(*waits)
+        except PeerLost as lost:
+            lost.operation = "barrier"  # the wait for one member is a part of it
+            raise
         finally:
             for wait in waits:
                 wait.cancel()

@@ -280,7 +280,7 @@ class Operations:
             raise TypeError(f"peers are the other members, not {type(peers).__name__}")
         peers = tuple(peers)
         for peer in peers:
-            self._engine._check_peer(peer)
+            self._engine._check_peer(peer, "group")
         if not peers or len(set(peers)) != len(peers):
             raise ValueError("a group has at least one other member, and each only once")
         group = PeerGroup(self._engine, name, peers)

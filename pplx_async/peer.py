@@ -250,7 +250,7 @@ class Peer:
 
     async def _lookup(self, name: str) -> bytes:
         self._engine._check_name(name)
-        self._check_open()
+        self._check_open("lookup")
         self._serial += 1
         serial = self._serial
         future: asyncio.Future[bytes | None] = self._engine._loop.create_future()
@@ -350,9 +350,17 @@ class Peer:
         self._check_reason()
         self._record.is_open = True
 
-    def _check_reason(self) -> None:
+    def _check_reason(self, operation: str = "connect") -> None:
         if self._record.reason is not None:
-            raise copy.copy(self._record.reason)  # its traceback is the raiser's: one instance would collect them all
+            raise self._reason(self._record.reason, operation)
+
+    @staticmethod
+    def _reason(reason: Exception, operation: str) -> Exception:
+        """Copy a reason for what it ends: its traceback is the raiser's, and one instance would collect them all."""
+        again = copy.copy(reason)
+        if isinstance(again, PeerLost):
+            again.operation = operation
+        return again
 
     async def _say_ready(self, connecting: Transfer) -> None:
         await connecting
@@ -485,9 +493,9 @@ class Peer:
 
     # ---- the end ----
 
-    def _check_open(self) -> None:
+    def _check_open(self, operation: str) -> None:
         if not self.is_open:
-            self._check_reason()
+            self._check_reason(operation)
             raise ClosedResourceError(f"peer {self.label} is closed")
 
     def _lose(self, why: str) -> None:
@@ -510,11 +518,15 @@ class Peer:
         for fence in self._fences.values():
             self._resolve(fence, None)  # who is gone writes nothing any more
         self._fences.clear()
-        futures: list[asyncio.Future[Any]] = [*self._lookups.values(), *self._joins.values()]
-        for future in futures:
-            if not future.done():
-                future.set_exception(copy.copy(reason))
-                future.exception()  # nobody may be waiting for it
+        waiting: dict[str, list[asyncio.Future[Any]]] = {
+            "lookup": list(self._lookups.values()),
+            "group": list(self._joins.values()),
+        }
+        for operation, futures in waiting.items():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(self._reason(reason, operation))
+                    future.exception()  # nobody may be waiting for it
 
     async def close(self) -> None:
         """Say goodbye: finish what is under way on both sides, then close. Idempotent.

@@ -71,7 +71,8 @@ extern "C" {
     X(void, listens, (pplx_engine *, bool))                                                            \
     X(uint32_t, spin, (pplx_engine *, uint32_t))                                                       \
     X(void, spin_end, (pplx_engine *))                                                                 \
-    X(uint32_t, watch, (pplx_engine *, uint32_t))
+    X(uint32_t, watch, (pplx_engine *, uint32_t))                                                      \
+    X(uint32_t, peer_lost_domain, (const pplx_peer *))
 
 typedef struct pplx_api {
     size_t size; /* sizeof(pplx_api) in the core */

@@ -309,6 +309,7 @@ void pplx_peer_configure(pplx_peer *peer, const pplx_peer_config *config); /* be
 void *pplx_peer_cookie(const pplx_peer *peer);
 pplx_peer *pplx_node_peer(pplx_node *node);                       /* of a PPLX_NODE_PEER */
 void pplx_peer_reason(const pplx_peer *peer, pplx_error *error); /* why it is lost; after its node has come */
+uint32_t pplx_peer_lost_domain(const pplx_peer *peer); /* which NIC showed it, or the first one; likewise */
 
 enum { PPLX_LATENCY_BUCKETS = 64, PPLX_OPCODES = 5 };
 
@@ -323,7 +324,7 @@ typedef struct pplx_link_stats {
     uint64_t inflight;
     uint64_t inflight_nbytes;
     uint64_t latency[PPLX_OPCODES][PPLX_LATENCY_BUCKETS];
-    uint32_t domain;        /* ours */
+    uint32_t domain; /* ours */
     uint32_t remote_domain; /* the peer's */
 } pplx_link_stats;
 void pplx_link_read_stats(const pplx_peer *peer, size_t link, pplx_link_stats *stats); /* any thread */

@@ -109,7 +109,7 @@ cdef class CounterCore:
         if promise.state == PENDING and self.value >= promise.count:
             promise.fulfil(self.value)
         if promise.state == PENDING and self._lost is not None:
-            promise.fail(fresh(self._lost))
+            promise.fail(fresh(self._lost, "wait"))
         if promise.state == PENDING:
             heappush(self._waits, promise)
             self._rearm()
@@ -122,7 +122,7 @@ cdef class CounterCore:
             self._takes.append(promise)
             self._rearm()
         if promise.state == PENDING and self._lost is not None:
-            promise.fail(fresh(self._lost))
+            promise.fail(fresh(self._lost, "take"))
         return promise
 
     def _promise(self, uint64_t count):
@@ -163,9 +163,10 @@ cdef class CounterCore:
         waits, self._waits = self._waits, []
         takes, self._takes = self._takes, deque()
         self._cancelled = 0
-        for promise in [*waits, *takes]:
-            if not promise.done():
-                (<CounterWait>promise).fail(fresh(exception))
+        for operation, promises in (("wait", waits), ("take", takes)):
+            for promise in promises:
+                if not promise.done():
+                    (<CounterWait>promise).fail(fresh(exception, operation))
 
     cdef int reaped(self) except -1:
         api.counter_reaped(&self.counter)

@@ -110,10 +110,10 @@ def forget_after_fork() -> None:
     _running.clear()
 
 
-cdef int check_open(object engine, object used) except -1:
+cdef int check_open(object engine, object used, str operation) except -1:
     """Once more for what was put into a plan some time ago: the core must not see what is closed."""
     if isinstance(used, PeerRecord):
-        check_peer(engine, used)
+        check_peer(engine, used, operation)
     elif isinstance(used, Registration):
         if not (<Registration>used).is_open:
             raise ClosedResourceError("a local region was closed after it was added")
@@ -286,9 +286,14 @@ cdef class Engine(Waker):
         return 0
 
     cdef int _lost(self, PeerRecord peer) except -1:
+        cdef pplx_error error
+        api.peer_reason(<pplx_peer *>peer.ptr, &error)
         peer.is_open = False
         peer.why = self.lost_reason(peer)
-        peer.reason = PeerLost(peer.why, peer=peer.label)
+        peer.domain = self.domain_names[api.peer_lost_domain(<pplx_peer *>peer.ptr)]
+        peer.reason = PeerLost(
+            peer.why, peer=peer.label, domain=peer.domain, provider_error=error.provider_error
+        )
         if self.on_peer_lost is not None:
             self.on_peer_lost(peer.owner, peer.reason)
         return 0
@@ -351,7 +356,7 @@ cdef class Engine(Waker):
     cdef Transfer submit_plan(self, str operation, Plan plan, bint detached):
         cdef Transfer transfer = self.new_transfer(operation, PPLX_WRITE)
         for used in plan.used:
-            check_open(self, used)
+            check_open(self, used, operation)
         plan.finish()
         transfer.owned_targets = plan.targets
         transfer.owned_segments = plan.segments
@@ -456,7 +461,7 @@ cdef class Engine(Waker):
 
     def send(self, PeerRecord peer not None, data) -> Transfer:
         """Submit a two-sided message; ``data`` is copied now."""
-        check_peer(self, peer)
+        check_peer(self, peer, "send")
         self.check_not_freed(peer)
         cdef Transfer transfer = self.new_transfer("send", 0)
         cdef bytes payload = bytes(data)
@@ -570,6 +575,7 @@ cdef class Engine(Waker):
             nroutes += 1
         cdef PeerRecord peer = PeerRecord(self, label, remote_domains)
         peer.owner = owner
+        peer.domain = self.domain_names[c_routes[0].domain]
         peer.ptr = api.peer_new(self.ptr, <void *>peer, remote_domains, c_routes, nroutes)
         if peer.ptr == NULL:
             raise MemoryError("no memory or no counter for another peer")

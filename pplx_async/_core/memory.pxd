@@ -47,6 +47,7 @@ cdef class PeerRecord(Used):
     cdef void *ptr
     cdef size_t key  # ptr as it was: what targets say it is after the core has freed it, too
     cdef str why  # it is lost, as the core said while it could
+    cdef str domain  # that showed it; until then that of the first link, which has its messages
     cdef public object owner
     cdef public bint is_open
     cdef public object reason

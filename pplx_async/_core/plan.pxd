@@ -27,7 +27,7 @@ cdef LocalSlice local_of(object memory)
 cdef RemoteSlice remote_of(object memory)
 cdef RemoteCounterRecord counter_of(object counter)
 
-cdef int check_peer(object engine, PeerRecord peer) except -1
+cdef int check_peer(object engine, PeerRecord peer, str operation) except -1
 cdef int check_write(object engine, LocalSlice local, RemoteSlice remote) except -1
 cdef int check_read(object engine, LocalSlice local, RemoteSlice remote) except -1
 cdef int check_lengths(LocalSlice local, RemoteSlice remote) except -1

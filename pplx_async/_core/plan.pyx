@@ -73,13 +73,13 @@ cdef RemoteCounterRecord counter_of(object counter):
 
 # ---- whether it may be used ----
 
-cdef int check_peer(object engine, PeerRecord peer) except -1:
+cdef int check_peer(object engine, PeerRecord peer, str operation) except -1:
     if peer.engine is not engine:
         raise ValueError(f"peer {peer.label} belongs to another engine")
     if not peer.is_open:
         # A lost peer is the more useful thing to say than a closed one.
         if peer.reason is not None:
-            raise fresh(peer.reason)
+            raise fresh(peer.reason, operation)
         raise ClosedResourceError(f"peer {peer.label} is closed")
     return 0
 
@@ -102,7 +102,7 @@ cdef int check_not_revoked(RemoteSlice remote) except -1:
 
 cdef int check_write(object engine, LocalSlice local, RemoteSlice remote) except -1:
     check_local(engine, local)
-    check_peer(engine, remote.record.peer)
+    check_peer(engine, remote.record.peer, "write")
     check_not_revoked(remote)
     if not remote.record.access & PPLX_ACCESS_REMOTE_WRITE:
         raise ValueError(f"peer {remote.record.peer.label} did not allow writes into this region")
@@ -110,7 +110,7 @@ cdef int check_write(object engine, LocalSlice local, RemoteSlice remote) except
 
 
 cdef int check_read(object engine, LocalSlice local, RemoteSlice remote) except -1:
-    check_peer(engine, remote.record.peer)
+    check_peer(engine, remote.record.peer, "read")
     check_local(engine, local)
     if not local.registration.writable:
         raise ValueError("the local region is read-only: nothing can be read into it")
@@ -306,7 +306,7 @@ cdef class Plan:
         cdef pplx_segment *segment
         cdef pplx_target *target
         self.check_place()
-        check_peer(self.engine, peer)
+        check_peer(self.engine, peer, "notify")
         for _ in range(c_times):
             segment = self.room(1)
             target = self.target(None, None, peer, counter)

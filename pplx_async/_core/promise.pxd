@@ -10,7 +10,7 @@ cdef enum PromiseState:
     CANCELLED
 
 
-cdef object fresh(object exception)
+cdef object fresh(object exception, str operation=*)
 cdef object elsewhere(object loop)
 
 

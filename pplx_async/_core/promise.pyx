@@ -19,6 +19,8 @@ from copy import copy
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 
+from pplx_async.errors import PeerLost
+
 __all__ = ["Promise"]
 
 cdef extern from *:
@@ -56,14 +58,19 @@ cdef extern from *:
 cdef int MOST_SPINS = 16
 
 
-cdef object fresh(object exception):
-    """A copy to be raised, for one that is kept: else each raise would add to its traceback."""
+cdef object fresh(object exception, str operation=None):
+    """A copy to be raised, for one that is kept: else each raise would add to its traceback.
+
+    A loss is kept for all that it ends, and does not know yet which operation each of them is.
+    """
     try:
         again = copy(exception)
     except Exception:
         return exception  # of a class that cannot be copied
     # What it says of the cause stays; where there is none, the original is one.
     again.__cause__ = exception.__cause__ if exception.__cause__ is not None else exception
+    if operation is not None and isinstance(again, PeerLost):
+        again.operation = operation
     return again
 
 

@@ -21,6 +21,7 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_REGISTRATION,
     PPLX_REMOTE_ACCESS,
     PPLX_REQUEST_CALL,
+    PPLX_REQUEST_SEND,
     PPLX_REQUEST_TRANSFER,
     pplx_error,
     pplx_target,
@@ -176,16 +177,16 @@ cdef class Transfer(Promise):
         cdef const pplx_error *error = &self.request.error
         cdef pplx_target *target = NULL
         cdef PeerRecord record = None
-        peer = domain = nbytes = None
+        domain = nbytes = None
         if self.request.kind != PPLX_REQUEST_CALL:
             nbytes = self.nbytes
         if self.request.kind == PPLX_REQUEST_TRANSFER and self.request.ntargets:
             target = &self.request.targets[self.request.failed_target]
             record = self.peer_of(target)
-            peer = record.label if record is not None else None
             domain = self.engine.domain_names[target.domain]
         elif self.used0 is not None and isinstance(self.used0, PeerRecord):
-            peer = (<PeerRecord>self.used0).label
+            record = self.used0
+            domain = record.domain if self.request.kind == PPLX_REQUEST_SEND else None
         elif error.status == PPLX_REGISTRATION and isinstance(self.used0, Registration):
             nbytes = (<Registration>self.used0).nbytes
             names = self.engine.domain_names[(<Registration>self.used0).agreed() :]
@@ -201,7 +202,7 @@ cdef class Transfer(Promise):
             status.decode() if status != NULL else "INTERNAL",
             text,
             operation=self.operation,
-            peer=peer,
+            peer=record.label if record is not None else None,
             domain=domain,
             nbytes=nbytes,
             provider_error=error.provider_error,

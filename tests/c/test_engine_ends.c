@@ -561,9 +561,11 @@ static void one_link_is_silent(void) {
     WAIT(pair.a.lost == 1);
     WAIT(pair.b.lost == 1);
     /* Whoever was first says so; the other finds the endpoints closed. */
-    pplx_peer_reason(pair.ab, &reason);
-    if (!strstr(reason.text, "no heartbeat")) pplx_peer_reason(pair.ba, &reason);
+    const pplx_peer *first = pair.ab;
+    pplx_peer_reason(first, &reason);
+    if (!strstr(reason.text, "no heartbeat")) pplx_peer_reason(first = pair.ba, &reason);
     CHECK(strstr(reason.text, "no heartbeat"));
+    CHECK_EQ(pplx_peer_lost_domain(first), 1);
     pair_close(&pair);
 }
 

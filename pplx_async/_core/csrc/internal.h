@@ -129,6 +129,8 @@ struct pplx_peer {
     /* Failed so that the peer may be dead or not (pplx_suspicious): they settle when that is known. */
     bool suspected;
     uint64_t suspect_ns; /* since when */
+    uint32_t suspect_domain; /* which NIC said so, and by which code of its own */
+    int32_t suspect_error;
     uint64_t answer_by_ns; /* lost if no probe has been answered by then */
     pplx_target *suspects;
     pplx_request *suspect_sends; /* linked by node.next */
@@ -157,7 +159,8 @@ struct pplx_peer {
     bool given_back;          /* by the owner; freed when its receives have come back too */
     /* Lost. */
     pplx_node lost_node;
-    pplx_error reason; /* written before lost_node is pushed */
+    pplx_error reason;    /* written before lost_node is pushed */
+    uint32_t lost_domain; /* the same; until then that of the first link */
     pplx_link links[PPLX_MAX_DOMAINS];
 };
 
@@ -289,8 +292,9 @@ void pplx_peer_run_connect(pplx_peer *peer, pplx_request *request);
 void pplx_peer_run_close(pplx_peer *peer, pplx_request *request);
 void pplx_peer_run_lost(pplx_peer *peer, pplx_request *request);
 void pplx_peer_give_back(pplx_peer *peer); /* frees it, now or with its last message */
-void pplx_peer_suspect(pplx_peer *peer);
-void pplx_peer_lose(pplx_peer *peer, pplx_status provider_status, int32_t provider_error, const char *why);
+void pplx_peer_suspect(pplx_peer *peer, uint32_t domain, int32_t provider_error);
+void pplx_peer_lose(pplx_peer *peer, uint32_t domain, pplx_status provider_status, int32_t provider_error,
+                    const char *why);
 void pplx_peer_heard(pplx_peer *peer, uint32_t link);
 void pplx_heartbeat_completed(pplx_slot *slot, pplx_status status, int32_t provider_error);
 bool pplx_peer_post(pplx_peer *peer);

@@ -196,7 +196,7 @@ static void count_completed(pplx_slot *slot, pplx_status status, uint64_t nbytes
 void pplx_link_completed(pplx_slot *slot, pplx_status status, int32_t provider_error, uint64_t nbytes) {
     slot->link->again_ns = 0; /* things move */
     if (status == PPLX_PEER_LOST && slot->link->peer->state == PPLX_PEER_UP)
-        pplx_peer_lose(slot->link->peer, PPLX_OK, provider_error, "its endpoint is gone");
+        pplx_peer_lose(slot->link->peer, slot->link->domain->index, PPLX_OK, provider_error, "its endpoint is gone");
     if (slot->role == PPLX_SLOT_RECEIVE) {
         count_completed(slot, status, nbytes);
         pplx_message_received(slot, status, nbytes);
@@ -225,10 +225,10 @@ static void orphan(pplx_slot *slot, pplx_status status) {
     if (slot->role == PPLX_SLOT_TRANSFER) {
         slot->request = slot->target->request;
         slot->request->unreleased++;
-        pplx_transfer_completed(slot, status, 0);
+        pplx_transfer_completed(slot, status, slot->link->peer->reason.provider_error);
         slot->target = NULL; /* not looked at again */
     } else if (slot->role == PPLX_SLOT_SEND) {
-        pplx_message_sent(slot, status, 0);
+        pplx_message_sent(slot, status, slot->link->peer->reason.provider_error);
         slot->request = NULL;
     }
 }
@@ -236,13 +236,14 @@ static void orphan(pplx_slot *slot, pplx_status status) {
 /* End everything: what is staged, and, as soon as the provider has let go, what is posted. Returns
  * PPLX_UNRELEASED until then: call again. Requests settle at the first call either way. */
 pplx_status pplx_link_close(pplx_link *link, pplx_status status) {
-    while (link->nstaged) pplx_link_completed((pplx_slot *)link->staged[--link->nstaged].op, status, 0, 0);
+    const int32_t provider_error = link->peer->reason.provider_error; /* 0 unless it is lost */
+    while (link->nstaged) pplx_link_completed((pplx_slot *)link->staged[--link->nstaged].op, status, provider_error, 0);
     pplx_status closed = link->endpoint ? link->domain->provider->endpoint_close(link->endpoint) : PPLX_OK;
     for (uint32_t i = 0; link->slots && i < link->nslots; i++) {
         pplx_slot *slot = &link->slots[i];
         if (!in_flight(slot)) continue;
         if (closed != PPLX_UNRELEASED)
-            pplx_link_completed(slot, status, 0, 0);
+            pplx_link_completed(slot, status, provider_error, 0);
         else if (!slot->orphaned)
             orphan(slot, status);
     }

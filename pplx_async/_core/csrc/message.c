@@ -166,7 +166,7 @@ void pplx_message_sent(pplx_slot *slot, pplx_status status, int32_t provider_err
     request->error.status = status;
     request->error.provider_error = provider_error;
     if (pplx_suspicious(status) && peer->state == PPLX_PEER_UP) {
-        pplx_peer_suspect(peer);
+        pplx_peer_suspect(peer, slot->link->domain->index, provider_error);
         request->node.next = peer->suspect_sends ? &peer->suspect_sends->node : NULL;
         peer->suspect_sends = request;
         return;
@@ -206,6 +206,7 @@ void pplx_message_flush(pplx_peer *peer, pplx_status status) {
         pplx_request *request = peer->sends_head;
         peer->sends_head = next_send(request);
         request->error.status = status;
+        request->error.provider_error = peer->reason.provider_error;
         pplx_settle(peer->engine, request);
     }
     peer->sends_tail = NULL;
@@ -315,7 +316,8 @@ bool pplx_message_post(pplx_peer *peer) {
         int32_t provider_error = 0;
         if (peer->unposted) status = post_receives(peer, &provider_error);
         if (status != PPLX_OK && status != PPLX_AGAIN)
-            pplx_peer_lose(peer, status, provider_error, "its link takes no more receives");
+            pplx_peer_lose(peer, peer->links[0].domain->index, status, provider_error,
+                           "its link takes no more receives");
         /* After the receives: a credit says that one is there. */
         if (owes_credits(peer)) any |= return_credits(peer);
     }

@@ -62,6 +62,7 @@ pplx_peer *pplx_peer_new(pplx_engine *engine, void *cookie, uint32_t remote_doma
     peer->index = index;
     peer->lost_node.kind = PPLX_NODE_PEER;
     peer->nlinks = nroutes;
+    peer->lost_domain = routes[0].domain;
     peer->config.domains = remote_domains;
     for (uint32_t i = 0; i < nroutes; i++) open_route(peer, i, &routes[i]);
     peer->heartbeat.peer = peer->credit.peer = peer;
@@ -99,6 +100,7 @@ uint64_t pplx_peer_token(const pplx_peer *peer) { return peer->token; }
 void *pplx_peer_cookie(const pplx_peer *peer) { return peer->cookie; }
 pplx_peer *pplx_node_peer(pplx_node *node) { return PPLX_CONTAINER(pplx_peer, lost_node, node); }
 void pplx_peer_reason(const pplx_peer *peer, pplx_error *error) { *error = peer->reason; }
+uint32_t pplx_peer_lost_domain(const pplx_peer *peer) { return peer->lost_domain; }
 void pplx_peer_configure(pplx_peer *peer, const pplx_peer_config *config) { peer->config = *config; }
 
 void pplx_link_read_stats(const pplx_peer *peer, size_t link, pplx_link_stats *stats) {
@@ -216,9 +218,11 @@ static void judge(pplx_peer *peer, pplx_status verdict) {
 }
 
 /* Something failed that may mean that the peer is dead: ask it now. */
-void pplx_peer_suspect(pplx_peer *peer) {
+void pplx_peer_suspect(pplx_peer *peer, uint32_t domain, int32_t provider_error) {
     if (peer->suspected) return;
     peer->suspected = true;
+    peer->suspect_domain = domain;
+    peer->suspect_error = provider_error;
     peer->suspect_ns = peer->engine->now_ns;
     peer->answer_by_ns = peer->suspect_ns + pplx_ms(peer->engine->config.heartbeat_timeout_ms);
     for (uint32_t i = 0; i < peer->nlinks; i++) {
@@ -242,7 +246,8 @@ void pplx_heartbeat_completed(pplx_slot *slot, pplx_status status, int32_t provi
     link->heartbeat_ns = peer->engine->now_ns + pplx_ms(RETRY_MS);
     pplx_tick_at(peer->engine, link->heartbeat_ns);
     if (peer->state != PPLX_PEER_UP) return; /* while connecting the other side may not be ready */
-    if (++link->probe_failures >= PROBES_LOST) pplx_peer_lose(peer, status, provider_error, "its NIC does not answer");
+    if (++link->probe_failures >= PROBES_LOST)
+        pplx_peer_lose(peer, link->domain->index, status, provider_error, "its NIC does not answer");
 }
 
 void pplx_peer_heard(pplx_peer *peer, uint32_t link) {
@@ -255,13 +260,15 @@ void pplx_peer_heard(pplx_peer *peer, uint32_t link) {
 /* ---- the end ---- */
 
 /* Note it; pplx_peer_tick() does it, outside of any poll. The first reason stays. */
-void pplx_peer_lose(pplx_peer *peer, pplx_status provider_status, int32_t provider_error, const char *why) {
+void pplx_peer_lose(pplx_peer *peer, uint32_t domain, pplx_status provider_status, int32_t provider_error,
+                    const char *why) {
     if (peer->state >= PPLX_PEER_CLOSED || peer->reason.status != PPLX_OK) return;
     if (provider_status == PPLX_OK)
         pplx_fail(&peer->reason, PPLX_PEER_LOST, provider_error, "%s", why);
     else
         pplx_fail(&peer->reason, PPLX_PEER_LOST, provider_error, "%s (%s)", why,
                   pplx_status_text((int)provider_status));
+    peer->lost_domain = domain;
     pplx_tick_at(peer->engine, 0);
 }
 
@@ -328,7 +335,8 @@ void pplx_peer_run_close(pplx_peer *peer, pplx_request *request) {
 }
 
 void pplx_peer_run_lost(pplx_peer *peer, pplx_request *request) {
-    pplx_peer_lose(peer, PPLX_OK, 0, request->payload ? request->payload : "its owner says so");
+    const char *why = request->payload ? request->payload : "its owner says so";
+    pplx_peer_lose(peer, peer->lost_domain, PPLX_OK, 0, why);
     pplx_settle(peer->engine, request);
 }
 
@@ -361,19 +369,28 @@ bool pplx_peer_post(pplx_peer *peer) {
 
 /* ---- time ---- */
 
+/* An error that came before its silence says more than that it is silent. */
+static void lose_silent(pplx_peer *peer, uint32_t domain) {
+    if (peer->suspected)
+        pplx_peer_lose(peer, peer->suspect_domain, PPLX_OK, peer->suspect_error,
+                       "after an error it did not answer in time");
+    else
+        pplx_peer_lose(peer, domain, PPLX_OK, 0, "no heartbeat came in time");
+}
+
 static void check_silence(pplx_peer *peer) {
     const pplx_engine *engine = peer->engine;
     uint64_t now = engine->now_ns;
     /* Also where no heartbeats are asked for: what waits for the verdict must settle. */
-    if (peer->suspected && now > peer->answer_by_ns)
-        pplx_peer_lose(peer, PPLX_OK, 0, "after an error it did not answer in time");
+    if (peer->suspected && now > peer->answer_by_ns) lose_silent(peer, peer->suspect_domain);
     for (uint32_t i = 0; i < peer->nlinks; i++) {
         const pplx_link *link = &peer->links[i];
+        const uint32_t domain = link->domain->index;
         if (link->again_ns && now - link->again_ns > pplx_ms(engine->config.again_timeout_ms))
-            pplx_peer_lose(peer, PPLX_OK, 0, "it takes no more work requests");
+            pplx_peer_lose(peer, domain, PPLX_OK, 0, "it takes no more work requests");
         if (engine->config.heartbeat_interval_ms && now > link->heard_ns &&
             now - link->heard_ns > pplx_ms(engine->config.heartbeat_timeout_ms))
-            pplx_peer_lose(peer, PPLX_OK, 0, "no heartbeat came in time");
+            lose_silent(peer, domain);
     }
 }
 

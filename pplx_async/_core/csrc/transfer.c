@@ -144,7 +144,7 @@ static void finish_if_ended(pplx_target *target) {
     pplx_peer *peer = target->peer;
     if (target->queued || target->inflight) return;
     if (pplx_suspicious(target->status) && peer->state == PPLX_PEER_UP) {
-        pplx_peer_suspect(peer);
+        pplx_peer_suspect(peer, target->domain, target->provider_error);
         target->next = peer->suspects;
         peer->suspects = target;
         return;
@@ -202,7 +202,7 @@ void pplx_transfer_judge(pplx_peer *peer, pplx_status verdict) {
 void pplx_transfer_flush(pplx_peer *peer, pplx_status status) {
     while (peer->queue_head) {
         pplx_target *target = peer->queue_head;
-        fail(target, status, 0, 0);
+        fail(target, status, peer->reason.provider_error, peer->lost_domain);
         finish_if_ended(target);
     }
 }
@@ -320,7 +320,8 @@ static void start_target(pplx_request *request, pplx_target *target) {
     target->request = request;
     enqueue(peer, target);
     if (peer->state != PPLX_PEER_UP) {
-        fail(target, peer->reason.status == PPLX_OK ? PPLX_CLOSED : peer->reason.status, 0, 0);
+        fail(target, peer->reason.status == PPLX_OK ? PPLX_CLOSED : peer->reason.status, peer->reason.provider_error,
+             peer->lost_domain);
         finish_if_ended(target);
     } else if (!peer->no_room) {
         enum verdict verdict;

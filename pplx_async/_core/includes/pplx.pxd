@@ -280,5 +280,6 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint32_t (*spin)(pplx_engine *, uint32_t) noexcept nogil
         void (*spin_end)(pplx_engine *) noexcept nogil
         uint32_t (*watch)(pplx_engine *, uint32_t) noexcept nogil
+        uint32_t (*peer_lost_domain)(const pplx_peer *) noexcept nogil
 
     const pplx_api *pplx_core_api()
