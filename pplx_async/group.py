@@ -56,7 +56,7 @@ class Member:
         theirs = self.peer._unread_join(self._group.name)
         self._answered = None if theirs is None else theirs.key
         join = wire.GroupJoin(self._group.name, self._group.counter._key, self.came._key, self._answered)
-        await self.peer._channel.send(join)
+        await self.peer._tell(join)
 
     async def answer(self) -> None:
         """Join once more if it has: it waits for the answer to its latest attempt."""

@@ -15,6 +15,7 @@ groups and look-ups. When it ends without a `Goodbye`, the peer is lost.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import weakref
 from dataclasses import dataclass
@@ -256,7 +257,7 @@ class Peer:
         future: asyncio.Future[bytes | None] = self._engine._loop.create_future()
         self._lookups[serial] = future
         try:
-            await self._channel.send(wire.Lookup(serial, name))
+            await self._tell(wire.Lookup(serial, name))
             descriptor = await future
         finally:
             self._lookups.pop(serial, None)
@@ -435,6 +436,11 @@ class Peer:
             self._channel.post(message)
         except PplxAsyncError:
             return
+
+    async def _tell(self, message: wire.Message) -> None:
+        """Queue a control message as soon as there is room; the same holds."""
+        with contextlib.suppress(PplxAsyncError):
+            await self._channel.send(message)
 
     def _on_join(self, join: wire.GroupJoin) -> None:
         try:
