@@ -312,11 +312,14 @@ typedef struct scribbler {
 
 static void *scribble(void *argument) {
     scribbler *own = argument;
-    for (uint64_t n = 1; !atomic_load(&own->stop); n++)
+    uint64_t n = 0;
+    do { /* once at least, however late this thread runs */
+        n++;
         for (size_t page = 0; page < ARENA / 4096; page++) {
             own->shadow[page] = n;
             __atomic_store_n((uint64_t *)(void *)(own->memory + page * 4096 + 4088), n, __ATOMIC_RELAXED);
         }
+    } while (!atomic_load(&own->stop));
     return NULL;
 }
 
