@@ -60,12 +60,14 @@ bench: bench-c $(STAMP)/ext $(STAMP)/bench  ## Measure it beside plain C, and pu
 	$(PY) -m benchmarks.figures
 
 .PHONY: bench-peers
-bench-peers: bench-c $(STAMP)/ext $(STAMP)/bench  ## Measure it, what one would pick instead, from PyPI, and plain C (ARGS="nixl-shm": some)
+bench-peers: bench-c $(STAMP)/ext $(STAMP)/bench  ## Measure it, what one would pick instead, from PyPI, and plain C (ARGS="nixl-shm": some; OURS=--quick)
+	@case " $(ARGS) " in *" -h "*|*" --help "*) exec $(PY) -m benchmarks.peers.run --help;; esac; \
+	$(PY) -m benchmarks.peers.run --check $(ARGS) || exit; \
 	ours=""; for fabric in ipc tcp; do for wakeup in eventfd spin; do \
 		file=build/bench/ours-$$fabric-$$wakeup.json; ours="$$ours --include $$file"; \
-		$(BIN)/pplx-async bench --fabric $$fabric --wakeup $$wakeup --no-c --json $$file; \
+		$(BIN)/pplx-async bench --fabric $$fabric --wakeup $$wakeup --no-c --json $$file $(OURS) || exit; \
 	done; done; \
-	$(PY) -m benchmarks.peers.run $$ours $(ARGS)
+	$(PY) -m benchmarks.peers.run $$ours $(ARGS); status=$$?; $(PY) -m benchmarks.figures; exit $$status
 
 ##@ Build
 .PHONY: ext

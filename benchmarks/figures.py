@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The pplx_async authors
 # SPDX-License-Identifier: Apache-2.0
-"""Put the figures of ``results/bench-*.json`` into ``docs/benchmarks.md``, between its two marks.
+"""Put the figures of ``results/*.json`` into ``docs/benchmarks.md``, between its two marks.
 
 python -m benchmarks.figures
 """
@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from pplx_async.cli.bench.comparison import Line, lines_of
+from pplx_async.cli.bench.quiet import QUIET
+from pplx_async.cli.bench.rows import key
 from pplx_async.cli.bench.table import digits
+from pplx_async.cli.bench.works import WORKS
 
-__all__ = ["insert", "render"]
+__all__ = ["insert", "render", "render_peers"]
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -55,6 +58,27 @@ def _cells(line: Line) -> list[str]:
     return [*cells, f"`{line.aim}`{said}" if line.aim else ""]
 
 
+def render_peers(result: dict[str, Any]) -> str:
+    """Write what `make bench-peers` has measured as one table in Markdown: a line for each name."""
+    rows = {(row["name"], key(row)): row for row in result["rows"]}
+    names = list(dict.fromkeys(name for name, _ in rows))
+    units = {key(row): row["unit"] for row in result["rows"]}
+    works = [work.key for work in WORKS if work.key in units]
+    lines = [
+        "### Beside others",
+        "",
+        f"{result['machine']['cores']} cores of {result['machine']['processor']}, one run of `make bench-peers`.",
+        "",
+        _row(["", *(f"{work}, {units[work]}" for work in works)]),
+        _row(["---"] * (len(works) + 1)),
+    ]
+    for name in names:
+        found = [rows.get((name, work)) for work in works]
+        cells = [_figure((row["value"], (row.get("others") or 0.0) >= QUIET)) if row else "-" for row in found]
+        lines.append(_row([f"`{name}`", *cells]))
+    return "\n".join([*lines, ""])
+
+
 def _figure(figure: tuple[float, bool] | None) -> str:
     return "-" if figure is None else digits(figure[0]) + ("~" if figure[1] else "")
 
@@ -75,7 +99,8 @@ def insert(page: str, figures: str) -> str:
 def main() -> None:
     """Read the results, and write the page."""
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("bench-*.json"))]
-    PAGE.write_text(insert(PAGE.read_text(), render(results)))
+    beside = [render_peers(json.loads(path.read_text())) for path in sorted(RESULTS.glob("peers-*.json"))]
+    PAGE.write_text(insert(PAGE.read_text(), "\n".join([render(results), *beside])))
     print(f"{len(results)} tables written into {PAGE.relative_to(ROOT)}")
 
 

@@ -63,6 +63,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--provider", default="tcp", help="and its provider")
     parser.add_argument("--include", action="extend", type=_rows, default=[], metavar="FILE", help="rows to add")
     parser.add_argument("--base", help=f"what to compare with (default: {_BASE}, or the first row included)")
+    parser.add_argument("--check", action="store_true", help="measure nothing: only look at the arguments")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write (default: under benchmarks/results)")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in _ALL]
@@ -110,6 +111,8 @@ def _versions(entries: Sequence[CRow | Peer], failed: dict[str, str]) -> dict[st
 def main() -> int:
     """Measure, write and show; return the exit code."""
     options = _parse()
+    if options.check:
+        return 0
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
     included: list[Row] = options.include
     entries = [_ALL[name] for name in options.names or _ALL]

@@ -40,9 +40,13 @@ cdef int FEW_MISSES = 2
 cdef int MOST_MISSES = 8
 # A turn that takes longer, and ends nothing, copies much: that is for the proxy.
 cdef uint64_t MOST_TURN_NS = 200_000
-# Awaits in a row that need not suspend: as many as others are waiting for their turn, within these.
+# Awaits in a row that need not suspend: as many as others are waiting for their turn, within these; and
+# no longer than that, for some copy much. The clock is read after each so many.
 cdef int LEAST_AT_ONCE = 128
 cdef int MOST_AT_ONCE = 1024
+cdef uint64_t MOST_AT_ONCE_NS = 300_000
+cdef int CLOCK_AWAITS = 16
+cdef int BYTES_AN_AWAIT = 32768  # copied by this thread, they count as one
 
 
 cdef uint64_t now_ns() noexcept:
@@ -175,6 +179,8 @@ cdef class Waker:
         if not small:
             api.submit_there(self.ptr, request)
             return 0
+        if request.nbytes >= BYTES_AN_AWAIT:
+            self.spend(<int>min(request.nbytes // BYTES_AN_AWAIT, MOST_AT_ONCE))
         if self.theirs == 0 and (self.spins or self.leased):
             flags = api.submit_spinning(self.ptr, request)
             if self.spins:
@@ -192,15 +198,22 @@ cdef class Waker:
     cdef bint is_fair(self) except -1:
         """What is done at once does not suspend its awaiter: now and then the loop's others get a turn."""
         if self.at_once >= self.most_at_once:
-            return False  # until `take_turn`
+            return False  # until the loop has had its turn
         self.spend(1)
-        return self.at_once < self.most_at_once
+        return True
 
     cdef int spend(self, int awaits) except -1:
         """Of what may happen in one turn of the loop; an await that is done at once is the unit."""
-        if self.at_once < self.most_at_once <= self.at_once + awaits:
-            self.loop.call_soon(self.take_turn)
+        cdef int before = self.at_once
+        if before >= self.most_at_once:
+            return 0
+        if before == 0:
+            self.turn_ns = now_ns()
         self.at_once += awaits
+        if before // CLOCK_AWAITS != self.at_once // CLOCK_AWAITS and now_ns() - self.turn_ns > MOST_AT_ONCE_NS:
+            self.at_once = self.most_at_once
+        if self.at_once >= self.most_at_once:
+            self.loop.call_soon(self.take_turn)
         return 0
 
     def take_turn(self) -> None:
@@ -248,11 +261,13 @@ cdef class Waker:
         cdef pplx_engine *ptr = self.ptr
         cdef uint32_t flags
         cdef bint ours = self.theirs == 0
+        cdef uint64_t began
         if ptr == NULL or self.reaping or not self.running or not self.is_fair():
             return False
         if self.inflight + self.waiting > FEW or self.spins_in_vain():
             self.keep_polling()
             return False  # others have something to do meanwhile
+        began = now_ns()
         with nogil:
             flags = api.spin(ptr, SPIN_US) if ours else api.watch(ptr, SPIN_US)
         self.keep_polling()  # whatever handling what has come raises: it goes on, and arms in the end
@@ -260,6 +275,7 @@ cdef class Waker:
             self.vain = 0
             self.take_done()
         else:
+            self.active_ns = began  # nothing has happened since: this was a part of the window
             self.vain += 1
             self.spend(SPIN_AWAITS)
         return flags & PPLX_DONE != 0

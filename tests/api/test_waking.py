@@ -88,3 +88,24 @@ async def test_waiting_costs_nothing_after_a_moment(fabric, wakeup, progress):
         await pair.a.notify(remote)
         async with asyncio.timeout(SOON):
             assert await wait == 1
+
+
+async def test_awaits_that_copy_much_let_others_run(fabric, wakeup, progress):
+    """Others have a turn after a few of them, not after as many as small ones may be."""
+    async with open_pair(fabric, wakeup=wakeup, progress=progress) as pair:
+        source, target = await pair.source(1 << 20), await pair.target(1 << 20)
+        ticks = awaits = 0
+
+        async def tick():
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        end = time.monotonic() + 0.2
+        while time.monotonic() < end or awaits < 64:
+            await pair.a.write(source, target.remote)
+            awaits += 1
+        ticking.cancel()
+        assert awaits <= 16 * (ticks + 1)

@@ -63,9 +63,13 @@ static bool game_room(const player *p) {
 static bool game_send(player *p) {
     const uint64_t before = p->sent, most = 1 + check_random(&p->random) % GAME_SLOTS;
     while (p->sent - before < most && game_wants(p) && game_room(p)) {
-        *copy_of(&p->to, p->sent) = p->sent;
-        ipc_push_immediate(&p->to, p->sent, (uint32_t)p->sent);
-        p->sent++;
+        const uint64_t first = p->sent, together = 1 + check_random(&p->random) % 4;
+        *copy_of(&p->to, p->sent++) = first;
+        for (; p->sent - first < together && game_wants(p) && game_room(p); p->sent++) {
+            *copy_of(&p->to, p->sent) = p->sent;
+            ipc_put_immediate(&p->to, p->sent, (uint32_t)p->sent);
+        }
+        ipc_push_immediate(&p->to, first, (uint32_t)first);
         if (check_random(&p->random) % 2) game_ring(p, IPC_WAKE_ARRIVAL);
     }
     if (p->sent == before) return false;

@@ -24,6 +24,7 @@ _TITLES = {
     "scatter": "scatter {each} x {size} to each of {targets}",
     "awaits": "awaits a second, {inflight} in flight",
     "idle": "processor time of a waiting engine",
+    "sparse": "processor time, a write each ms",
     "register": "register {size}",
 }
 

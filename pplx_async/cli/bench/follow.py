@@ -42,6 +42,13 @@ async def _wait_idle(arena: Arena, work: Work) -> Result:
     return {"value": (time.process_time() - used) / (time.perf_counter() - began) * 100}
 
 
+async def _wait_for_each(arena: Arena, work: Work) -> Result:
+    began, used = time.perf_counter(), time.process_time()
+    for _ in range(work.count):
+        await arena.wait(1)
+    return {"value": (time.process_time() - used) / (time.perf_counter() - began) * 100}
+
+
 async def _stand_by(arena: Arena, work: Work) -> Result:
     return {}
 
@@ -54,5 +61,6 @@ FOLLOW: dict[str, Callable[[Arena, Work], Awaitable[Result]]] = {
     "pages": _count_all,
     "scatter": _count_all,
     "idle": _wait_idle,
+    "sparse": _wait_for_each,
     "register": _stand_by,
 }

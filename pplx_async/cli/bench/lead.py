@@ -126,6 +126,14 @@ async def _idle(arena: Arena, work: Work, order: Order) -> Result:
     return {}  # the other side knows
 
 
+async def _sparse(arena: Arena, work: Work, order: Order) -> Result:
+    (slot,) = arena.slots(work)
+    for _ in range(work.count):
+        await arena.write(slot)
+        await asyncio.sleep(0.001)
+    return {}  # the other side knows
+
+
 async def _register(arena: Arena, work: Work, order: Order) -> Result:
     memory = allocate(arena.engine, arena.buffers, work.nbytes)
     fill(memory)
@@ -150,5 +158,6 @@ LEAD: dict[str, Callable[[Arena, Work, Order], Awaitable[Result]]] = {
     "pages": _pages,
     "scatter": _scatter,
     "idle": _idle,
+    "sparse": _sparse,
     "register": _register,
 }

@@ -32,7 +32,7 @@ from pplx_async.cli.side_process import SideProcess, raise_failure, started, unt
 
 __all__ = ["Plan", "measure"]
 
-_NOT_IN_C = ("register",)
+_NOT_IN_C = ("sparse", "register")
 # Of each of those who take turns, for a work of which repetitions are long.
 _LIMIT_S = 8.0
 

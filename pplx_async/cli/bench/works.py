@@ -11,7 +11,9 @@ bytes. A write carries a notification wherever the transport has one. The works:
 - *scatter*: a row of messages to each of ``targets`` regions, in k/s.
 - *awaits*: small writes, ``inflight`` at a time, each acknowledged, in k/s.
 - *idle*: processor time of a target that waits for one write, in percent of a core.
-- *register*: time to register memory that is filled already, in ms; only `pplx-async bench` does it.
+- *sparse*: processor time of a target that gets a write each millisecond and waits for each, in percent
+  of a core: what polling after something has come costs. Only `pplx-async bench` does it, as
+- *register*: time to register memory that is filled already, in ms.
 
 A work of many writes ends when the target has noticed all of them and its answer is back. Data is
 verified in a repetition that is not timed. ``benchmarks/c/works.c`` does the same.
@@ -72,7 +74,7 @@ class Work:
 
 def key_of(name: str, nbytes: int, inflight: int) -> str:
     """Name a work by what tells it from others of the same sort."""
-    if name == "idle":
+    if name in ("idle", "sparse"):
         return name
     if name == "awaits":
         return f"{name}-{inflight}"
@@ -97,7 +99,7 @@ WORKS = (
     Work("scatter", 7 * KIB, 8 * 256, "k/s", inflight=256, targets=8),
 )
 
-OUR_WORKS = (*WORKS, Work("register", GIB, 1, "ms"))
+OUR_WORKS = (*WORKS, Work("sparse", 8, 2000, "%"), Work("register", GIB, 1, "ms"))
 
 
 def find(key: str, works: Sequence[Work] = WORKS) -> Work:
