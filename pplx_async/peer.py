@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pplx_async import _loop, wire
 from pplx_async._core.memory import RemoteRecord
+from pplx_async._frames import say
 from pplx_async.counters import ImmCounter, RemoteCounter
 from pplx_async.errors import BrokenResourceError, ClosedResourceError, PeerLost, PplxAsyncError
 from pplx_async.memory import RemoteRegion
@@ -312,7 +313,8 @@ class Peer:
         """Go through the steps at the head of this file; whoever calls has the deadline."""
         core, options = self._engine._core, self._engine.options
         await core.peer_open(self._record)
-        self._channel.post(
+        # If the other side has refused meanwhile, its reason is still to be read.
+        self._post(
             wire.Endpoints(
                 **core.peer_endpoints(self._record),
                 credits=options.message_slots,
@@ -366,7 +368,7 @@ class Peer:
     async def _say_ready(self, connecting: Transfer) -> None:
         await connecting
         self._engine._check_open()
-        self._channel.post(wire.Ready())
+        self._post(wire.Ready())
         self._said_ready = True
 
     async def _expect(self, kind: type[Any]) -> Any:
@@ -513,6 +515,8 @@ class Peer:
 
     def _on_lost(self, reason: PeerLost) -> None:
         """Tell everyone who waits for it that the core has lost it."""
+        if not self._met.is_set():
+            self._channel.refuse(say(reason))  # here, since our end of the channel goes before the attempt ends
         self._end_waits(reason)
         if self._closing is None:
             self._closing = self._engine._spawn(self._free())
