@@ -758,8 +758,12 @@ class TransferEngine(Operations):
         """Meet somebody who called; not all at once, since each takes endpoints and memory."""
         deadline = self._loop.time() + self.options.connect_timeout
         try:
-            async with asyncio.timeout_at(deadline), self._meeting:
+            async with asyncio.timeout_at(deadline):
+                await self._meeting.acquire()
+            try:
                 peer = await self._meet(channel, deadline)
+            finally:
+                self._meeting.release()
         except (PplxAsyncError, TimeoutError, MemoryError) as error:
             why = str(error) or f"too many others connect: it had no turn in {self.options.connect_timeout} s"
             channel.refuse(why)
