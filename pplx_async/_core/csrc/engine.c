@@ -46,9 +46,13 @@ pplx_status pplx_engine_open(const pplx_engine_config *config, pplx_engine **out
     engine->submit_fd = engine->done_fd = -1;
     pthread_mutex_init(&engine->pending_lock, NULL);
     pplx_done_init(&engine->done);
-    if (!pplx_ring_init(&engine->ring, config->ring_entries)) {
+    if (!pplx_ring_valid(config->ring_entries)) {
         pplx_fail(error, PPLX_INVALID, 0, "ring_entries must be a power of two, at least 2, not %u",
                   config->ring_entries);
+        goto fail;
+    }
+    if (!pplx_ring_init(&engine->ring, config->ring_entries)) {
+        pplx_fail(error, PPLX_NO_MEMORY, ENOMEM, "no memory for a ring of %u entries", config->ring_entries);
         goto fail;
     }
     engine->landing_page = mmap(NULL, LANDING_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -52,14 +52,16 @@ typedef struct pplx_ring {
     char pad2[PPLX_RING_CACHE_LINE];
 } pplx_ring;
 
-/* `capacity` is a power of two, at least 2 (with one cell "published" and "free for the next lap"
- * would be the same turn). False: it isn't, or out of memory; then there is nothing to free. */
+/* A power of two, at least 2: with one cell "published" and "free for the next lap" would be the same turn. */
+static inline bool pplx_ring_valid(size_t capacity) { return capacity >= 2 && (capacity & (capacity - 1)) == 0; }
+
+/* False: `capacity` is not valid, or out of memory; then there is nothing to free. */
 static inline bool pplx_ring_init(pplx_ring *ring, size_t capacity) {
     ring->cells = NULL;
     ring->mask = 0;
     ring->head = 0;
     atomic_init(&ring->tail, 0);
-    if (capacity < 2 || (capacity & (capacity - 1)) != 0) return false;
+    if (!pplx_ring_valid(capacity)) return false;
     pplx_ring_cell *cells = calloc(capacity, sizeof *cells);
     if (!cells) return false;
     for (size_t i = 0; i < capacity; i++) atomic_init(&cells[i].turn, i);
