@@ -283,7 +283,8 @@ int pplx_ipc_connect(const uint8_t *name); /* -1: errno; EAGAIN: later */
 bool pplx_ipc_same_user(int fd, pid_t *pid);
 int pplx_ipc_pidfd(pid_t pid);
 ssize_t pplx_ipc_send(int fd, const void *message, size_t nbytes, int passed_fd);
-ssize_t pplx_ipc_receive(int fd, void *message, size_t capacity, int *passed_fd); /* 0: the end */
+ssize_t pplx_ipc_receive(int fd, void *message, size_t capacity, int *passed_fd); /* 0: the end. fd, -1, or: */
+enum { IPC_FD_DROPPED = -2 }; /* one was sent, but there are too many open files */
 int pplx_ipc_memfd(const char *name, uint64_t nbytes); /* sealed against resizing */
 void *pplx_ipc_map_foreign(int fd, uint64_t offset, uint64_t nbytes, bool writable); /* checked; NULL: no */
 bool pplx_ipc_random(void *bytes, size_t nbytes);

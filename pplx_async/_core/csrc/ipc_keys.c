@@ -79,8 +79,10 @@ void pplx_ipc_keys_close(ipc_endpoint *endpoint) {
     *keys = (ipc_keys){0};
 }
 
-/* False: what came can't be what the peer says. Without memory for a mapping the peer does the copying. */
+/* False: what came can't be what the peer says. Without memory for a mapping, or a descriptor, the peer does
+ * the copying. */
 static bool map(ipc_key *key, const ipc_note *note, int fd) {
+    if (fd == IPC_FD_DROPPED) return true;
     const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), from = note->offset / page * page;
     if (note->nbytes > UINT64_MAX - (note->offset - from)) return false;
     uint64_t nbytes = note->nbytes + (note->offset - from);

@@ -175,7 +175,7 @@ static void take_revoke(ipc_endpoint *endpoint, uint64_t key) {
 static bool take_note(ipc_endpoint *endpoint, const ipc_note *note, size_t nbytes, int fd) {
     bool known = nbytes == sizeof *note;
     bool with_fd = known && note->kind == IPC_MAPPED && note->extent == IPC_MAPPABLE;
-    if (!known || with_fd != (fd >= 0)) {
+    if (!known || with_fd != (fd != -1)) {
         close_fd(&fd);
         return false;
     }

@@ -105,7 +105,8 @@ ssize_t pplx_ipc_send(int fd, const void *message, size_t nbytes, int passed_fd)
     return n;
 }
 
-/* Keep one descriptor, whatever was sent. (Those that had no room in `control` the kernel dropped.) */
+/* Keep one descriptor, whatever was sent. (Those that had no room in `control` the kernel dropped; and all of
+ * them, if this process may open no more.) */
 static int take_fd(struct msghdr *header) {
     int kept = -1;
     for (struct cmsghdr *part = CMSG_FIRSTHDR(header); part; part = CMSG_NXTHDR(header, part)) {
@@ -120,7 +121,7 @@ static int take_fd(struct msghdr *header) {
                 close(fd);
         }
     }
-    return kept;
+    return kept < 0 && header->msg_flags & MSG_CTRUNC ? IPC_FD_DROPPED : kept;
 }
 
 ssize_t pplx_ipc_receive(int fd, void *message, size_t capacity, int *passed_fd) {
