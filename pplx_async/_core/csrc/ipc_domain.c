@@ -71,6 +71,7 @@ void pplx_ipc_look(ipc_domain *domain, uint64_t now_ns) {
     struct epoll_event events[MOST_EVENTS];
     domain->looked_ns = now_ns;
     domain->look_again = false;
+    pplx_ipc_hear_visitors(domain, now_ns);
     int count = epoll_wait(domain->epoll_fd, events, MOST_EVENTS, 0);
     for (int i = 0; i < count; i++) look_at(domain, events[i].data.ptr, now_ns);
     if (count == MOST_EVENTS) domain->look_again = true;

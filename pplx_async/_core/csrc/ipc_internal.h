@@ -58,6 +58,7 @@ enum {
     IPC_LOOK_NS = 1000000,       /* between looks at descriptors while busy */
     IPC_VISIT_NS = 2000000000,   /* a connection that does not say who it is by then is dropped */
     IPC_MAP_NOW = 64 << 20,      /* regions up to this size are mapped page by page at once */
+    IPC_DEAF_NS = 20000000,      /* between tries to accept where there are no descriptors */
     IPC_FENCE_NS = 100000000     /* a peer that doesn't let go of our memory by then loses it */
 };
 
@@ -231,6 +232,7 @@ struct ipc_domain {
     int refused;          /* errno of the last process_vm_writev that the kernel did not allow */
     ipc_segment *segments;
     uint64_t looked_ns;
+    uint64_t deaf_until_ns; /* not 0: the listener is not in the epoll set, for want of descriptors */
     bool slept;      /* armed since the last look */
     bool look_again; /* not all of what is readable was read */
     bool arrivals_first;
@@ -273,6 +275,7 @@ void pplx_ipc_disconnect(ipc_endpoint *endpoint);
 void pplx_ipc_visitors_open(ipc_domain *domain);
 void pplx_ipc_visitors_close(ipc_domain *domain);
 void pplx_ipc_accept_visitors(ipc_domain *domain, uint64_t now_ns);
+void pplx_ipc_hear_visitors(ipc_domain *domain, uint64_t now_ns);
 void pplx_ipc_visitor_readable(ipc_domain *domain, ipc_visitor *visitor);
 void pplx_ipc_visitors_expire(ipc_domain *domain, uint64_t now_ns);
 void pplx_ipc_visitor_for(ipc_endpoint *endpoint);

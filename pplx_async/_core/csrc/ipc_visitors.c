@@ -63,10 +63,25 @@ static ipc_visitor *make_room(ipc_domain *domain) {
     return oldest;
 }
 
+/* Who calls waits in the backlog, and would keep the wait fd readable: we don't look there for a while. */
+static void turn_away(ipc_domain *domain, uint64_t now_ns) {
+    epoll_ctl(domain->epoll_fd, EPOLL_CTL_DEL, domain->listener, NULL);
+    domain->deaf_until_ns = now_ns + IPC_DEAF_NS;
+}
+
+void pplx_ipc_hear_visitors(ipc_domain *domain, uint64_t now_ns) {
+    if (domain->deaf_until_ns && now_ns >= domain->deaf_until_ns &&
+        pplx_ipc_watch_fd(domain, domain->listener, &domain->listener_watch))
+        domain->deaf_until_ns = 0;
+}
+
 void pplx_ipc_accept_visitors(ipc_domain *domain, uint64_t now_ns) {
     for (int i = 0; i < MOST_ACCEPTS; i++) {
         int fd = accept4(domain->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd < 0) return; /* none; or no descriptor for it, and it waits in the backlog */
+        if (fd < 0) {
+            if (errno != EAGAIN && errno != EINTR) turn_away(domain, now_ns); /* out of descriptors, or memory */
+            return;
+        }
         pid_t pid;
         if (!pplx_ipc_same_user(fd, &pid)) {
             close(fd);
