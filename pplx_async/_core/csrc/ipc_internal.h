@@ -258,7 +258,7 @@ bool pplx_ipc_watch_fd(ipc_domain *domain, int fd, ipc_watch *watch);
 
 /* ipc_link.c */
 bool pplx_ipc_inbox_open(ipc_endpoint *endpoint);
-void pplx_ipc_meet(ipc_endpoint *endpoint); /* MEETING: try to get on */
+int pplx_ipc_meet(ipc_endpoint *endpoint); /* MEETING: try to get on; errno, if it can't ever */
 void pplx_ipc_accept(ipc_endpoint *endpoint, int fd, const ipc_hello *hello, int inbox_fd); /* takes both fds */
 void pplx_ipc_read_notes(ipc_endpoint *endpoint);
 void pplx_ipc_take_bell(ipc_endpoint *endpoint);

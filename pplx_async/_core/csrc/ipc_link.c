@@ -90,27 +90,29 @@ void pplx_ipc_accept(ipc_endpoint *endpoint, int fd, const ipc_hello *hello, int
         pplx_ipc_break(endpoint, PPLX_CONNECTION);
 }
 
-static void call(ipc_endpoint *endpoint) {
+/* 0, or the errno of what makes it hopeless. */
+static int call(ipc_endpoint *endpoint) {
     pid_t pid;
     endpoint->socket = pplx_ipc_connect(endpoint->peer.listener);
-    endpoint->retry = endpoint->socket < 0 && errno == EAGAIN; /* its backlog is full */
-    if (endpoint->retry) return;
-    if (endpoint->socket < 0) {
+    const int native = endpoint->socket < 0 ? errno : 0;
+    endpoint->retry = native == EAGAIN; /* its backlog is full */
+    if (endpoint->retry) return 0;
+    if (native) {
         /* nobody listens there any more; or no descriptor is to be had */
-        pplx_ipc_break(endpoint, errno == ECONNREFUSED ? PPLX_PEER_LOST : PPLX_CONNECTION);
+        pplx_ipc_break(endpoint, native == ECONNREFUSED ? PPLX_PEER_LOST : PPLX_CONNECTION);
     } else if (pplx_ipc_same_user(endpoint->socket, &pid) && say_hello(endpoint, IPC_HELLO) &&
                pplx_ipc_watch_fd(endpoint->domain, endpoint->socket, &endpoint->socket_watch)) {
         endpoint->state = IPC_GREETED;
     } else {
         pplx_ipc_break(endpoint, PPLX_CONNECTION);
     }
+    return native;
 }
 
-void pplx_ipc_meet(ipc_endpoint *endpoint) {
-    if (memcmp(endpoint->own.token, endpoint->peer.token, IPC_TOKEN_BYTES) < 0)
-        call(endpoint);
-    else
-        pplx_ipc_visitor_for(endpoint);
+int pplx_ipc_meet(ipc_endpoint *endpoint) {
+    if (memcmp(endpoint->own.token, endpoint->peer.token, IPC_TOKEN_BYTES) < 0) return call(endpoint);
+    pplx_ipc_visitor_for(endpoint);
+    return 0;
 }
 
 /* ------------------------------------------------------------------ telling */
@@ -282,8 +284,8 @@ void pplx_ipc_peer_died(ipc_endpoint *endpoint) {
 void pplx_ipc_break(ipc_endpoint *endpoint, pplx_status why) {
     if (endpoint->state == IPC_BROKEN) return;
     hang_up(endpoint);
+    endpoint->why = endpoint->state < IPC_UP ? PPLX_PEER_LOST : why; /* they meet once, or never */
     endpoint->state = IPC_BROKEN;
-    endpoint->why = why;
     endpoint->retry = false;
     pplx_ipc_end_all(endpoint, why);
     pplx_ipc_keys_close(endpoint);

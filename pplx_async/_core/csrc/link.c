@@ -195,7 +195,7 @@ static void count_completed(pplx_slot *slot, pplx_status status, uint64_t nbytes
 /* The work request of this slot has ended. */
 void pplx_link_completed(pplx_slot *slot, pplx_status status, int32_t provider_error, uint64_t nbytes) {
     slot->link->again_ns = 0; /* things move */
-    if (status == PPLX_PEER_LOST && slot->link->peer->state == PPLX_PEER_UP)
+    if (status == PPLX_PEER_LOST) /* while connecting, too: it will never be ready */
         pplx_peer_lose(slot->link->peer, slot->link->domain->index, PPLX_OK, provider_error, "its endpoint is gone");
     if (slot->role == PPLX_SLOT_RECEIVE) {
         count_completed(slot, status, nbytes);

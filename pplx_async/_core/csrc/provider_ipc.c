@@ -186,8 +186,9 @@ static pplx_status ipc_endpoint_connect(pplx_provider_endpoint *handle, const vo
         return ipc_fail(error, PPLX_INVALID, 0, "the endpoint's own address");
     endpoint->peer = peer;
     endpoint->state = IPC_MEETING;
-    pplx_ipc_meet(endpoint);
-    return PPLX_OK;
+    const int native = pplx_ipc_meet(endpoint);
+    if (native == 0 || native == ECONNREFUSED) return PPLX_OK; /* of the latter the first post tells */
+    return ipc_fail(error, PPLX_NATIVE, native, "no connection inside this host: %s", strerror(native));
 }
 
 static int ipc_wait_fd(pplx_provider_domain *domain) { return ((const ipc_domain *)domain)->epoll_fd; }
