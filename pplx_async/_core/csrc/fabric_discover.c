@@ -5,6 +5,7 @@
 #if PPLX_HAVE_LIBFABRIC
 
 #include <arpa/inet.h>
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -97,6 +98,16 @@ static pplx_status get_infos(const pplx_libfabric *lib, const fabric_options *op
     return ret ? PPLX_UNAVAILABLE : PPLX_OK;
 }
 
+/* The library says that there is nothing also where it had no descriptor to look with. True: so it is. */
+static bool had_no_descriptor(pplx_error *error) {
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const int native = fd < 0 ? errno : 0;
+    if (fd >= 0) close(fd);
+    if (native != EMFILE && native != ENFILE) return false;
+    fabric_fail(error, PPLX_NATIVE, native, "no descriptor to look for devices with: %s", strerror(native));
+    return true;
+}
+
 /* Given an address that no interface has, the library makes up a device called "tcp" whose endpoints
  * can't be opened (1.17, 2.5.1). */
 static bool is_ours(const struct fi_info *info) {
@@ -172,6 +183,7 @@ pplx_status fabric_discover(const pplx_option *options, size_t noptions, pplx_de
         if (infos) lib->freeinfo(infos);
     }
     if (*count) return PPLX_OK;
+    if (had_no_descriptor(error)) return PPLX_NATIVE;
     return fabric_fail(error, PPLX_UNAVAILABLE, FI_ENODATA,
                        "%s (libfabric %u.%u) offers no device of %s at %s%s: name another library, provider or node, "
                        "or pip install 'pplx_async[fabric]'",
@@ -198,6 +210,7 @@ pplx_status fabric_find(const pplx_libfabric *lib, const char *file, const fabri
         }
         if (found) return fabric_fail(error, PPLX_NO_MEMORY, 0, "out of memory");
     }
+    if (had_no_descriptor(error)) return PPLX_NATIVE;
     return fabric_fail(error, PPLX_UNAVAILABLE, FI_ENODATA, "%s has no device \"%s\" of %s at %s%s", file, device,
                        options->provider ? options->provider->name : "efa, tcp or tcp;ofi_rxm", options->node,
                        options->cuda ? " for CUDA memory" : "");

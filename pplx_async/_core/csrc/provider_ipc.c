@@ -57,20 +57,26 @@ static pplx_status read_options(ipc_options *options, const pplx_option *given, 
 
 /* ------------------------------------------------------------------ discover, domain */
 
+/* What there is none of now is not missing: nobody should do without ipc for that. */
+static pplx_status missing(int native) {
+    const bool now = native == EMFILE || native == ENFILE || native == ENOMEM;
+    return now ? PPLX_NATIVE : PPLX_UNAVAILABLE;
+}
+
 /* What this kernel, or a sandbox round us, may lack. */
 static pplx_status probe(pplx_error *error) {
     uint8_t name[IPC_TOKEN_BYTES];
     int memory = pplx_ipc_memfd("pplx-ipc-probe", IPC_PAGE);
     if (memory < 0)
-        return ipc_fail(error, PPLX_UNAVAILABLE, errno, "no shared memory: memfd_create: %s", strerror(errno));
+        return ipc_fail(error, missing(errno), errno, "no shared memory: memfd_create: %s", strerror(errno));
     close(memory);
     int process = pplx_ipc_pidfd(getpid());
     if (process < 0)
-        return ipc_fail(error, PPLX_UNAVAILABLE, errno,
-                        "a peer's death can't be seen: pidfd_open: %s (Linux 5.3 has it)", strerror(errno));
+        return ipc_fail(error, missing(errno), errno, "a peer's death can't be seen: pidfd_open: %s (Linux 5.3 has it)",
+                        strerror(errno));
     close(process);
     int listener = pplx_ipc_random(name, sizeof name) ? pplx_ipc_listen(name) : -1;
-    if (listener < 0) return ipc_fail(error, PPLX_UNAVAILABLE, errno, "no unix sockets: %s", strerror(errno));
+    if (listener < 0) return ipc_fail(error, missing(errno), errno, "no unix sockets: %s", strerror(errno));
     close(listener);
     return PPLX_OK;
 }
