@@ -284,8 +284,9 @@ pplx_status fabric_arm(pplx_provider_domain *handle) {
 
 int fabric_wait_fd(pplx_provider_domain *handle) { return ((fabric_domain *)handle)->wait_fd; }
 
-/* Room for one more batch of immediates, before anything is taken from the queue. */
-static bool reserve_imms(fabric_domain *domain) {
+/* Room for one more batch of immediates, before anything is taken from the queue. Once when the domain opens:
+ * to close an endpoint is to give memory back, and should need none. */
+bool fabric_reserve_imms(fabric_domain *domain) {
     if (domain->imms_count + BATCH <= domain->imms_capacity) return true;
     size_t capacity = domain->imms_capacity ? 2 * domain->imms_capacity : 4 * BATCH;
     uint32_t *imms = malloc(capacity * sizeof *imms);
@@ -315,7 +316,7 @@ pplx_status fabric_cq_drain(fabric_endpoint *endpoint) {
     bool empty = false;
     while (!empty && !domain->broken) {
         pplx_completion completions[BATCH];
-        if (!reserve_imms(domain)) return PPLX_AGAIN;
+        if (!fabric_reserve_imms(domain)) return PPLX_AGAIN;
         size_t count = fabric_cq_read(domain, endpoint->cq, completions, NULL, BATCH, &empty);
         for (size_t i = 0; i < count; i++) {
             const pplx_completion *completion = &completions[i];

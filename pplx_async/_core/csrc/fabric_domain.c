@@ -56,7 +56,9 @@ static int open_cq(fabric_domain *domain, enum fi_wait_obj wait, struct fid_cq *
 }
 
 int fabric_cq_open(fabric_domain *domain, struct fid_cq **cq, int *fd) {
-    if (domain->quirks->wait_fd && open_cq(domain, FI_WAIT_FD, cq) == 0) {
+    const int ret = domain->quirks->wait_fd ? open_cq(domain, FI_WAIT_FD, cq) : -FI_ENOSYS;
+    if (ret == -EMFILE || ret == -ENFILE) return ret; /* nobody wants it polled for that */
+    if (ret == 0) {
         if (wait_fd_of(*cq, fd)) return 0;
         fi_close(&(*cq)->fid);
     }
@@ -243,8 +245,12 @@ pplx_status fabric_domain_open(const char *device, const pplx_option *options, s
     const char *file = NULL;
     pplx_status status = fabric_domain_open_bare(device, options, noptions, &domain, &file, error);
     if (status != PPLX_OK) return status;
-    if (domain->quirks->cq_per_endpoint) {
+    if (!fabric_reserve_imms(domain)) {
+        status = fabric_fail(error, PPLX_NO_MEMORY, 0, "out of memory");
+    } else if (domain->quirks->cq_per_endpoint) {
         domain->wait_fd = domain->quirks->wait_fd ? epoll_create1(EPOLL_CLOEXEC) : -1;
+        if (domain->quirks->wait_fd && domain->wait_fd < 0)
+            status = native_fail(domain, error, -errno, "epoll_create1");
     } else {
         int ret = fabric_cq_open(domain, &domain->cq, &domain->wait_fd);
         if (ret) status = native_fail(domain, error, ret, "fi_cq_open");

@@ -245,6 +245,7 @@ void fabric_finish(fabric_op *op, pplx_completion *completion, pplx_status statu
 /* After the endpoint's fid_ep is closed: take all that the CQ has, forget what is of this endpoint,
  * keep the rest for later polls. PPLX_AGAIN: no memory to keep it, call again. */
 pplx_status fabric_cq_drain(fabric_endpoint *endpoint);
+bool fabric_reserve_imms(fabric_domain *domain); /* false: no memory */
 /* Something failed by the transport: hold further posts for quirks->settle_ms. */
 void fabric_unsettle(fabric_endpoint *endpoint);
 /* Put a finished op aside for the next poll. */
