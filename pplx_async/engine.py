@@ -34,6 +34,7 @@ from pplx_async.errors import (
     CleanupWarning,
     ClosedResourceError,
     LeakWarning,
+    NativeCallError,
     PeerLost,
     PplxAsyncError,
     UnreleasedMemory,
@@ -90,6 +91,8 @@ class TransferEngine(Operations):
     ------
     ProviderUnavailable
         On entering: the fabric isn't there; the text says what is missing and how to get it.
+    NativeCallError
+        On entering: a NIC can't be opened, or the address not be listened on; too many open files, for example.
     ValueError
         It would listen beyond loopback without a secret.
 
@@ -188,6 +191,10 @@ class TransferEngine(Operations):
                 allow_insecure=options.allow_insecure,
                 handshake_timeout=options.connect_timeout,
             )
+        except OSError as error:
+            await self.close()
+            why = error.strerror or str(error)
+            raise NativeCallError(f"{options.listen}: {why}", operation="listen", errno=error.errno or 0) from error
         except BaseException:
             await self.close()
             raise
