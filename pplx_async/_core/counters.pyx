@@ -50,6 +50,8 @@ cdef class CounterWait(Promise):
         A take that was served while nobody has seen its result yet can still be cancelled: its
         writes go back.
         """
+        if (self.granted or self.state == PENDING) and not self.engine.forked and not self.loop.is_closed():
+            self.engine.check_owner()  # where nothing can be under way any more it is anybody's
         if not self.granted:
             return Promise.cancel(self, msg)
         # Whoever awaits it is about to ask for the result, and finds this.

@@ -17,7 +17,6 @@ cdef class Engine(Waker):
     cdef list fences  # of each domain
     cdef readonly bint forked  # this is a fork of the process that it runs in
     cdef object loop_runs
-    cdef unsigned long thread
     cdef long pid
     cdef dict peers
     cdef dict counters

@@ -9,6 +9,7 @@ cdef class Waker:
     cdef object __weakref__
     cdef pplx_engine *ptr
     cdef readonly object loop
+    cdef unsigned long thread  # the loop's
     cdef readonly bint running
     cdef readonly Py_ssize_t inflight
     cdef Py_ssize_t waiting  # promises that wait for counters

@@ -22,6 +22,7 @@ Whoever waits for what has finished is woken by one call of the loop's (`call_re
 ``call_soon`` costs several times what waking a task does.
 """
 
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport uint32_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -262,7 +263,9 @@ cdef class Waker:
         cdef uint32_t flags
         cdef bint ours = self.theirs == 0
         cdef uint64_t began
-        if ptr == NULL or self.reaping or not self.running or not self.is_fair():
+        if ptr == NULL or self.reaping or not self.running or PyThread_get_thread_ident() != self.thread:
+            return False
+        if not self.is_fair():
             return False
         if self.inflight + self.waiting > FEW or self.spins_in_vain():
             self.keep_polling()
