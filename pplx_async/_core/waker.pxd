@@ -32,6 +32,7 @@ cdef class Waker:
     cdef bint listening      # to wait_fd
     cdef uint64_t active_ns  # of the last activity
 
+    cdef int schedule(self, callback) except -1
     cdef int hand_in(self, pplx_request *request, bint small) except -1
     cdef bint is_fair(self) except -1
     cdef int spend(self, int awaits) except -1

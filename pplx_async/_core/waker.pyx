@@ -117,8 +117,10 @@ cdef class Waker:
         if self.ptr == NULL:
             return
         api.clear(self.ptr)
-        self.listen(True)
-        self.serve(True, True)
+        try:
+            self.listen(True)
+        finally:
+            self.serve(True, True)
 
     def drain_done_list(self) -> None:
         """As `on_readable`, when nobody rang."""
@@ -137,9 +139,20 @@ cdef class Waker:
             self.call_ready()
         finally:
             self.calls = False
-            if self.ready:
-                self.loop.call_soon(self.call_ready)
-            self.go_on(done, active)
+            try:
+                if self.ready:
+                    self.schedule(self.call_ready)
+            finally:
+                self.go_on(done, active)
+        return 0
+
+    cdef int schedule(self, callback) except -1:
+        """The loop's `call_soon`, for what must come: a signal's handler that raises meanwhile is heard, but later."""
+        try:
+            self.loop.call_soon(callback)
+        except (KeyboardInterrupt, SystemExit):
+            self.loop.call_soon(callback)  # nobody knows whether it was: once too often does no harm
+            raise
         return 0
 
     cdef int drain(self) except -1:
@@ -159,7 +172,7 @@ cdef class Waker:
         """Have the loop woken by what finishes next."""
         if not api.arm(self.ptr):
             # More came meanwhile. The loop's other work goes first, so that it stays responsive.
-            self.loop.call_soon(self.drain_done_list)
+            self.schedule(self.drain_done_list)
         return 0
 
     cdef int take_done(self) except -1:
@@ -180,20 +193,24 @@ cdef class Waker:
         if not small:
             api.submit_there(self.ptr, request)
             return 0
-        if request.nbytes >= BYTES_AN_AWAIT:
-            self.spend(<int>min(request.nbytes // BYTES_AN_AWAIT, MOST_AT_ONCE))
-        if self.theirs == 0 and (self.spins or self.leased):
+        cdef bint spinning = self.theirs == 0 and (self.spins or self.leased)
+        cdef uint64_t nbytes = request.nbytes  # it may be gone afterwards
+        if spinning:
             flags = api.submit_spinning(self.ptr, request)
-            if self.spins:
-                self.keep_polling()
-            else:
-                self.active_ns = now_ns()  # an answer may come
         else:
             flags = api.submit_here(self.ptr, request)
-        if flags & PPLX_DROVE and not self.listening:
-            self.listen(True)
-        if flags & PPLX_DONE and not self.reaping and self.is_fair():
-            self.drain()
+        try:
+            if spinning and self.spins:
+                self.keep_polling()
+            elif spinning:
+                self.active_ns = now_ns()  # an answer may come
+            if flags & PPLX_DROVE and not self.listening:
+                self.listen(True)
+            if nbytes >= BYTES_AN_AWAIT:
+                self.spend(<int>min(nbytes // BYTES_AN_AWAIT, MOST_AT_ONCE))
+        finally:
+            if flags & PPLX_DONE and not self.reaping and self.is_fair():
+                self.drain()
         return 0
 
     cdef bint is_fair(self) except -1:
@@ -214,7 +231,7 @@ cdef class Waker:
         if before // CLOCK_AWAITS != self.at_once // CLOCK_AWAITS and now_ns() - self.turn_ns > MOST_AT_ONCE_NS:
             self.at_once = self.most_at_once
         if self.at_once >= self.most_at_once:
-            self.loop.call_soon(self.take_turn)
+            self.schedule(self.take_turn)
         return 0
 
     def take_turn(self) -> None:
@@ -230,7 +247,7 @@ cdef class Waker:
         """As the loop's, which is asked once for all that finish together: its call costs more than ours."""
         self.ready.append((callback, argument, context))
         if len(self.ready) == 1 and not self.calls:
-            self.loop.call_soon(self.call_ready)
+            self.schedule(self.call_ready)
         return 0
 
     def call_ready(self) -> None:
@@ -253,7 +270,7 @@ cdef class Waker:
         finally:
             if called < len(ready):  # an interrupt: the others still get their turn
                 self.ready = ready[called:] + self.ready
-                self.loop.call_soon(self.call_ready)
+                self.schedule(self.call_ready)
 
     # ---- spinning ----
 
@@ -295,7 +312,7 @@ cdef class Waker:
         self.leased = True
         if not self.polling:
             self.polling = True
-            self.loop.call_soon(self.poll)
+            self.schedule(self.poll)
         return 0
 
     def poll(self) -> None:
@@ -321,7 +338,7 @@ cdef class Waker:
             return 0
         if self.running and (self.inflight or self.waiting) and self.polls_on(done, active):
             self.leased = self.polling = True
-            self.loop.call_soon(self.poll)
+            self.schedule(self.poll)
             return 0
         if self.leased:
             self.leased = False
