@@ -73,6 +73,9 @@ class TransferScope:
             self._abort()
         cancelled = await self._drain(cancelled)
         self._parent = None
+        if isinstance(exc, (KeyboardInterrupt, SystemExit)):
+            self._failures = []
+            return False  # as it is, as with TaskGroup: in a group nobody would take it for the end
         if cancelled is not None and not self._failures:
             if cancelled is exc:
                 return False
