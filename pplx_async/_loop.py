@@ -45,9 +45,13 @@ def detach(loop: asyncio.AbstractEventLoop, core: Engine) -> None:
 
 
 def _stop_proxies() -> None:
-    # An engine that was never closed: its thread may not run while libraries and memory go away.
-    for core in running_engines():
+    # Engines that were never closed: their threads may not run while libraries and memory go away.
+    left_open = running_engines()
+    for core in left_open:
         core.stop()
+    for core in left_open:
+        if core.on_left_open is not None:
+            core.on_left_open()
 
 
 atexit.register(_stop_proxies)

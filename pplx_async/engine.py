@@ -178,6 +178,7 @@ class TransferEngine(Operations):
         self._core.on_message = self._on_message
         self._core.on_peer_lost = Peer._on_lost
         self._core.on_missing = self._on_missing
+        self._core.on_left_open = self._complain
         _loop.attach(self._loop, self._core)
         self._open = True
         try:
@@ -399,11 +400,14 @@ class TransferEngine(Operations):
 
     def __del__(self) -> None:
         if getattr(self, "_open", False) and self._core.running:
-            warnings.warn(f"{self!r} was never closed", LeakWarning, stacklevel=2, source=self)
+            self._complain()
             self._stop()
 
+    def _complain(self) -> None:
+        warnings.warn(f"{self!r} was never closed", LeakWarning, stacklevel=3, source=self)
+
     def __repr__(self) -> str:
-        state = "open" if self.is_open else "closed" if self._closing else "not open"
+        state = "closed" if self._closing else "open" if self._open else "not open"
         fabric = self._choice.fabric if self._choice is not None else self.options.fabric
         name = f" {self.options.name!r}" if self.options.name else ""
         return f"<TransferEngine{name} {self.id[:3].hex()} on {fabric}, {state}>"

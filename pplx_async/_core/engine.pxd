@@ -22,7 +22,7 @@ cdef class Engine(Waker):
     cdef dict counters
     cdef set registrations
     cdef list room_waiters
-    cdef public object on_message, on_peer_lost, on_missing
+    cdef public object on_message, on_peer_lost, on_missing, on_left_open
 
     cdef int _open_domains(self, const pplx_provider *c_provider, object devices, Options c_options) except -1
     cdef int _start(self) except -1

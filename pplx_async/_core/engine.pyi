@@ -23,6 +23,7 @@ class Engine(Waker):
     on_message: Callable[..., None] | None
     on_peer_lost: Callable[..., None] | None
     on_missing: Callable[..., None] | None
+    on_left_open: Callable[[], None] | None
     @property
     def max_pending(self) -> int: ...
     @property
