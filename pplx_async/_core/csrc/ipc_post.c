@@ -178,6 +178,9 @@ static verdict run_mapped(ipc_endpoint *endpoint, ipc_record *record, const ipc_
         record->moved += piece;
         *nbytes -= piece;
     }
+    /* What the peer has said meanwhile goes first: if it gave us up in the middle of the copy (we were
+     * stopped, say), its memory is elsewhere by now, and this is no success. */
+    if (pplx_ipc_has_news(endpoint)) return MORE;
     return finish_with_immediate(endpoint, record);
 }
 
