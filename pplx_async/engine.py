@@ -717,6 +717,7 @@ class TransferEngine(Operations):
             )
 
     def _on_missing(self, peer: Peer, counter: int, eighths: int, reason: str) -> None:
+        peer._break_counter(counter)
         peer._post(CounterBroken(counter, eighths, clip(reason)))
 
     # ---- peers ----

@@ -66,7 +66,7 @@ class Operations:
         ValueError
             Lengths differ, a region of another engine or peer, no access; nothing is posted.
         ClosedResourceError, BrokenResourceError
-            The engine, region or peer is closed; the region was revoked.
+            The engine, region or peer is closed; the region was revoked; the counter is broken.
         QueueFull
             ``max_pending`` requests are in flight: await `drain`.
         RemoteAccessError, PeerLost, CompletionError

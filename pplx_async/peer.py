@@ -108,6 +108,7 @@ class Peer:
         self._counters: weakref.WeakValueDictionary[int, RemoteCounter] = weakref.WeakValueDictionary()
         self._revoked: set[int] = set()
         self._closed_counters: dict[int, int] = {}  # id: serial of the last one that was closed
+        self._broken_counters: set[RemoteCounter] = set()  # by us; kept until the peer closes them
         self._serial = 0
         self._fences: dict[int, asyncio.Future[None]] = {}
         self._lookups: dict[int, asyncio.Future[bytes | None]] = {}
@@ -223,6 +224,13 @@ class Peer:
             remote = RemoteCounter(self, self._record, key & _ID_MASK)
             self._counters[key] = remote
         return remote
+
+    def _break_counter(self, counter: int) -> None:
+        """Count nothing more there: a second try of what failed would stand in for what the peer misses."""
+        for remote in self._counters.values():
+            if remote.counter == counter and not remote.closed:
+                remote.broken = True
+                self._broken_counters.add(remote)
 
     def _check_owner(self, engine: bytes, what: str) -> None:
         if engine != self.id:
@@ -481,6 +489,7 @@ class Peer:
             remote = self._counters.get(key)
             if remote is not None:
                 remote.closed = True
+                self._broken_counters.discard(remote)
                 users.append(remote)
         for member in list(self._members):
             member.on_fence()

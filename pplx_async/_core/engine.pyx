@@ -73,6 +73,7 @@ from pplx_async._core.memory cimport (
 )
 from pplx_async._core.plan cimport (
     Plan,
+    check_counter,
     check_lengths,
     check_peer,
     check_read,
@@ -120,8 +121,8 @@ cdef int check_open(object engine, object used, str operation) except -1:
     elif isinstance(used, RemoteRecord):
         if (<RemoteRecord>used).revoked:
             raise BrokenResourceError(f"a region was revoked by peer {(<RemoteRecord>used).peer.label}")
-    elif (<RemoteCounterRecord?>used).closed:
-        raise BrokenResourceError(f"a counter was closed by peer {(<RemoteCounterRecord>used).peer.label}")
+    else:
+        check_counter(<RemoteCounterRecord?>used)
     return 0
 
 

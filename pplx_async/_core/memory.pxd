@@ -73,3 +73,4 @@ cdef class RemoteCounterRecord(Used):
     cdef readonly PeerRecord peer
     cdef readonly uint32_t counter
     cdef public bint closed
+    cdef public bint broken  # it misses a part of what failed, as we have told the peer

@@ -114,6 +114,7 @@ class RemoteSlice:
 @disjoint_base
 class RemoteCounterRecord(Used):
     closed: bool
+    broken: bool
     @property
     def peer(self) -> PeerRecord: ...
     @property

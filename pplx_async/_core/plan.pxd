@@ -31,4 +31,5 @@ cdef int check_peer(object engine, PeerRecord peer, str operation) except -1
 cdef int check_write(object engine, LocalSlice local, RemoteSlice remote) except -1
 cdef int check_read(object engine, LocalSlice local, RemoteSlice remote) except -1
 cdef int check_lengths(LocalSlice local, RemoteSlice remote) except -1
+cdef int check_counter(RemoteCounterRecord counter) except -1
 cdef uint32_t counter_for(PeerRecord peer, object counter) except? 0xfffffffe

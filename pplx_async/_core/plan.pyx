@@ -38,6 +38,7 @@ from pplx_async.errors import BrokenResourceError, ClosedResourceError
 __all__ = ["Plan"]
 
 _ASK_AGAIN = "Ask the peer for the descriptor of another region."
+_NEW_COUNTER = "Ask the peer for a new counter."
 
 
 cdef uint64_t MOST_BYTES = <uint64_t>-1
@@ -134,9 +135,21 @@ cdef uint32_t counter_for(PeerRecord peer, object given) except? 0xfffffffe:
     cdef RemoteCounterRecord counter = counter_of(given)
     if counter.peer is not peer:
         raise ValueError(f"the counter belongs to peer {counter.peer.label}, the region to peer {peer.label}")
-    if counter.closed:
-        raise BrokenResourceError(f"the counter was closed by peer {peer.label}")
+    check_counter(counter)
     return counter.counter
+
+
+cdef int check_counter(RemoteCounterRecord counter) except -1:
+    if counter.closed:
+        raise BrokenResourceError(f"the counter was closed by peer {counter.peer.label}", hint=_NEW_COUNTER)
+    if counter.broken:
+        # The peer may not have heard yet that it is, and must not take a second try for what is missing.
+        raise BrokenResourceError(
+            f"the counter of peer {counter.peer.label} is broken: an earlier operation failed or was cancelled after a "
+            "part of it may have been counted",
+            hint=_NEW_COUNTER,
+        )
+    return 0
 
 
 # ---- page indices ----

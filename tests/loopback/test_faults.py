@@ -189,11 +189,14 @@ async def test_failed_part_of_a_sharded_write_breaks_the_counter():
             source, target = await pair.source(100_000), await pair.target(100_000)
             counter, remote = pair.counter()
             ok = failed = 0
-            for _ in range(40):
-                results = await asyncio.gather(
-                    *(pair.a.write(source, target.remote, counter=remote) for _ in range(2)), return_exceptions=True
-                )
-                for result in results:
+            refused = False
+            while not refused:
+                transfers = []
+                try:
+                    transfers.extend(pair.a.write(source, target.remote, counter=remote) for _ in range(2))
+                except BrokenResourceError:  # once it has failed, the counter is not written to any more
+                    refused = True
+                for result in await asyncio.gather(*transfers, return_exceptions=True):
                     assert result == 100_000 or isinstance(result, CompletionError), repr(result)
                     ok += result == 100_000
                     failed += result != 100_000
@@ -230,7 +233,9 @@ async def test_two_half_failed_writes_never_count_as_one():
                         assert counter.value <= succeeded
                     await eventually(lambda c=counter: c.broken is not None, "the counter is broken")
                     half_failed += 1
-            assert len(failures) in (1, 2)  # one on each of the two domains
+                except BrokenResourceError:
+                    break  # a second try could stand in for what is missing
+            assert len(failures) == 1
             with pytest.raises(BrokenResourceError):
                 await counter.wait(0)
     assert half_failed >= 12

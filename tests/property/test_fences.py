@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -121,28 +120,3 @@ async def test_nothing_changes_the_pages_after_a_revoke(seed, after, size):
         await asyncio.sleep(0.006)
         assert (target.array == 0xA5).all()
         await asyncio.gather(*tasks)
-
-
-@pytest.mark.parametrize("seed", range(3))
-async def test_counter_never_shows_more_than_succeeded(seed):
-    """Sharded writes that fail at random: the counter equals the successes, or is broken."""
-    plan = FaultPlan(seed=seed, reorder=16, fail=0.04, fail_status="INTERNAL")
-    async with open_pair("loopback", faults=plan, b={"faults": FaultPlan()}, domains=4, shard_nbytes=4096) as pair:
-        source, target = await pair.source(SIZE), await pair.target(SIZE)
-        seen_broken = seen_whole = 0
-        for _ in range(40):
-            counter, remote = pair.counter()
-            results = await asyncio.gather(
-                *(pair.a.write(source, target.remote, counter=remote) for _ in range(6)), return_exceptions=True
-            )
-            failed = [result for result in results if isinstance(result, BaseException)]
-            assert all(isinstance(failure, CompletionError) for failure in failed)
-            await asyncio.sleep(0.005)
-            if counter.broken is None:
-                assert counter.value == len(results) - len(failed)
-                seen_whole += 1
-            else:
-                assert failed
-                seen_broken += 1
-        assert seen_broken
-        assert seen_whole
