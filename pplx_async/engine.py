@@ -124,6 +124,7 @@ class TransferEngine(Operations):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._publications: dict[str, tuple[MemoryRegion | ImmCounter, bytes]] = {}
         self._counters: dict[int, ImmCounter] = {}
+        self._closed_counters: dict[int, int] = {}  # id: key of the last one that was closed
         self._next_region = 1
         self._serial = 0  # of counters
         self._closing = False
@@ -686,6 +687,7 @@ class TransferEngine(Operations):
         if not closable:
             return
         self._check_here()
+        self._closed_counters.update((counter.id, counter._key) for counter in closable)
         closing = self._spawn(self._end_counters(closable))
         self._spawn(self._recycle(closable, closing))
         await self._wait(closing)

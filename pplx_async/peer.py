@@ -6,7 +6,7 @@ Two engines meet on the control channel. Both do the same, whoever called:
 
 1. open endpoints for this peer, send `Endpoints`
 2. take the other's `Endpoints`, connect; this ends when every link carried a heartbeat both ways
-3. send `Ready`, wait for the other's
+3. say which counters are closed (`Fence`), send `Ready`, wait for the other's
 
 Who can't go on sends `Refused` with the reason. The channel then carries fences, broken counters,
 groups and look-ups. When it ends without a `Goodbye`, the peer is lost.
@@ -376,11 +376,19 @@ class Peer:
     async def _say_ready(self, connecting: Transfer) -> None:
         await connecting
         self._engine._check_open()
-        self._post(wire.Ready())
+        # It may hold older descriptors: one of a counter that is closed would count on whoever has its id now.
+        closed = tuple(self._engine._closed_counters.values())
+        with contextlib.suppress(ClosedResourceError, BrokenResourceError):  # the channel has ended: `_expect` says so
+            for first in range(0, len(closed), wire.MAX_FENCED):
+                await self._channel.send(wire.Fence(0, (), closed[first : first + wire.MAX_FENCED]))
+            self._channel.post(wire.Ready())
         self._said_ready = True
 
     async def _expect(self, kind: type[Any]) -> Any:
         message = await self._channel.receive()
+        while isinstance(message, wire.Fence):  # of what was closed before we met: there is nothing to wait for
+            self._forget_counters(message.counters)
+            message = await self._channel.receive()
         if isinstance(message, wire.Refused):
             raise BrokenResourceError(
                 f"peer {self.label} does not connect: {wire.clip(message.reason)}",
@@ -483,20 +491,26 @@ class Peer:
             if record is not None:
                 record.revoked = True
                 users.append(record)
-        for key in fence.counters:
-            closed = self._closed_counters.get(key & _ID_MASK, -1)
-            self._closed_counters[key & _ID_MASK] = max(closed, key >> 20)
-            remote = self._counters.get(key)
-            if remote is not None:
-                remote.closed = True
-                self._broken_counters.discard(remote)
-                users.append(remote)
+        users += self._forget_counters(fence.counters)
         for member in list(self._members):
             member.on_fence()
         for used in users:
             await _loop.idle(self._engine._loop, used)
         self._fencing -= 1
         self._post(wire.Fenced(fence.serial))
+
+    def _forget_counters(self, keys: tuple[int, ...]) -> list[RemoteCounter]:
+        """Let nothing count there any more; those of them that we have."""
+        known = []
+        for key in keys:
+            closed = self._closed_counters.get(key & _ID_MASK, -1)
+            self._closed_counters[key & _ID_MASK] = max(closed, key >> 20)
+            remote = self._counters.get(key)
+            if remote is not None:
+                remote.closed = True
+                self._broken_counters.discard(remote)
+                known.append(remote)
+        return known
 
     async def _fence(self, regions: tuple[int, ...], counters: tuple[int, ...]) -> None:
         """Ask the peer to fence; return when it has confirmed, or is gone."""

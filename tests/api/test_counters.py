@@ -7,8 +7,9 @@ import weakref
 
 import pytest
 
-from helpers.engines import eventually, open_pair
+from helpers.engines import connect, engine_on, eventually, open_pair
 from pplx_async import BrokenResourceError, ClosedResourceError, ImmCounter, PeerLost, RemoteCounter
+from pplx_async.testing import FaultPlan
 from pplx_async.wire import CounterBroken
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -218,6 +219,50 @@ async def test_ids_are_used_again_and_old_descriptors_count_nothing(pair):
         pair.ab.counter(first.to_bytes())
     for counter in later:
         await counter.close()
+
+
+async def test_who_connects_later_cannot_count_by_an_old_descriptor(fabric):
+    """The counter was closed before that peer came, and its id is another one's by now."""
+    async with engine_on(fabric, name="owner") as owner, engine_on(fabric, name="late") as late:
+        closed, open_ones = owner.counter(), [owner.counter()]
+        descriptor = closed.to_bytes()
+        await closed.close()
+        await eventually(lambda: closed.id not in owner._counters, "its id is free")
+        while open_ones[-1].id != closed.id:
+            open_ones.append(owner.counter())
+        peer, _ = await connect(late, owner)
+        with pytest.raises(BrokenResourceError, match="closed"):
+            peer.counter(descriptor)
+        await late.notify([peer.counter(counter.to_bytes()) for counter in open_ones])
+        for counter in open_ones:
+            assert await counter.wait(1) == counter.value == 1
+
+
+async def test_id_is_free_only_when_what_has_arrived_is_counted():
+    """The peer's last immediate is acknowledged, and unread: our NIC wakes nobody, and is looked at now and then."""
+    quiet = {"faults": FaultPlan(wait_fd=False), "poll_interval": 1.0, "heartbeat_interval": 0.0, "progress": "proxy"}
+    async with open_pair("loopback", faults=FaultPlan(), heartbeat_interval=0.0, b=quiet) as pair:
+        last, asked = asyncio.Event(), asyncio.Event()
+        answer = pair.ab._answer_fence
+
+        async def answer_behind_the_last(fence):
+            asked.set()
+            await last.wait()
+            await answer(fence)
+
+        pair.ab._answer_fence = answer_behind_the_last
+        stray = pair.b.stats().stray_imms
+        counter, remote = pair.counter()
+        await counter.close()  # it does not count any more; that the peer has stopped goes on in the background
+        await asked.wait()
+        await pair.a.notify(remote)
+        last.set()
+        others = []
+        while not any(other.id == counter.id for other in others):
+            await asyncio.sleep(0)
+            others.append(pair.b.counter())
+        await eventually(lambda: pair.b.stats().stray_imms == stray + 1, "it is dropped")
+        assert [other.value for other in others] == [0] * len(others)
 
 
 async def test_broken_counter_raises_now_and_later_and_says_what_is_missing(pair):

@@ -128,3 +128,38 @@ async def test_fractions_of_failed_writes_never_make_a_whole_one(
             told = not task.cancelled() and task.result()
             assert not told or counter.broken is None
             event(f"lost: {not pair.is_healthy}, broken: {counter.broken is not None}, told that all is there: {told}")
+
+
+@EXAMPLES
+@given(
+    seed=st.integers(0, 2**32),
+    domains=st.sampled_from([1, 2, 4]),
+    rounds=st.lists(st.tuples(st.integers(1, 5), st.floats(0, 0.003), st.booleans()), min_size=2, max_size=8),
+)
+async def test_ids_go_round_and_no_counter_shows_what_was_not_sent_to_it(seed, domains, rounds):
+    """Counters are closed while writes to them are delayed, shuffled and cancelled; others have their ids soon."""
+    plan = FaultPlan(seed=seed, reorder=16, delay_us=(0, 1500), again=0.2)
+    async with open_pair("loopback", faults=plan, domains=domains, shard_nbytes=4096) as pair:
+        source, target = await pair.source(SIZE), await pair.target(SIZE)
+        untold, transfers = [], []
+        for count, wait, cancel in rounds:
+            counters = [pair.counter() for _ in range(count)]
+            untold += [pair.b.counter() for _ in range(count)]
+            for counter, remote in counters:
+                sent = [pair.a.write(source, target.remote, counter=remote), pair.a.notify(remote)]
+                transfers += sent
+                assert counter.value <= len(sent)
+            await asyncio.sleep(wait)
+            for transfer in transfers[-count:] if cancel else ():
+                transfer.cancel()
+            for counter, _ in counters:
+                assert counter.value <= 2
+                await counter.close()
+            assert not any(counter.value for counter in untold)
+        await asyncio.gather(*transfers, return_exceptions=True)
+        await eventually(lambda: pair.b.stats().counters == len(untold), "all ids that are closed are free")
+        assert not any(counter.value for counter in untold)
+        event(f"immediates for nobody: {pair.b.stats().stray_imms > 0}")
+        event(f"ids went round: {len({counter.id for counter in untold}) < max(counter.id for counter in untold)}")
+        for counter in untold:
+            await counter.close()
