@@ -10,6 +10,7 @@ import pytest
 
 from helpers.engines import connect, engine_on, eventually, open_pair, pattern
 from pplx_async import BrokenResourceError, ClosedResourceError, CompletionError, PeerLost
+from pplx_async.testing import FaultPlan
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -133,6 +134,25 @@ async def test_peer_that_does_not_answer_is_cut_off(fabric):
         ):
             await third.write(words, cb.region(region.to_bytes()))
         assert digits.tobytes() == b"0123456789"
+
+
+async def test_what_a_peer_has_in_flight_when_it_is_cut_off_never_lands():
+    """It is delayed for longer than the revoke waits."""
+    delayed = FaultPlan(delay_us=(200_000, 300_000))
+    async with open_pair("loopback", faults=delayed, b={"faults": FaultPlan(), "revoke_timeout": 0.05}) as pair:
+        source, target = await pair.source(4096), await pair.target(4096)
+        transfers = [pair.a.write(source, target.remote) for _ in range(50)]
+        await eventually(lambda: pair.ab.stats().links[0].inflight >= 50, "they are in flight")
+        start = time.monotonic()
+        await target.region.revoke()
+        assert 0.05 <= time.monotonic() - start < 3
+        assert not target.array.any()
+        target.array[:] = 7
+        for result in await asyncio.gather(*transfers, return_exceptions=True):
+            assert isinstance(result, CompletionError), result
+        await asyncio.sleep(0.35)
+        assert (target.array == 7).all()
+        assert isinstance(pair.ba.lost, PeerLost)
 
 
 async def test_cancelled_revoke_goes_on(pair):

@@ -9,8 +9,10 @@ import time
 
 import numpy as np
 import pytest
+import uvloop
 
 from helpers.engines import connect, engine_on, eventually
+from helpers.process import run_program
 from helpers.require import find_fabric
 from pplx_async import ClosedResourceError, PeerLost, UnreleasedMemory, _loop
 from pplx_async.testing import FaultPlan
@@ -21,10 +23,10 @@ DRAIN = 0.5
 
 
 @contextlib.asynccontextmanager
-async def open_silent():
+async def open_silent(**options):
     """Yield (engine, source, remote): what is written hangs, its memory is never let go; soon the peer is lost."""
     loopback = find_fabric("loopback")
-    options = {"heartbeat_interval": 0.05, "peer_timeout": 0.5, "drain_timeout": DRAIN}
+    options = {"heartbeat_interval": 0.05, "peer_timeout": 0.5, "drain_timeout": DRAIN} | options
     a = engine_on(loopback, faults=FaultPlan(drop_after=40, release=False), **options)
     async with engine_on(loopback, **options) as b:
         await a.open()
@@ -138,6 +140,96 @@ async def test_timeout_while_a_failed_scope_drains_leaves_nothing_behind():
         assert limit.expired()
         assert asyncio.current_task().cancelling() == 0
         await asyncio.sleep(0)  # and no cancellation comes out of nowhere
+
+
+# ---- quarantine ----
+
+
+async def test_revoke_ends_though_the_provider_never_lets_go():
+    """Neither confirmed nor cut off: it says so, in bounded time, and the memory stays what it is."""
+    async with open_silent(revoke_timeout=0.1) as (engine, source, _):
+        start = time.monotonic()
+        with pytest.raises(UnreleasedMemory):
+            await source.revoke()
+        assert time.monotonic() - start < 5
+        assert engine.stats().regions == 1
+
+
+QUARANTINE = """
+import asyncio, gc, logging, sys, weakref
+import uvloop
+from pplx_async import PeerLost, TransferEngine, UnreleasedMemory
+from pplx_async.testing import FaultPlan
+
+logging.getLogger("pplx_async").addHandler(logging.NullHandler())  # what is logged is not our concern
+
+class Buffer(bytearray):
+    pass
+
+async def main():
+    options = {"fabric": "loopback", "heartbeat_interval": 0.05, "peer_timeout": 0.3}
+    options |= {"drain_timeout": 0.2, "revoke_timeout": 0.1}
+    a = TransferEngine(faults=FaultPlan(drop_after=40, release=False), **options)
+    await a.open()
+    b = TransferEngine(**options)
+    await b.open()
+    peer = await a.connect(b.address)
+    mine, sunk, theirs = Buffer(b"m" * 4096), Buffer(4096), bytearray(b"t" * 8192)
+    buffers = [weakref.ref(mine), weakref.ref(sunk)]
+    source, sink, target = await a.register(mine), await a.register(sunk), await b.register(theirs)
+    remote = peer.region(target.to_bytes())
+    try:
+        async with a.scope() as scope:
+            while True:
+                scope.write(source, remote[:4096])
+                scope.read(remote[4096:], sink)
+                await asyncio.sleep(0.001)
+    except* PeerLost:
+        pass
+    except* UnreleasedMemory as group:
+        print("scope", len(group.exceptions))
+    for close in (source.close, sink.revoke, a.close):
+        try:
+            await close()
+        except UnreleasedMemory:
+            print("unreleased")
+    registered = {registration.nbytes for registration in a._core.open_registrations()}
+    print("registered", registered)
+    await b.close()
+    del a, b, peer, source, sink, target, remote, mine, sunk, scope, close
+    for _ in range(3):
+        gc.collect()
+    print("alive", [bytes(buffer()[:2]) for buffer in buffers])
+    try:
+        buffers[1]().extend(b"x")
+    except BufferError:
+        print("held")
+
+with asyncio.Runner(loop_factory=uvloop.new_event_loop if sys.argv[1] == "uvloop" else None) as runner:
+    runner.run(main())
+print("end")
+"""
+
+
+async def test_quarantined_memory_outlives_its_engine_and_the_process_ends_cleanly():
+    """The provider never lets go of what it writes from and reads into: nobody may free it before the end."""
+    name = "uvloop" if isinstance(asyncio.get_running_loop(), uvloop.Loop) else "asyncio"
+    ended = await asyncio.to_thread(run_program, QUARANTINE, name)
+    assert ended.stdout.splitlines() == [
+        "scope 1",
+        "unreleased",
+        "unreleased",
+        "unreleased",
+        "registered {4096}",
+        "alive [b'mm', b'tt']",
+        "held",
+        "end",
+    ]
+    assert ended.returncode == 0
+    assert ended.stderr == ""
+
+
+# ---- outside of the block ----
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
