@@ -10,6 +10,9 @@ VENV   ?= .venv#         relative, without blanks
 DEMO   ?= weights#       what `make demo` shows: weights or pages
 LOOPS  ?= asyncio uvloop#  event loops that `make test` runs on
 ARGS   ?=#               more arguments for pytest, the demo, or the measurement
+SECONDS ?= 60#           how long `make soak` runs, and each target of `make fuzz`
+FABRIC ?= ipc#           what `make soak` runs on: ipc, tcp, tcp;ofi_rxm or auto
+SEED   ?=#               of an earlier `make soak`, to repeat its load
 
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -21,6 +24,8 @@ MAKEFLAGS   += --no-print-directory --no-builtin-rules
 override PYTHON := $(strip $(PYTHON))
 override VENV   := $(strip $(VENV))
 override DEMO   := $(strip $(DEMO))
+override SECONDS := $(strip $(SECONDS))
+override FABRIC := $(strip $(FABRIC))
 
 STAMP := $(VENV)/.stamp
 BIN   := $(VENV)/bin
@@ -33,7 +38,7 @@ C_SOURCES  = $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] tests/c/*.[ch
 EXT_DEPS  := setup.py $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] $(CORE)/*.pyx $(CORE)/*.pxd $(CORE)/includes/*.pxd)
 # No event loop in these: once is enough.
 LOOP_FREE := $(wildcard tests/unit/test_exports.py tests/unit/test_layering.py tests/unit/test_packaging.py \
-	tests/unit/test_benchmarks.py tests/unit/test_bench.py)
+	tests/unit/test_benchmarks.py tests/unit/test_bench.py tests/soak/test_soak.py)
 
 export PIP_ROOT_USER_ACTION ?= ignore
 
@@ -105,6 +110,10 @@ test-c: $(STAMP)/test  ## C tests of the core, on every libfabric that is there
 sanitize: $(STAMP)/test  ## C tests under AddressSanitizer with UBSan, then under ThreadSanitizer
 	$(MAKE) -f tests/c/Makefile PY=$(PY) SANITIZE=address,undefined run
 	$(MAKE) -f tests/c/Makefile PY=$(PY) SANITIZE=thread run
+
+.PHONY: soak
+soak: $(STAMP)/ext $(STAMP)/test  ## Do everything between four processes that are killed (SECONDS=600 FABRIC=tcp SEED=7)
+	$(PY) -m tests.soak --seconds $(SECONDS) --fabric '$(FABRIC)' $(SEED:%=--seed %) $(ARGS)
 
 ##@ Check
 .PHONY: lint

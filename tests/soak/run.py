@@ -1,0 +1,403 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""A run: members are started, connected, killed, started again, sampled and in the end closed.
+
+Every wait has an end, and the first trouble ends the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tests.soak import variants
+from tests.soak.events import (
+    Close,
+    Connect,
+    Connected,
+    Done,
+    Event,
+    Job,
+    Left,
+    Listening,
+    Lost,
+    NotConnected,
+    Pause,
+    Paused,
+    Recall,
+    Recent,
+    Resume,
+    Sample,
+    Sampled,
+    Tally,
+    Totals,
+    Trouble,
+)
+from tests.soak.judge import WARM_UP_S, Flatness, judge
+from tests.soak.process import MemberProcess
+from tests.soak.view import View
+
+__all__ = ["Plan", "Result", "Soak", "SoakFailed"]
+
+_NAMES = ("a", "b", "c", "d")
+_DOMAINS = {"a": 1, "b": 2, "c": 1, "d": 2}
+_SPARED = _NAMES[0]  # never killed: what it holds is judged over the whole run
+_NOTICE_S = 10.0  # for the others to hear that one was killed
+_MESH_S = 60.0  # for everyone to be connected with everyone
+_END_S = 60.0  # for engines to close
+_TOO_SHORT_S = 1.0  # for one more cycle
+_WORDS_S = 3.0  # for the last words of the others, once something is wrong
+_KILL_AGAIN = 0.2  # of the members that are started again are killed while they connect
+
+
+class SoakFailed(Exception):
+    """What must not happen has.
+
+    Attributes
+    ----------
+    details : str
+        Traceback, and what the members did last.
+    """
+
+    def __init__(self, what: str, details: str = "") -> None:
+        super().__init__(what)
+        self.details = details
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for.
+
+    Attributes
+    ----------
+    seconds : float
+        Of load, from when all are connected.
+    fabric : str
+        Of every engine.
+    seed : int
+        Of all choices and contents.
+    kill_every : float
+        Seconds from one kill to the next.
+    actors : int
+        Exercises at a time that each member begins.
+    limit : float
+        Seconds that an exercise may take.
+    sabotage : str
+        What the spared member is to do wrong.
+    """
+
+    seconds: float
+    fabric: str
+    seed: int
+    kill_every: float
+    actors: int
+    limit: float
+    sabotage: str = ""
+
+
+@dataclass
+class Result:
+    """What has become of a run.
+
+    Attributes
+    ----------
+    seconds : float
+        Of load.
+    totals : dict of Totals
+        By kind of exercise, over all starts of all members.
+    starts, kills : int
+        Of processes.
+    noticed : list of float
+        Seconds until all that were connected with one that was killed knew it.
+    stray : int
+        Immediates and messages that belonged to nothing any more.
+    flat : dict of Flatness
+        By label, of processes that lived long enough to be judged.
+    """
+
+    seconds: float = 0.0
+    totals: dict[str, Totals] = field(default_factory=dict)
+    starts: int = 0
+    kills: int = 0
+    noticed: list[float] = field(default_factory=list)
+    stray: int = 0
+    flat: dict[str, Flatness] = field(default_factory=dict)
+
+
+class Soak:
+    """One run."""
+
+    def __init__(self, plan: Plan, view: View) -> None:
+        self._plan = plan
+        self._view = view
+        self._random = random.Random(plan.seed)
+        self._members: dict[str, MemberProcess] = {}  # by name: those that live
+        self._all: list[MemberProcess] = []
+        self._born: dict[str, float] = {}
+        self._starts = dict.fromkeys(_NAMES, 0)
+        self._result = Result()
+        self._failure: SoakFailed | None = None
+        self._changed = asyncio.Event()
+        self._began = time.monotonic()
+
+    async def run(self) -> Result:
+        """Go through it.
+
+        Raises
+        ------
+        SoakFailed
+            Something was wrong.
+        """
+        try:
+            for name in _NAMES:
+                await self._start(name)
+            await self._until(self._is_whole, _MESH_S, "everyone is connected with everyone")
+            self._began = time.monotonic()
+            while (left := self._plan.seconds - self._seconds) > _TOO_SHORT_S:
+                await self._cycle(min(left, self._plan.kill_every))
+            self._result.seconds = self._seconds
+            await self._close()
+        except SoakFailed as failure:
+            self._result.seconds = self._seconds
+            raise SoakFailed(str(failure), await self._last_words(failure)) from None
+        finally:
+            await asyncio.gather(*(member.end() for member in self._all))
+        self._judge()
+        return self._result
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    # ---- waiting ----
+
+    async def _until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        """Wait until something holds; trouble, or too long a time, is the end."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self._changed.clear()
+            if self._failure is not None:
+                raise self._failure
+            if condition():
+                return
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise SoakFailed(f"not within {seconds:g} s: {what}. {self._state()}")
+            try:
+                async with asyncio.timeout(left):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    async def _sleep(self, seconds: float) -> None:
+        """Let time pass in which anything may go wrong."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self._changed.clear()
+            if self._failure is not None:
+                raise self._failure
+            try:
+                async with asyncio.timeout(left):
+                    await self._changed.wait()
+            except TimeoutError:
+                return
+
+    def _state(self) -> str:
+        return "; ".join(
+            f"{member.label}: with {', '.join(sorted(member.links)) or 'nobody'}"
+            + (", paused" if member.paused else "")
+            for member in self._members.values()
+        )
+
+    def _fail(self, what: str, details: str = "") -> None:
+        if self._failure is None:
+            self._failure = SoakFailed(what, details)
+        self._changed.set()
+
+    # ---- members ----
+
+    async def _start(self, name: str) -> MemberProcess:
+        number = self._starts[name]
+        self._starts[name] += 1
+        self._result.starts += 1
+        engine, loop = variants.draw(self._plan.fabric, self._random, domains=_DOMAINS[name])
+        job = Job(
+            f"{name}.{number}",
+            [self._plan.seed, _NAMES.index(name), number],
+            engine,
+            loop,
+            self._plan.actors,
+            self._plan.limit,
+            self._plan.sabotage if name == _SPARED else "",
+        )
+        member = await MemberProcess.start(job, self._on_event, self._on_end)
+        self._born[job.name] = self._seconds
+        self._all.append(member)
+        self._members[name] = member
+        return member
+
+    def _is_whole(self) -> bool:
+        labels = {member.label for member in self._members.values()}
+        return len(labels) == len(_NAMES) and all(
+            member.links == labels - {member.label} for member in self._members.values()
+        )
+
+    def _was_killed(self, label: str) -> bool:
+        return any(member.label == label and member.killed for member in self._all)
+
+    def _on_event(self, member: MemberProcess, event: Event) -> None:
+        match event:
+            case Listening():
+                member.address = event.address
+                there = {other.label: other.address for other in self._members.values() if other.address}
+                del there[member.label]
+                member.tell(Connect(there))
+            case Connected():
+                member.links.add(event.peer)
+            case NotConnected():
+                if not self._was_killed(event.peer) and not member.killed:
+                    self._fail(f"{member.label} could not connect with {event.peer}, which lives: {event.why}")
+            case Lost():
+                member.links.discard(event.peer)
+                if not self._was_killed(event.peer) and not member.killed:
+                    self._fail(f"{member.label} has lost {event.peer}, which lives: {event.why}")
+            case Left():
+                member.links.discard(event.peer)
+            case Tally():
+                member.totals = event.totals
+                self._view.show(self._seconds, self._sum(), self._result.kills)
+            case Paused():
+                member.paused = True
+            case Sampled():
+                member.samples.append((self._seconds, event))
+            case Recent():
+                member.recent = event.lines
+            case Trouble():
+                member.recent = event.lines
+                self._fail(f"{member.label}: {event.what}", event.traceback)
+            case Done():
+                member.is_done = True
+        self._changed.set()
+
+    def _on_end(self, member: MemberProcess, code: int) -> None:
+        if not member.killed and not (member.is_done and code == 0):
+            self._fail(f"the process of {member.label} ended by itself, exit status {code}")
+        self._changed.set()
+
+    def _sum(self) -> dict[str, Totals]:
+        sums: dict[str, Totals] = {}
+        for member in self._all:
+            for kind, totals in member.totals.items():
+                known = sums.setdefault(kind, Totals())
+                known.done += totals.done
+                known.nbytes += totals.nbytes
+                known.ended += totals.ended
+                known.refused += totals.refused
+                known.longest = max(known.longest, totals.longest)
+        return sums
+
+    # ---- what is done to them ----
+
+    async def _cycle(self, length: float) -> None:
+        """Load, a kill in the middle of it, a new start, load; then a sample of what all of them hold."""
+        end = time.monotonic() + length
+        await self._sleep(self._random.uniform(0.2, 0.6) * length)
+        name = self._random.choice([name for name in _NAMES if name != _SPARED])
+        await self._kill(name)
+        await self._sleep(self._random.uniform(0.0, 0.1) * length)
+        member = await self._start(name)
+        while self._random.random() < _KILL_AGAIN:
+            await self._until(lambda m=member: bool(m.address), _MESH_S, f"{member.label} listens")
+            await self._sleep(self._random.uniform(0.0, 0.02))
+            await self._kill(name)
+            member = await self._start(name)
+        await self._until(self._is_whole, _MESH_S, f"everyone is connected with {member.label}")
+        await self._sleep(end - time.monotonic())
+        await self._sample()
+        self._view.log(self._seconds, f"{self._result.kills} kills, {self._count_done()} exercises verified")
+
+    async def _kill(self, name: str) -> None:
+        victim = self._members.pop(name)
+        known = any(victim.label in member.links for member in self._members.values())
+        victim.kill()
+        began = time.monotonic()
+        self._result.kills += 1
+        await self._until(
+            lambda: not any(victim.label in member.links for member in self._members.values()),
+            _NOTICE_S,
+            f"everyone has lost {victim.label}, which was killed",
+        )
+        if known:
+            self._result.noticed.append(time.monotonic() - began)
+        await asyncio.wait({victim.follower})
+
+    async def _pause(self) -> None:
+        for member in self._members.values():
+            member.paused = False
+            member.tell(Pause())
+        await self._until(
+            lambda: all(member.paused for member in self._members.values()), self._plan.limit + 5, "all have paused"
+        )
+
+    async def _sample(self) -> None:
+        await self._pause()
+        counts = {member.label: len(member.samples) for member in self._members.values()}
+        for member in self._members.values():
+            member.tell(Sample())
+        await self._until(
+            lambda: all(len(member.samples) > counts[member.label] for member in self._members.values()),
+            _END_S,
+            "all have said what they hold",
+        )
+        for member in self._members.values():
+            member.tell(Resume())
+
+    async def _close(self) -> None:
+        await self._pause()
+        for member in self._members.values():
+            member.tell(Close())
+        await self._until(lambda: all(m.is_done for m in self._members.values()), _END_S, "all engines are closed")
+        for member in self._members.values():
+            await asyncio.wait({member.follower}, timeout=_END_S)
+        if self._failure is not None:
+            raise self._failure
+
+    # ---- the end ----
+
+    def _count_done(self) -> int:
+        return sum(totals.done for totals in self._sum().values())
+
+    def _judge(self) -> None:
+        result = self._result
+        result.totals = self._sum()
+        warm_up = min(WARM_UP_S, self._plan.seconds / 4)
+        for member in self._all:
+            result.stray += member.samples[-1][1].stray if member.samples else 0
+            flat = judge(member.samples, self._born[member.label], warm_up)
+            if flat is not None:
+                result.flat[member.label] = flat
+                if flat.complaint:
+                    raise SoakFailed(f"{member.label}: {flat.complaint}")
+            if member.stderr:
+                raise SoakFailed(f"{member.label} wrote to stderr", "\n".join(member.stderr))
+
+    async def _last_words(self, failure: SoakFailed) -> str:
+        """Say what everyone did last. Who can't even say that shows where its threads are."""
+        asked = [member for member in self._members.values() if not member.recent]
+        for member in asked:
+            member.tell(Recall())
+        deadline = time.monotonic() + _WORDS_S
+        while any(not member.recent for member in asked) and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        for member in asked:
+            if not member.recent:
+                member.dump_stacks()
+        await asyncio.sleep(0.2)
+        parts = [failure.details] if failure.details else []
+        for member in self._members.values():
+            parts.append(f"--- {member.label}, {member.job.loop}, {member.job.engine}")
+            parts += [*member.recent, *(f"stderr: {line}" for line in member.stderr)]
+        return "\n".join(parts)
