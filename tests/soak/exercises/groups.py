@@ -56,6 +56,8 @@ def _name(stage: Stage) -> str:
 async def _publish(stage: Stage) -> Bytes:
     """Let the others find where their stamps go: a byte for each member, in the order of the names."""
     stamps, region = await stage.target(len(stage.names))
+    # Who leaves because one is lost may be written to by a third, which has not heard of that yet.
+    stage.push_async_callback(region.revoke)
     stage.engine.publish(_name(stage), region)
     stage.callback(stage.engine.unpublish, _name(stage))
     return stamps
