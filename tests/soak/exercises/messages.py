@@ -31,9 +31,10 @@ class Messages(Exercise):
 
     async def act(self, stage: Stage) -> int:
         contents = _contents(stage)
-        sends = [stage.talk.say("data", number.to_bytes(4), piece.tobytes()) for number, piece in enumerate(contents)]
         await stage.talk.hear("ready")
-        await asyncio.gather(*sends)
+        await asyncio.gather(
+            *(stage.talk.say("data", number.to_bytes(4), piece.tobytes()) for number, piece in enumerate(contents))
+        )
         await stage.talk.hear("right")
         return sum(map(len, contents))
 
