@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from helpers.engines import engine_on, eventually, open_pair
-from pplx_async import BrokenResourceError, ClosedResourceError, Peer, TransferEngine, wire
+from pplx_async import BrokenResourceError, ClosedResourceError, Peer, PeerLost, TransferEngine, wire
 from pplx_async.testing import connected_pair
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -30,6 +30,16 @@ async def test_every_revoke_waits_for_the_same_fence(pair):
     release.set()
     await asyncio.gather(*revokes)
     pair.ab._answer_fence = answer
+
+
+@pytest.mark.parametrize("what", ["lookup", "group"])
+async def test_peer_whose_channel_has_just_ended_is_lost_to_whoever_asks_it(fabric, what):
+    """Between the end of the channel and the loss that follows from it there is a moment."""
+    async with open_pair(fabric) as pair:
+        pair.ab._channel._frames.eof_received()
+        with pytest.raises(PeerLost) as caught:
+            await (pair.ab.lookup("name") if what == "lookup" else pair.a.group("name", [pair.ab]))
+        assert caught.value.peer == pair.ab.label
 
 
 async def test_revoke_after_close_fences_too(pair):
