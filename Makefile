@@ -34,7 +34,8 @@ PY    := $(BIN)/python
 PIP_INSTALL := $(PY) -m pip --disable-pip-version-check install -qq
 
 CORE      := pplx_async/_core
-C_SOURCES  = $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] tests/c/*.[ch] tests/*/*.[ch] benchmarks/c/*.[ch])
+C_SOURCES  = $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] tests/c/*.[ch] tests/*/*.[ch] tests/fuzz/c/*.[ch] \
+	benchmarks/c/*.[ch])
 EXT_DEPS  := setup.py $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] $(CORE)/*.pyx $(CORE)/*.pxd $(CORE)/includes/*.pxd)
 # No event loop in these: once is enough.
 LOOP_FREE := $(wildcard tests/unit/test_exports.py tests/unit/test_layering.py tests/unit/test_packaging.py \
@@ -115,6 +116,10 @@ sanitize: $(STAMP)/test  ## C tests under AddressSanitizer with UBSan, then unde
 soak: $(STAMP)/ext $(STAMP)/test  ## Do everything between four processes that are killed (SECONDS=600 FABRIC=tcp SEED=7)
 	$(PY) -m tests.soak --seconds $(SECONDS) --fabric '$(FABRIC)' $(SEED:%=--seed %) $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(STAMP)/ext $(STAMP)/fuzz  ## Fuzz descriptors, the control channel and the core, SECONDS=60 each (ARGS=ipc: one of them)
+	$(PY) -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+
 ##@ Check
 .PHONY: lint
 lint: $(STAMP)/dev lint-c  ## All linters, as the commit hook and CI run them
@@ -171,6 +176,10 @@ $(STAMP)/ext: $(EXT_DEPS) $(STAMP)/core
 
 $(STAMP)/test: pyproject.toml $(STAMP)/core
 	$(call install,test fabric)
+	@touch $@
+
+$(STAMP)/fuzz: pyproject.toml $(STAMP)/core
+	$(call install,fuzz)
 	@touch $@
 
 $(STAMP)/dev: pyproject.toml $(STAMP)/core
