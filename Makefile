@@ -39,7 +39,7 @@ C_SOURCES  = $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] tests/c/*.[ch
 EXT_DEPS  := setup.py $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] $(CORE)/*.pyx $(CORE)/*.pxd $(CORE)/includes/*.pxd)
 # No event loop in these: once is enough.
 LOOP_FREE := $(wildcard tests/unit/test_exports.py tests/unit/test_layering.py tests/unit/test_packaging.py \
-	tests/unit/test_benchmarks.py tests/unit/test_bench.py tests/soak/test_soak.py)
+	tests/unit/test_benchmarks.py tests/unit/test_bench.py tests/soak/test_soak.py tests/fuzz/test_targets.py)
 
 export PIP_ROOT_USER_ACTION ?= ignore
 
