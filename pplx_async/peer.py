@@ -118,6 +118,7 @@ class Peer:
         self._members: weakref.WeakSet[Member] = weakref.WeakSet()  # what it is in the groups that we formed
         self._bound: weakref.WeakSet[ImmCounter] = weakref.WeakSet()
         self._goodbye = asyncio.Event()
+        self._said_goodbye = False
         self._closing: asyncio.Task[None] | None = None
         self._message_nbytes = 0
         self._freeing = False
@@ -538,6 +539,8 @@ class Peer:
 
     def _on_lost(self, reason: PeerLost) -> None:
         """Tell everyone who waits for it that the core has lost it."""
+        if self._said_goodbye:
+            return  # who has heard that closes its endpoints, maybe before we have read its own: see `_free`
         if not self._met.is_set():
             self._channel.refuse(say(reason))  # here, since our end of the channel goes before the attempt ends
         self._end_waits(reason)
@@ -577,10 +580,11 @@ class Peer:
     async def _close(self, why: str) -> None:
         loop, timeout = self._engine._loop, self._engine.options.drain_timeout
         self._record.is_open = False
-        self._record.reason = ClosedResourceError(f"peer {self.label} is closed: {why}")
+        self._record.reason = closed = ClosedResourceError(f"peer {self.label} is closed: {why}")
         try:
             async with asyncio.timeout(timeout):
                 await _loop.idle(loop, self._record)
+                self._said_goodbye = True
                 self._post(wire.Goodbye())
                 # It has nothing under way to us either when it says goodbye. If its channel ends
                 # first, it does not matter any more how.
@@ -593,21 +597,26 @@ class Peer:
                     said.cancel()
         except TimeoutError:
             pass  # what is left is flushed
-        await self._free()
+        await self._free(closed)
 
     async def _channel_ended(self) -> None:
         task = self._engine._servers.get(self)
         if task is not None:
             await asyncio.wait({task})
 
-    async def _free(self) -> None:
-        """Close the endpoints, end what waits for the peer, and give the core's part back."""
+    async def _free(self, closed: ClosedResourceError | None = None) -> None:
+        """Close the endpoints, end what waits for the peer, and give the core's part back.
+
+        With a goodbye of both sides it is `closed`, although our NIC may have seen its endpoints go before ours.
+        """
         self._freeing = True
         self._channel.close()
         core = self._engine._core
         # First the endpoints: that counts what has arrived, and who waits for it hears that.
         closing = asyncio.ensure_future(self._close_endpoints())
         await asyncio.wait({closing}, timeout=self._engine.options.drain_timeout)
+        if closed is not None and self._goodbye.is_set():
+            self._record.reason = closed
         self._end_waits(self._record.reason or ClosedResourceError(f"peer {self.label} is closed"))
         await closing
         await _loop.idle(self._engine._loop, self._record)

@@ -42,6 +42,41 @@ async def test_peer_whose_channel_has_just_ended_is_lost_to_whoever_asks_it(fabr
         assert caught.value.peer == pair.ab.label
 
 
+async def test_goodbye_that_is_read_late_is_no_loss(fabric):
+    """Who has heard our goodbye closes its endpoints, and our NIC may notice that before we read its own."""
+    async with open_pair(fabric, heartbeat_interval=0.01) as pair:
+        bound = pair.a.counter(peer=pair.ab)
+        wait = asyncio.ensure_future(bound.wait(1))
+        lost = []
+        on_lost, pair.a._core.on_peer_lost = (
+            pair.a._core.on_peer_lost,
+            lambda *given: (lost.append(given), on_lost(*given)),
+        )
+        pair.ab._channel._frames.transport.pause_reading()
+        closing = asyncio.ensure_future(pair.ab.close())
+        await eventually(lambda: lost, "our NIC notices that the endpoint is closed")
+        await asyncio.sleep(0.01)
+        assert not wait.done()
+        pair.ab._channel._frames.transport.resume_reading()
+        await closing
+        assert pair.ab.lost is None
+        assert await pair.ab.wait_closed() is None
+        with pytest.raises(ClosedResourceError):
+            await wait
+        with pytest.raises(ClosedResourceError):
+            pair.ab.send(b"late")
+
+
+async def test_peer_that_says_no_goodbye_keeps_nobody_waiting(fabric):
+    async with open_pair(fabric, heartbeat_interval=0.01) as pair:
+        bound = pair.a.counter(peer=pair.ab)
+        wait = asyncio.ensure_future(bound.wait(1))
+        pair.ba._post = lambda message: None
+        await pair.ab.close()
+        with pytest.raises((PeerLost, ClosedResourceError)):
+            await wait
+
+
 async def test_revoke_after_close_fences_too(pair):
     target = await pair.target(4096)
     await target.region.close()
