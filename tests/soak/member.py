@@ -19,7 +19,6 @@ from pplx_async import (
     BrokenResourceError,
     ClosedResourceError,
     EngineOptions,
-    MemoryRegion,
     Peer,
     PeerLost,
     TransferEngine,
@@ -52,7 +51,7 @@ from tests.soak.exercises import EXERCISES, Exercise
 from tests.soak.exercises.groups import Groups
 from tests.soak.history import History
 from tests.soak.judge import DESCRIPTORS
-from tests.soak.stage import Stage
+from tests.soak.stage import Home, Stage
 from tests.soak.talk import Ask, Elsewhere, Refused, Talk, decode, try_to_say
 
 __all__ = ["Member"]
@@ -77,12 +76,10 @@ class Member:
         self._job = job
         self._emit = emit
         self._random = random.Random(repr(job.seed))
-        self._pool = Pool(job.seed[0])
         self._engine = TransferEngine(EngineOptions(**job.engine, name=job.name))
         self._peers: dict[str, Peer] = {}
         self._talks: dict[tuple[Peer, bool, int], Talk] = {}
         self._serial = 0
-        self._room = [0]
         self._running = asyncio.Event()
         self._connected = asyncio.Event()
         self._idle = asyncio.Event()  # nobody of us acts
@@ -100,19 +97,18 @@ class Member:
     async def run(self, orders: asyncio.Queue[Order]) -> None:
         """Do what is ordered, until the order to close."""
         async with self._engine:
-            self._pool_region: MemoryRegion = await self._engine.register(self._pool.bytes, access="none")
+            pool = Pool(self._job.seed[0])
+            region = await self._engine.register(pool.bytes, access="none")
+            self._home = Home(
+                self._job.name, self._engine, pool, region, self._random, self._peers.get, self._job.sabotage
+            )
             self._emit(Listening(self._engine.address))
-            for work in (
-                self._accept(),
-                self._listen(),
-                self._count(),
-                *(self._play() for _ in range(self._job.actors)),
-            ):
-                self._spawn(work)
+            for work in (self._accept, self._listen, self._count, *[self._play] * self._job.actors):
+                self._spawn(work())
             self._running.set()
             while not self._closing:
                 await self._obey(await orders.get())
-            await self._pool_region.close()
+            await region.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -166,7 +162,7 @@ class Member:
             "regions": stats.regions - 1,  # the pool's
             "counters": stats.counters,
             "talks": len(self._talks),
-            "bytes": self._room[0],
+            "bytes": self._home.held,
         }
         return ", ".join(f"{count} {what}" for what, count in held.items() if count)
 
@@ -237,9 +233,6 @@ class Member:
                 talk.take(lost or ClosedResourceError(f"{peer.name} has left"))
         self._history.note(f"{peer.name} {'is lost' if lost else 'has left'}")
         self._emit(Left(peer.name) if lost is None else Lost(peer.name, str(lost)))
-
-    def _find(self, name: str) -> Peer | None:
-        return self._peers.get(name)
 
     # ---- talking ----
 
@@ -328,9 +321,9 @@ class Member:
         self, exercise: Exercise, seed: int, nbytes: int, talks: list[Talk], names: list[str], *, acts: bool
     ) -> str | None:
         """Return None if it came to its end, or how it was ended, if that was as expected."""
-        involved = [*(talk.peer for talk in talks), *filter(None, map(self._find, names))]
+        involved = [*(talk.peer for talk in talks), *filter(None, map(self._peers.get, names))]
         try:
-            async with asyncio.timeout(self._job.limit), self._stage(seed, nbytes, talks, names) as stage:
+            async with asyncio.timeout(self._job.limit), Stage(self._home, seed, nbytes, talks, names) as stage:
                 if acts:
                     for talk in talks:
                         await talk.ask(exercise.name, seed, nbytes, names if exercise.with_all else [])
@@ -356,22 +349,6 @@ class Member:
         finally:
             for talk in talks:
                 del self._talks[talk.key]
-
-    def _stage(self, seed: int, nbytes: int, talks: list[Talk], names: list[str]) -> Stage:
-        return Stage(
-            self._engine,
-            self._pool,
-            self._pool_region,
-            self._room,
-            self._random,
-            seed,
-            nbytes,
-            talks,
-            self._find,
-            self._job.name,
-            names,
-            self._job.sabotage,
-        )
 
     async def _is_excused(self, error: BaseException, exercise: Exercise, involved: list[Peer]) -> bool:
         """Whether an error is what the loss of one who took part must lead to.

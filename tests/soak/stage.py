@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,63 +21,82 @@ from tests.soak.content import Bytes, Pool, Wrong
 from tests.soak.talk import Refused, Talk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pplx_async._core.memory import LocalSlice
 
-__all__ = ["ROOM_NBYTES", "Stage"]
+__all__ = ["ROOM_NBYTES", "Home", "Stage"]
 
 # Memory that the stages of one member may hold at a time.
 ROOM_NBYTES = 256 << 20
 
 
-class Stage(contextlib.AsyncExitStack):
-    """One side of one exercise.
+@dataclass
+class Home:
+    """What all stages of one member have in common.
 
     Attributes
     ----------
+    name : str
+        The member's.
     engine : TransferEngine
-        Ours.
-    plan : Random
-        Begun with the exercise's seed on every side: both know from it what there is to do. A side
-        that draws from it draws the same, in the same order, as the other.
-    own : Random
-        For choices that are nobody else's business.
+        Its engine.
+    pool, region : Pool, MemoryRegion
+        All contents, and their registration.
+    choices : Random
+        For what is nobody else's business.
+    find : callable
+        Gives a connected peer by its name.
+    sabotage : str
+        What to do wrong.
+    held : int
+        Bytes that stages have allocated now.
+    """
+
+    name: str
+    engine: TransferEngine
+    pool: Pool
+    region: MemoryRegion
+    choices: random.Random
+    find: Callable[[str], Peer | None]
+    sabotage: str
+    held: int = 0
+
+
+class Stage(contextlib.AsyncExitStack):
+    """One side of one exercise.
+
+    Parameters
+    ----------
+    home : Home
+        Whose side it is.
     seed, nbytes : int
         Of the exercise.
     talks : list of Talk
         With the others: of a host, with the one who acts.
+    names : list of str
+        Of all who take part, the one who acts first.
+
+    Attributes
+    ----------
+    plan : Random
+        Begun with the exercise's seed on every side: both know from it what there is to do. A side
+        that draws from it draws the same, in the same order, as the other.
+    own : Random
+        For choices of this side alone.
     """
 
-    def __init__(
-        self,
-        engine: TransferEngine,
-        pool: Pool,
-        pool_region: MemoryRegion,
-        room: list[int],
-        own: random.Random,
-        seed: int,
-        nbytes: int,
-        talks: list[Talk],
-        find: Callable[[str], Peer | None],
-        name: str,
-        names: list[str],
-        sabotage: str,
-    ) -> None:
+    def __init__(self, home: Home, seed: int, nbytes: int, talks: list[Talk], names: list[str]) -> None:
         super().__init__()
-        self.engine = engine
-        self.pool = pool
-        self.own = own
+        self._home = home
+        self.engine = home.engine
+        self.pool = home.pool
+        self.own = home.choices
+        self.find = home.find
+        self.name = home.name
         self.plan = random.Random(seed)
         self.seed = seed
         self.nbytes = nbytes
         self.talks = talks
-        self.find = find  # a connected peer, by name
-        self.name = name
-        self.names = names  # of all who take part, where that matters
-        self.sabotage = sabotage
-        self._pool_region = pool_region
-        self._room = room
+        self.names = names
 
     @property
     def talk(self) -> Talk:
@@ -98,16 +119,16 @@ class Stage(contextlib.AsyncExitStack):
         Refused
             There is no room now.
         """
-        if self._room[0] + nbytes > ROOM_NBYTES:
+        if self._home.held + nbytes > ROOM_NBYTES:
             raise Refused
-        self._room[0] += nbytes
+        self._home.held += nbytes
         self.callback(self._give_back, nbytes)
         if self.own.random() < 0.5:
             return self.engine.empty(nbytes)
         return np.zeros(nbytes, dtype=np.uint8)
 
     def _give_back(self, nbytes: int) -> None:
-        self._room[0] -= nbytes
+        self._home.held -= nbytes
 
     async def region(self, buffer: Any, access: Any) -> MemoryRegion:
         """Register memory until the end of the stage."""
@@ -122,7 +143,7 @@ class Stage(contextlib.AsyncExitStack):
         """Find or make registered memory with the exercise's bytes: a piece of the pool's region, or a copy."""
         if nbytes > 1 << 20 or self.own.random() < 0.7:
             start = self.pool.place(self.seed, nbytes)
-            return self._pool_region[start : start + nbytes]
+            return self._home.region[start : start + nbytes]
         array = self.memory(nbytes)
         array[:] = self.expected(nbytes)
         return await self.region(array, "none")
@@ -147,7 +168,7 @@ class Stage(contextlib.AsyncExitStack):
 
     def spoil(self, array: Bytes) -> None:
         """Do what the run was asked to do wrong, if it was, so that it must be found."""
-        if self.sabotage == "byte":
+        if self._home.sabotage == "byte":
             array[len(array) // 2] ^= 0x01
 
     @staticmethod
