@@ -189,6 +189,7 @@ typedef struct pplx_target {
     int32_t provider_error;
     uint32_t domain; /* of ours, that reported it */
     uint32_t failed; /* order in which what failed was handed to the peer's links */
+    uint64_t most;   /* proxy: bytes of a piece of the segment that is being cut */
 } pplx_target;
 
 enum pplx_request_kind { PPLX_REQUEST_TRANSFER = 0, PPLX_REQUEST_SEND = 1, PPLX_REQUEST_CALL = 2 };

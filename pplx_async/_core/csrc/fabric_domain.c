@@ -180,6 +180,7 @@ static void fill_caps(fabric_domain *domain, const char *file) {
     if (domain->wait_fd >= 0) caps->flags |= PPLX_CAP_WAIT_FD;
     if (max_wait_fds(domain)) caps->flags |= PPLX_CAP_STACKED;
     if (quirks->endpoint_per_peer) caps->flags |= PPLX_CAP_FENCE;
+    if (quirks->stream) caps->flags |= PPLX_CAP_STREAM;
     if (info->caps & FI_HMEM) caps->flags |= PPLX_CAP_CUDA;
     caps->max_inflight = smaller(quirks->max_inflight, info->tx_attr->size);
     caps->max_inflight_bytes = quirks->max_inflight_bytes;

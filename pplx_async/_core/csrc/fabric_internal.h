@@ -30,6 +30,7 @@ typedef struct fabric_quirks {
     bool efa_options;         /* FI_OPT_SHARED_MEMORY_PERMITTED and FI_OPT_CUDA_API_PERMITTED to be false */
     bool warm_up;             /* post once when the domain is opened */
     bool takes_node;          /* is told the address to bind to */
+    bool stream;              /* what a peer is sent goes through one connection */
     uint32_t settle_ms; /* say "again" for so long after a failure; only with cq_per_endpoint */
     uint64_t extra_caps;      /* beyond those of every fabric */
     uint32_t max_inflight;    /* our caps, see pplx_caps */

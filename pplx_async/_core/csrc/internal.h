@@ -118,6 +118,7 @@ struct pplx_peer {
     uint32_t index;
     uint32_t nlinks;
     uint64_t max_message; /* constant: of the link that takes least */
+    uint64_t max_piece;   /* the same, or less as long as a link is slow, see adapt_window() */
     uint32_t state;
     uint32_t next_link; /* where the next work request is tried first */
     pplx_peer *next, *prev; /* all open peers */

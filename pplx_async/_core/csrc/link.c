@@ -13,7 +13,30 @@
 
 #include "internal.h"
 
-enum { RESERVED_SLOTS = PPLX_RESERVED_IMMS, MOST_SLOTS = 4096, FIRST_WINDOW = 16 << 20, LEAST_WINDOW = 4 << 20 };
+enum { RESERVED_SLOTS = PPLX_RESERVED_IMMS, MOST_SLOTS = 4096 };
+
+/* Bytes in flight, see adapt_window(): at first, and at least. */
+typedef struct window_range {
+    uint64_t first, least;
+} window_range;
+
+/* A stream may be a slow one: the first window takes 1.3 s at 200 KB/s, the least one at 50 KB/s. A fast
+ * one has doubled it often enough after its first few milliseconds. */
+static const window_range stream_windows = {256 << 10, 64 << 10}, other_windows = {16 << 20, 4 << 20};
+
+static const window_range *windows_of(const pplx_link *link) {
+    return link->domain->caps.flags & PPLX_CAP_STREAM ? &stream_windows : &other_windows;
+}
+
+/* No piece fills a stream's window: one that is on its way is followed by another. */
+static void limit_pieces(pplx_peer *peer) {
+    peer->max_piece = peer->max_message;
+    for (uint32_t i = 0; i < peer->nlinks; i++) {
+        const pplx_link *link = &peer->links[i];
+        if (link->endpoint && link->domain->caps.flags & PPLX_CAP_STREAM && link->window / 2 < peer->max_piece)
+            peer->max_piece = link->window / 2;
+    }
+}
 
 pplx_status pplx_link_open(pplx_link *link, pplx_error *error) {
     pplx_domain *domain = link->domain;
@@ -34,8 +57,9 @@ pplx_status pplx_link_open(pplx_link *link, pplx_error *error) {
     else
         link->endpoint = NULL;
     link->local_address.nbytes = (uint32_t)nbytes;
-    const uint64_t most = domain->caps.max_inflight_bytes;
-    link->window = link->peer->engine->config.heartbeat_interval_ms && most > FIRST_WINDOW ? FIRST_WINDOW : most;
+    const uint64_t most = domain->caps.max_inflight_bytes, first = windows_of(link)->first;
+    link->window = link->peer->engine->config.heartbeat_interval_ms && most > first ? first : most;
+    limit_pieces(link->peer);
     return status;
 }
 
@@ -169,13 +193,14 @@ static void adapt_window(pplx_link *link, const pplx_slot *slot) {
     const uint64_t took = engine->now_ns - slot->posted_ns;
     uint64_t window = link->window;
     if (took > limit / 8)
-        window = window / 2 > LEAST_WINDOW ? window / 2 : LEAST_WINDOW;
+        window = window / 2 > windows_of(link)->least ? window / 2 : windows_of(link)->least;
     else if (took < limit / 32 && link->stats.inflight_nbytes > window / 2)
         window = window * 2;
     if (window > most) window = most;
     if (window == link->window) return;
     link->window = window;
     link->window_ns = engine->now_ns;
+    limit_pieces(link->peer);
 }
 
 static void count_completed(pplx_slot *slot, pplx_status status, uint64_t nbytes) {

@@ -65,6 +65,7 @@ pplx_peer *pplx_peer_new(pplx_engine *engine, void *cookie, uint32_t remote_doma
     peer->lost_domain = routes[0].domain;
     peer->config.domains = remote_domains;
     for (uint32_t i = 0; i < nroutes; i++) open_route(peer, i, &routes[i]);
+    peer->max_piece = peer->max_message;
     peer->heartbeat.peer = peer->credit.peer = peer;
     peer->heartbeat.role = PPLX_COUNTER_HEARTBEAT;
     peer->credit.role = PPLX_COUNTER_CREDIT;

@@ -8,10 +8,10 @@
  * the order irrelevant, and a faster NIC has room more often. What a piece counts at the receiver:
  *
  *   a run of m pages                       m                    (cut at page boundaries)
- *   a write in 1, 2, 4 or 8 pieces         1, 1/2, 1/4, 1/8     (shards; or the message limit)
+ *   a write in 1, 2, 4 or 8 pieces         1, 1/2, 1/4, 1/8     (shards; or the limit of a piece)
  *   a write that needs more than 8 pieces  nothing, and the last one 1, posted when all others are
  *                                          visible at the target
- *   a page above the message limit         like a write of its own
+ *   a page above the limit of a piece      like a write of its own
  *
  * A target leaves the queue when it is cut to the end, has failed, or is cancelled; it is finished
  * when its last piece has completed; its request settles with its last target. Proxy thread. */
@@ -55,7 +55,7 @@ static void cut_page(cut *c, uint64_t most, uint64_t shards, bool counted) {
 }
 
 static cut cut_segment(const pplx_target *target, const pplx_segment *segment) {
-    const uint64_t most = target->peer->max_message;
+    const uint64_t most = target->most;
     const uint64_t nlinks = target->peer->nlinks;
     const bool shard = nlinks > 1 && segment->nbytes >= target->peer->engine->config.shard_nbytes;
     cut c = {.npieces = 1,
@@ -254,6 +254,7 @@ static void stage(pplx_link *link, pplx_target *target, const cut *c) {
 static enum verdict cut_target(pplx_target *target, uint32_t quantum) {
     pplx_peer *peer = target->peer;
     while (target->cursor < target->nsegments) {
+        if (target->piece == 0) target->most = peer->max_piece; /* it may change, but not within a segment */
         const pplx_segment *segment = &target->segments[target->cursor];
         const cut c = cut_segment(target, segment);
         for (; target->piece < c.npieces; target->piece++) {

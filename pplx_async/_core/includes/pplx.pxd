@@ -182,6 +182,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         int32_t provider_error
         uint32_t domain
         uint32_t failed
+        uint64_t most
 
     ctypedef struct pplx_request:
         pplx_node node
