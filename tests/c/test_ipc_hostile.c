@@ -154,6 +154,59 @@ static void test_strangers(void) {
     side_close(&victim);
 }
 
+static int descriptors(void) {
+    int n = 0;
+    DIR *directory = opendir("/proc/self/fd");
+    CHECK(directory);
+    while (readdir(directory)) n++;
+    closedir(directory);
+    return n;
+}
+
+/* The victim connects, and is answered by anything but a WELCOME: it keeps nothing of what came with it. */
+static void test_bad_welcomes(void) {
+    static side victim;
+    side_open(&victim);
+    const int before = descriptors();
+    for (int how = 0; how < 7; how++) {
+        uint8_t name[IPC_TOKEN_BYTES];
+        CHECK(pplx_ipc_random(name, sizeof name));
+        const int listener = pplx_ipc_listen(name),
+                  inbox_fd = pplx_ipc_memfd("attacker", ipc_inbox_nbytes(SLOTS, STAGING));
+        CHECK(listener >= 0 && inbox_fd >= 0);
+        attacker a = {0};
+        pplx_error error;
+        side_listen(&victim);
+        memcpy(&a.victim, victim.address, sizeof a.victim);
+        a.address = a.victim;
+        memset(a.address.token, 0xff, sizeof a.address.token); /* the smaller one connects */
+        memcpy(a.address.listener, name, sizeof name);
+        CHECK_EQ(ipc->endpoint_connect(victim.endpoint, &a.address, sizeof a.address, &error), PPLX_OK);
+        const int fd = accept(listener, NULL, NULL);
+        CHECK(fd >= 0);
+        struct {
+            ipc_hello hello;
+            char more[8];
+        } message = {.hello = hello_of(&a)};
+        size_t nbytes = sizeof message.hello;
+        message.hello.kind = IPC_WELCOME;
+        if (how == 0) message.hello.kind = IPC_HELLO;
+        if (how == 1) message.hello.version++;
+        if (how == 2) nbytes--;
+        if (how == 3) nbytes += 8;
+        if (how == 4) message.hello.slots = 63;
+        if (how == 5) message.hello.from[3] ^= 1;
+        CHECK(pplx_ipc_send(fd, &message, nbytes, how == 6 ? -1 : inbox_fd) == (ssize_t)nbytes);
+        CHECK_EQ(try_write(&victim, 1, PATIENCE), PPLX_CONNECTION);
+        close(fd);
+        close(listener);
+        close(inbox_fd);
+        close_endpoint(&victim, NULL);
+        CHECK_EQ(descriptors(), before);
+    }
+    side_close(&victim);
+}
+
 static void test_garbage_on_the_socket(void) {
     static side victim;
     uint64_t random = 3;
@@ -470,15 +523,6 @@ static void test_keeps_the_mapping(void) {
 
 /* ------------------------------------------------------------------ many connections */
 
-static int descriptors(void) {
-    int n = 0;
-    DIR *directory = opendir("/proc/self/fd");
-    CHECK(directory);
-    while (readdir(directory)) n++;
-    closedir(directory);
-    return n;
-}
-
 /* A thousand connections that say nothing, and a peer gets through all the same. */
 static void test_many_connections(void) {
     enum { COUNT = 1000 };
@@ -514,6 +558,7 @@ static void test_many_connections(void) {
 int main(void) {
     RUN(test_bad_inboxes);
     RUN(test_strangers);
+    RUN(test_bad_welcomes);
     RUN(test_garbage_on_the_socket);
     RUN(test_flood_of_questions);
     RUN(test_lies_about_memory);

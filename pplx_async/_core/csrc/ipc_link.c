@@ -197,14 +197,15 @@ static bool take_note(ipc_endpoint *endpoint, const ipc_note *note, size_t nbyte
     return !endpoint->garbage;
 }
 
+/* Takes fd. */
 static bool take_welcome(ipc_endpoint *endpoint, const ipc_hello *hello, size_t nbytes, int fd) {
-    if (nbytes == sizeof *hello && hello->kind == IPC_WELCOME && hello->version == IPC_VERSION && fd >= 0 &&
-        map_outbox(endpoint, hello, fd)) {
-        stand(endpoint);
-        return true;
+    if (nbytes != sizeof *hello || hello->kind != IPC_WELCOME || hello->version != IPC_VERSION) {
+        close_fd(&fd);
+        return false;
     }
-    if (nbytes != sizeof *hello) close_fd(&fd);
-    return false;
+    if (!map_outbox(endpoint, hello, fd)) return false;
+    stand(endpoint);
+    return true;
 }
 
 typedef union message {
