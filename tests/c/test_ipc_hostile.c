@@ -168,7 +168,7 @@ static void test_bad_welcomes(void) {
     static side victim;
     side_open(&victim);
     const int before = descriptors();
-    for (int how = 0; how < 7; how++) {
+    for (int how = 0; how < 8; how++) {
         uint8_t name[IPC_TOKEN_BYTES];
         CHECK(pplx_ipc_random(name, sizeof name));
         const int listener = pplx_ipc_listen(name),
@@ -196,8 +196,9 @@ static void test_bad_welcomes(void) {
         if (how == 3) nbytes += 8;
         if (how == 4) message.hello.slots = 63;
         if (how == 5) message.hello.from[3] ^= 1;
+        if (how == 7) nbytes = 0;
         CHECK(pplx_ipc_send(fd, &message, nbytes, how == 6 ? -1 : inbox_fd) == (ssize_t)nbytes);
-        CHECK_EQ(try_write(&victim, 1, PATIENCE), PPLX_CONNECTION);
+        CHECK_EQ(try_write(&victim, 1, PATIENCE), how == 7 ? PPLX_PEER_LOST : PPLX_CONNECTION);
         close(fd);
         close(listener);
         close(inbox_fd);

@@ -136,6 +136,10 @@ ssize_t pplx_ipc_receive(int fd, void *message, size_t capacity, int *passed_fd)
     do n = recvmsg(fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     while (n < 0 && errno == EINTR);
     *passed_fd = n >= 0 ? take_fd(&header) : -1;
+    if (n == 0 && *passed_fd >= 0) { /* an empty message counts as the end, whatever comes with it */
+        close(*passed_fd);
+        *passed_fd = -1;
+    }
     return n >= 0 && header.msg_flags & MSG_TRUNC ? (ssize_t)capacity + 1 : n;
 }
 
