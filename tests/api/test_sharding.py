@@ -68,7 +68,10 @@ async def test_every_domain_carries_its_part(fabric, domains):
             await pair.a.write(source, target.remote, counter=remote)
         assert await counter.wait(4) == 4
         stats = pair.a.stats()
-        carried = [sum(link.nbytes["write_imm"] for link in stats.domain(i)) for i in range(domains)]
+        # In more than eight pieces, as on a stream that may be a slow one, only the last has an immediate.
+        carried = [
+            sum(link.nbytes["write"] + link.nbytes["write_imm"] for link in stats.domain(i)) for i in range(domains)
+        ]
         assert sum(carried) == 4 * size
         assert min(carried) > 0
         assert len(pair.a.explain().domains) == domains
