@@ -384,3 +384,18 @@ async def test_memory_that_is_never_released_is_quarantined():
             await a.close()
         with pytest.raises(BufferError):
             buffer.extend(b"it is still the NIC's")
+
+
+async def test_write_that_failed_in_part_before_the_loss_was_known_is_lost():
+    """Its first failure may only have been a connection that broke; what it was, the peer's end says."""
+    plan = FaultPlan(seed=3, fail=0.3, fail_status="CONNECTION", delay_us=(0, 2_000_000))
+    async with open_pair("loopback", faults=plan, b={"faults": FaultPlan()}) as pair:
+        source, target = await pair.source(1 << 16), await pair.target(1 << 16)
+        writing = pair.a.write_pages(
+            source, target.remote, page_nbytes=256, local_pages=range(0, 256, 2), remote_pages=range(0, 256, 2)
+        )
+        await eventually(lambda: pair.ab.stats().links[0].failed["write"] > 5, "some of it has failed")
+        assert not writing.done()
+        pair.ab._lose("the test says so")
+        with pytest.raises(PeerLost):
+            await writing

@@ -143,11 +143,15 @@ static void finish(pplx_target *target) {
 static void finish_if_ended(pplx_target *target) {
     pplx_peer *peer = target->peer;
     if (target->queued || target->inflight) return;
-    if (pplx_suspicious(target->status) && peer->state == PPLX_PEER_UP) {
-        pplx_peer_suspect(peer, target->domain, target->provider_error);
-        target->next = peer->suspects;
-        peer->suspects = target;
-        return;
+    if (pplx_suspicious(target->status)) {
+        if (peer->state == PPLX_PEER_UP) {
+            pplx_peer_suspect(peer, target->domain, target->provider_error);
+            target->next = peer->suspects;
+            peer->suspects = target;
+            return;
+        }
+        /* A piece of it failed, and before the last one had ended it was known why. */
+        if (peer->reason.status != PPLX_OK) target->status = (int32_t)peer->reason.status;
     }
     finish(target);
 }
