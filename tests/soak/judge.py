@@ -26,15 +26,15 @@ class Flatness:
 
     Attributes
     ----------
-    samples : int
-        That were judged.
+    samples : list of tuple
+        That were judged: second, resident bytes, descriptors.
     seconds : float
         From the first of them to the last.
     rss, descriptors : tuple of int
         Before and after.
     """
 
-    samples: int
+    samples: list[tuple[float, int, int]]
     seconds: float
     rss: tuple[int, int]
     descriptors: tuple[int, int]
@@ -63,7 +63,7 @@ def judge(samples: list[tuple[float, Sampled]], began: float, warm_up: float) ->
         return round(statistics.median(getattr(sample, what) for _, sample in part))
 
     return Flatness(
-        len(warm),
+        [(round(second, 1), sample.rss, sample.descriptors) for second, sample in warm],
         warm[-1][0] - warm[0][0],
         (median(first, "rss"), median(last, "rss")),
         (median(first, "descriptors"), median(last, "descriptors")),

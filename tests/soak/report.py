@@ -47,13 +47,13 @@ def show(output: Output, plan: Plan, result: Result) -> None:
         output.line(
             ("held      ", "bold"),
             f"{label}: resident {size(flat.rss[0])} -> {size(flat.rss[1])}, descriptors {flat.descriptors[0]} -> "
-            f"{flat.descriptors[1]}, in {flat.seconds:.0f} s, {flat.samples} samples",
+            f"{flat.descriptors[1]}, in {flat.seconds:.0f} s, {len(flat.samples)} samples",
         )
     output.line(("bounds    ", "bold"), f"resident + {size(RSS)}, descriptors + {DESCRIPTORS}, after the warm-up")
     output.line(("stray     ", "bold"), f"{result.stray} immediates or messages belonged to nothing any more")
     output.line(
         ("result    ", "bold"),
-        ("all right", "bold green"),
+        ("wrong", "bold red") if result.complaints else ("all right", "bold green"),
         f" in {result.seconds:.0f} s on {plan.fabric}, seed {plan.seed}",
     )
 

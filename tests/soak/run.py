@@ -116,6 +116,8 @@ class Result:
         Immediates and messages that belonged to nothing any more.
     flat : dict of Flatness
         By label, of processes that lived long enough to be judged.
+    complaints : list of str
+        What is wrong, although every exercise went well.
     """
 
     seconds: float = 0.0
@@ -125,6 +127,7 @@ class Result:
     noticed: list[float] = field(default_factory=list)
     stray: int = 0
     flat: dict[str, Flatness] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)
 
 
 class Soak:
@@ -380,9 +383,9 @@ class Soak:
             if flat is not None:
                 result.flat[member.label] = flat
                 if flat.complaint:
-                    raise SoakFailed(f"{member.label}: {flat.complaint}")
+                    result.complaints.append(f"{member.label}: {flat.complaint}")
             if member.stderr:
-                raise SoakFailed(f"{member.label} wrote to stderr", "\n".join(member.stderr))
+                result.complaints.append(f"{member.label} wrote to stderr: {' | '.join(member.stderr)}")
 
     async def _last_words(self, failure: SoakFailed) -> str:
         """Say what everyone did last. Who can't even say that shows where its threads are."""
