@@ -38,7 +38,7 @@ class ImmCounter(CounterCore):
     """
 
     def __init__(self, engine: TransferEngine, peer: Peer | None) -> None:
-        super().__init__(engine._core)
+        super().__init__(engine._core, None if peer is None else peer._record)
         self._engine = engine
         self._serial = engine._next_serial()
         self.peer = peer

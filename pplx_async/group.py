@@ -46,7 +46,7 @@ class Member:
 
     def __init__(self, group: PeerGroup, peer: Peer) -> None:
         self.peer = peer
-        self.came = ImmCounter(group._engine, None)
+        self.came = ImmCounter(group._engine, peer)
         self._group = group
         self._answered: int | None = None  # which join of it our latest one answers
         self._left = False

@@ -96,7 +96,7 @@ typedef struct pplx_engine_stats {
     uint64_t wakes;          /* times it rang the owner */
     uint64_t requests;       /* taken from the ring */
     uint64_t overflowed;     /* that found the ring full and went through the pending list */
-    uint64_t stray_imms;     /* immediates for no counter */
+    uint64_t stray_imms;     /* immediates for no counter, or for one that is not the sender's to count */
     uint64_t stray_messages; /* messages dropped: malformed or from nobody we know */
 } pplx_engine_stats;
 void pplx_engine_read_stats(const pplx_engine *engine, pplx_engine_stats *stats);
@@ -136,6 +136,8 @@ typedef struct pplx_counter {
     uint64_t notify_at; /* in eighths; owner, atomic */
     uint32_t queued;    /* in the done list; atomic */
     uint32_t reserved;
+    uint64_t owner; /* owner, before the counter is opened: pplx_peer_token() of the only peer that may count
+                     * here, as far as the provider tells them apart; 0: any */
 } pplx_counter;
 
 enum pplx_counter_role { PPLX_COUNTER_USER = 0, PPLX_COUNTER_HEARTBEAT = 1, PPLX_COUNTER_CREDIT = 2 };

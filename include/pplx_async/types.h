@@ -114,7 +114,8 @@ typedef struct pplx_work_request {
 
 enum pplx_completion_kind {
     PPLX_COMPLETION_OP = 0, /* a work request of ours ended; `op` says which */
-    PPLX_COMPLETION_IMM = 1 /* a peer's immediate arrived; `op` is NULL, its bytes are in memory */
+    PPLX_COMPLETION_IMM = 1 /* a peer's immediate arrived; `op` is NULL, its bytes are in memory; a `status` other
+                             * than PPLX_OK: it came from nobody that the provider knows */
 };
 
 typedef struct pplx_completion {
@@ -124,6 +125,9 @@ typedef struct pplx_completion {
     int32_t provider_error; /* the native code behind `status` */
     uint32_t imm;
     uint64_t nbytes; /* RECV: bytes received; otherwise 0 */
+    /* IMM: our endpoint to the peer that it came from, for comparing only, since that may be closed by now.
+     * NULL: the provider can't tell. Then any peer could hit any counter. */
+    const struct pplx_provider_endpoint *source;
 } pplx_completion;
 
 /* The 32-bit immediate: 20 bits of counter id, 12 bits of weight.

@@ -6,6 +6,7 @@ from typing import Any
 from typing_extensions import disjoint_base
 
 from pplx_async._core.engine import Engine
+from pplx_async._core.memory import PeerRecord
 from pplx_async._core.promise import Promise
 
 __all__ = ["CounterCore", "CounterWait"]
@@ -27,7 +28,7 @@ class CounterCore:
     is_open: bool
     @property
     def engine(self) -> Engine: ...
-    def __init__(self, engine: Engine) -> None: ...
+    def __init__(self, engine: Engine, peer: PeerRecord | None = None) -> None: ...
     @property
     def id(self) -> int: ...
     @property

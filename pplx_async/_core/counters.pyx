@@ -10,7 +10,8 @@ from heapq import heapify, heappop, heappush
 from libc.stdint cimport uint64_t
 
 from pplx_async._core.arguments cimport whole
-from pplx_async._core.includes.pplx cimport PPLX_EIGHTHS
+from pplx_async._core.includes.pplx cimport PPLX_EIGHTHS, pplx_peer
+from pplx_async._core.memory cimport PeerRecord
 from pplx_async._core.promise cimport CANCELLED, PENDING, Promise, fresh
 from pplx_async._core.rt cimport api
 from pplx_async._core.waker cimport Waker
@@ -76,11 +77,17 @@ cdef class CounterWait(Promise):
 cdef class CounterCore:
     """Counts logical writes in eighths; `wait` never consumes, `take` does, first come first served.
 
+    With a ``peer``, only those of that one, where the provider tells its peers apart.
+
     Threads: the loop's own thread only, but for ``value``.
     """
 
-    def __init__(self, engine) -> None:
+    def __init__(self, engine, PeerRecord peer=None) -> None:
         self.engine = engine
+        if peer is not None:
+            if peer.ptr == NULL:
+                raise ClosedResourceError(f"peer {peer.label} is closed")
+            self.counter.owner = api.peer_token(<const pplx_peer *>peer.ptr)
         self.counter.cookie = <void *>self
         self._waits = []
         self._takes = deque()

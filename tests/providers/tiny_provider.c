@@ -174,7 +174,12 @@ static int local_valid(const endpoint *self, const pplx_work_request *request) {
 static void complete(endpoint *self, pplx_op *op, pplx_status status, uint32_t imm, uint64_t nbytes) {
     queue *queue = &self->queue;
     queue->slots[(queue->head + queue->count++) % QUEUE] = (pplx_completion){
-        op, op ? PPLX_COMPLETION_OP : PPLX_COMPLETION_IMM, (int32_t)status, 0, imm, nbytes};
+        .op = op,
+        .kind = op ? PPLX_COMPLETION_OP : PPLX_COMPLETION_IMM,
+        .status = (int32_t)status,
+        .imm = imm,
+        .nbytes = nbytes,
+        .source = op ? NULL : (const pplx_provider_endpoint *)self};
 }
 
 static void copy(uint64_t to, uint64_t from, uint64_t nbytes) {

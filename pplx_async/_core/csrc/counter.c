@@ -8,7 +8,11 @@
  *   proxy  1. add to value      2. load notify_at: reached? then claim `queued` and push
  * All four are seq_cst: either the owner sees the value, or the proxy sees the threshold (or both,
  * and the owner is told what it knows). `queued` keeps a counter from being pushed twice: the owner
- * clears it before it reads the value, so what it misses is pushed again. */
+ * clears it before it reads the value, so what it misses is pushed again.
+ *
+ * Who may count. Ids are small numbers, so that a peer can name one that it was never told. What is one
+ * peer's alone (heartbeats, credits, the counters that are bound to it) counts only what came through an
+ * endpoint to that peer, where the provider can tell. */
 #include <stdlib.h>
 
 #include "internal.h"
@@ -59,14 +63,38 @@ void pplx_counter_reaped(pplx_counter *counter) {
     __atomic_store_n(&counter->queued, 0, __ATOMIC_SEQ_CST);
 }
 
+static bool came_from(const pplx_peer *peer, const pplx_completion *arrived) {
+    if (arrived->status != PPLX_OK) return false;
+    if (!arrived->source) return true; /* there is no telling */
+    for (uint32_t i = 0; i < peer->nlinks; i++)
+        if (peer->links[i].source == arrived->source) return true;
+    return false;
+}
+
+static bool may_count(const pplx_engine *engine, const pplx_counter *counter, const pplx_completion *arrived) {
+    switch (counter->role) {
+    case PPLX_COUNTER_HEARTBEAT:
+        /* It may be connected to us already, and we not to it: then its address is not known here yet. */
+        if (arrived->status != PPLX_OK && counter->peer->state == PPLX_PEER_OPEN) return true;
+        return came_from(counter->peer, arrived);
+    case PPLX_COUNTER_CREDIT: return came_from(counter->peer, arrived);
+    default: break;
+    }
+    if (counter->owner == 0) return arrived->status == PPLX_OK;
+    /* By its token: the peer may be gone, and the counter lives on. acquire: pairs with pplx_peer_new() */
+    const pplx_peer *owner = atomic_load_explicit(&engine->by_index[counter->owner % PPLX_MAX_PEERS],
+                                                  memory_order_acquire);
+    return owner && owner->token == counter->owner && came_from(owner, arrived);
+}
+
 /* An immediate arrived. Its bytes are in memory: the provider's promise. */
-void pplx_counter_hit(pplx_engine *engine, uint32_t imm) {
-    uint32_t id = pplx_imm_counter(imm);
-    uint32_t eighths = pplx_imm_eighths(imm);
+void pplx_counter_hit(pplx_engine *engine, const pplx_completion *arrived) {
+    uint32_t id = pplx_imm_counter(arrived->imm);
+    uint32_t eighths = pplx_imm_eighths(arrived->imm);
     /* acquire: pairs with the releases in pplx_counter_open() */
     _Atomic(pplx_counter *) *chunk = atomic_load_explicit(&engine->chunks[id / PPLX_CHUNK], memory_order_acquire);
     pplx_counter *counter = chunk ? atomic_load_explicit(&chunk[id % PPLX_CHUNK], memory_order_acquire) : NULL;
-    if (!counter) {
+    if (!counter || !may_count(engine, counter, arrived)) {
         PPLX_COUNT(engine->stats.stray_imms, 1);
         return;
     }

@@ -81,12 +81,21 @@ static bool is_doorbell(fabric_domain *domain, const void *op) {
     return true;
 }
 
+/* tcp lets anyone connect who reaches an endpoint's port, and counts an immediate without data for a write
+ * that names no key (2.5.1). So one that comes from no peer's address is nobody's. */
+static void name_source(const fabric_domain *domain, fi_addr_t from, pplx_completion *completion) {
+    if (from < domain->naddresses) completion->source = (const pplx_provider_endpoint *)domain->by_address[from];
+    if (!completion->source) completion->status = PPLX_CONNECTION;
+}
+
 /* Entries of a peer's writes are told by FI_REMOTE_WRITE; their op_context, len and buf mean
  * nothing (2.5.1 leaves old values there). FI_REMOTE_CQ_DATA alone may also adorn a RECV. */
-static size_t take_entry(fabric_domain *domain, const struct fi_cq_data_entry *entry, pplx_completion *completion) {
+static size_t take_entry(fabric_domain *domain, const struct fi_cq_data_entry *entry, fi_addr_t from,
+                         pplx_completion *completion) {
     if (entry->flags & FI_REMOTE_WRITE) {
         if (!(entry->flags & FI_REMOTE_CQ_DATA)) return 0;
         *completion = (pplx_completion){.kind = PPLX_COMPLETION_IMM, .imm = (uint32_t)entry->data};
+        if (domain->tells_source) name_source(domain, from, completion);
         return 1;
     }
     if (!entry->op_context || is_doorbell(domain, entry->op_context)) return 0;
@@ -129,16 +138,18 @@ static void check_events(fabric_domain *domain) {
 size_t fabric_cq_read(fabric_domain *domain, struct fid_cq *cq, pplx_completion *completions, uint64_t *flags,
                       size_t capacity, bool *empty) {
     struct fi_cq_data_entry entries[BATCH];
+    fi_addr_t from[BATCH] = {0};
     size_t count = 0;
     uint64_t unwanted;
     *empty = false;
     while (count < capacity && !domain->broken) {
         size_t wanted = capacity - count < BATCH ? capacity - count : BATCH;
-        ssize_t got = fi_cq_read(cq, entries, wanted);
+        ssize_t got = domain->tells_source ? fi_cq_readfrom(cq, entries, wanted, from)
+                                           : fi_cq_read(cq, entries, wanted);
         if (got > 0) {
             for (ssize_t i = 0; i < got; i++) {
                 if (flags) flags[count] = entries[i].flags; /* room for it: count + got - i <= capacity */
-                count += take_entry(domain, &entries[i], &completions[count]);
+                count += take_entry(domain, &entries[i], from[i], &completions[count]);
             }
             if ((size_t)got < wanted) break;
         } else if (got == -FI_EAVAIL) {
@@ -173,7 +184,9 @@ static size_t take_kept(fabric_domain *domain, pplx_completion *completions, siz
                                                .nbytes = op->state.done.nbytes};
     }
     for (; count < capacity && domain->imms_count; count++) {
-        completions[count] = (pplx_completion){.kind = PPLX_COMPLETION_IMM, .imm = domain->imms[domain->imms_first]};
+        const fabric_imm *kept = &domain->imms[domain->imms_first];
+        completions[count] = (pplx_completion){
+            .kind = PPLX_COMPLETION_IMM, .status = kept->status, .imm = kept->imm, .source = kept->source};
         domain->imms_first = (domain->imms_first + 1) % domain->imms_capacity;
         domain->imms_count--;
     }
@@ -213,11 +226,16 @@ void fabric_unsettle(fabric_endpoint *endpoint) {
         endpoint->settled_ns = now_ns() + endpoint->domain->quirks->settle_ms * 1000000ull;
 }
 
-/* It is settled by a read that began late enough: time alone is not, the library notices a broken
+/* A CQ of its own says whose immediates these are.
+ *
+ * It is settled by a read that began late enough: time alone is not, the library notices a broken
  * connection inside of reads only. */
 size_t fabric_cq_read_own(fabric_endpoint *endpoint, pplx_completion *completions, uint64_t *flags, size_t capacity) {
     bool empty, due = endpoint->settled_ns && now_ns() >= endpoint->settled_ns;
     size_t count = fabric_cq_read(endpoint->domain, endpoint->cq, completions, flags, capacity, &empty);
+    for (size_t i = 0; i < count; i++)
+        if (completions[i].kind == PPLX_COMPLETION_IMM)
+            completions[i].source = (const pplx_provider_endpoint *)endpoint;
     if (due && empty) endpoint->settled_ns = 0;
     return count;
 }
@@ -289,7 +307,7 @@ int fabric_wait_fd(pplx_provider_domain *handle) { return ((fabric_domain *)hand
 bool fabric_reserve_imms(fabric_domain *domain) {
     if (domain->imms_count + BATCH <= domain->imms_capacity) return true;
     size_t capacity = domain->imms_capacity ? 2 * domain->imms_capacity : 4 * BATCH;
-    uint32_t *imms = malloc(capacity * sizeof *imms);
+    fabric_imm *imms = malloc(capacity * sizeof *imms);
     if (!imms) return false;
     for (size_t i = 0; i < domain->imms_count; i++)
         imms[i] = domain->imms[(domain->imms_first + i) % domain->imms_capacity];
@@ -321,7 +339,10 @@ pplx_status fabric_cq_drain(fabric_endpoint *endpoint) {
         for (size_t i = 0; i < count; i++) {
             const pplx_completion *completion = &completions[i];
             if (completion->kind == PPLX_COMPLETION_IMM) {
-                domain->imms[(domain->imms_first + domain->imms_count++) % domain->imms_capacity] = completion->imm;
+                domain->imms[(domain->imms_first + domain->imms_count++) % domain->imms_capacity] = (fabric_imm){
+                    .source = domain->cq ? completion->source : (const pplx_provider_endpoint *)endpoint,
+                    .imm = completion->imm,
+                    .status = completion->status};
             } else if (((fabric_op *)completion->op)->endpoint != endpoint) {
                 fabric_keep(domain, (fabric_op *)completion->op, (pplx_status)completion->status,
                             completion->provider_error, completion->nbytes);

@@ -262,6 +262,7 @@ pplx_status fabric_domain_open(const char *device, const pplx_option *options, s
         fabric_domain_close((pplx_provider_domain *)domain);
         return status;
     }
+    domain->tells_source = domain->cq && !domain->shared_ep && (domain->info->caps & FI_SOURCE);
     warm_up(domain);
     fill_caps(domain, file);
     *out = (pplx_provider_domain *)domain;
@@ -279,6 +280,7 @@ void fabric_domain_close(pplx_provider_domain *handle) {
     if (domain->quirks && domain->quirks->cq_per_endpoint && domain->wait_fd >= 0) close(domain->wait_fd);
     if (domain->info) domain->lib->freeinfo(domain->info);
     free(domain->imms);
+    free(domain->by_address);
     free(domain);
 }
 

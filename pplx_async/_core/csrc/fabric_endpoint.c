@@ -123,6 +123,26 @@ void fabric_peer_remove(fabric_domain *domain, fabric_peer *peer) {
     free(peer);
 }
 
+/* Immediates from the peer's address are the endpoint's from now on. So no other peer may say that it has
+ * that address too: the first one's immediates would be taken for its own. */
+static pplx_status claim_source(fabric_endpoint *endpoint, pplx_error *error) {
+    fabric_domain *domain = endpoint->domain;
+    const fi_addr_t address = endpoint->peer->address;
+    if (!domain->tells_source) return PPLX_OK;
+    if (endpoint->peer->references > 1)
+        return fabric_fail(error, PPLX_INVALID, 0, "another peer has this address already");
+    if (address >= domain->naddresses) {
+        size_t n = 2 * (size_t)address + 64;
+        const fabric_endpoint **grown = realloc(domain->by_address, n * sizeof *grown);
+        if (!grown) return fabric_fail(error, PPLX_NO_MEMORY, 0, "out of memory");
+        memset(grown + domain->naddresses, 0, (n - domain->naddresses) * sizeof *grown);
+        domain->by_address = grown;
+        domain->naddresses = n;
+    }
+    domain->by_address[address] = endpoint;
+    return PPLX_OK;
+}
+
 /* Both sides do it before they post: on EFA the responder, too, needs an address handle for the
  * requester (libfabric issue 11054), which is why a connection is made from both ends. */
 pplx_status fabric_endpoint_connect(pplx_provider_endpoint *handle, const void *address, size_t nbytes,
@@ -132,7 +152,14 @@ pplx_status fabric_endpoint_connect(pplx_provider_endpoint *handle, const void *
         return fabric_fail(error, PPLX_INVALID, 0, "the endpoint is connected already");
     pplx_status status = check_address(endpoint, address, nbytes, error);
     if (status == PPLX_OK) status = fabric_peer_insert(endpoint->domain, address, nbytes, &endpoint->peer, error);
-    if (status == PPLX_OK) fabric_post_waiting(endpoint);
+    if (status != PPLX_OK) return status;
+    status = claim_source(endpoint, error);
+    if (status == PPLX_OK) {
+        fabric_post_waiting(endpoint);
+    } else {
+        fabric_peer_remove(endpoint->domain, endpoint->peer);
+        endpoint->peer = NULL;
+    }
     return status;
 }
 
@@ -141,6 +168,7 @@ static pplx_status finish_close(fabric_endpoint *endpoint) {
         endpoint->domain->unrung = false; /* its work is done, so somebody has rung */
     fabric_list_remove(&endpoint->in_domain);
     fabric_cq_close(endpoint->domain, endpoint->cq);
+    if (endpoint->peer && endpoint->domain->tells_source) endpoint->domain->by_address[endpoint->peer->address] = NULL;
     fabric_peer_remove(endpoint->domain, endpoint->peer);
     free(endpoint);
     return PPLX_OK;

@@ -124,6 +124,13 @@ static inline fabric_op *fabric_op_of(fabric_link *link) {
     return (fabric_op *)(void *)((char *)link - offsetof(fabric_op, link));
 }
 
+/* An immediate that was found while an endpoint was closed; as in pplx_completion. */
+typedef struct fabric_imm {
+    const pplx_provider_endpoint *source;
+    uint32_t imm;
+    int32_t status;
+} fabric_imm;
+
 struct fabric_domain {
     const pplx_libfabric *lib;
     const fabric_quirks *quirks;
@@ -141,10 +148,16 @@ struct fabric_domain {
     fabric_link endpoints;
     fabric_peer *peers;
 
+    /* Which endpoint leads to the sender of an immediate, by its address in the AV, a small number. Only where
+     * the library tells that (FI_SOURCE), and nothing else does: with a CQ for each endpoint that is known. */
+    bool tells_source;
+    const fabric_endpoint **by_address;
+    size_t naddresses;
+
     /* Completions found while an endpoint was closed, for later polls. Those of ops are linked
      * through the ops, immediates are a ring. */
     fabric_link kept;
-    uint32_t *imms;
+    fabric_imm *imms;
     size_t imms_first, imms_count, imms_capacity;
 
     /* Work posted with FI_MORE whose successor the library did not take: nothing has told the NIC

@@ -40,6 +40,7 @@ static const fabric_quirks fabric_quirk_table[] = {
         .warm_up = true,
         .takes_node = true,
         .stream = true,
+        .extra_caps = FI_SOURCE,
         .max_inflight = 256,
         .max_inflight_bytes = 128u << 20,
         .max_message = 4u << 20,

@@ -69,6 +69,7 @@ struct pplx_link {
     pplx_peer *peer;
     pplx_domain *domain;
     pplx_provider_endpoint *endpoint; /* NULL: not open, or closed */
+    const pplx_provider_endpoint *source; /* what names it in immediates; also after it was closed */
     pplx_slot *slots;
     pplx_slot *free_slots;
     uint32_t nslots;
@@ -319,7 +320,7 @@ void pplx_message_repost(pplx_engine *engine, pplx_message *message);
 void pplx_message_credited(pplx_peer *peer, uint32_t credits);
 
 /* counter.c */
-void pplx_counter_hit(pplx_engine *engine, uint32_t imm);
+void pplx_counter_hit(pplx_engine *engine, const pplx_completion *arrived);
 void pplx_counter_forget(pplx_engine *engine, pplx_counter *counter);
 void pplx_counters_free(pplx_engine *engine);
 

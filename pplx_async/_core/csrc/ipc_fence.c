@@ -148,12 +148,12 @@ static void keep_immediates(ipc_endpoint *endpoint) {
         endpoint->immediate_head++;
         if (domain->late_count == domain->late_capacity) {
             size_t capacity = domain->late_capacity ? 2 * domain->late_capacity : 64;
-            uint32_t *late = realloc(domain->late, capacity * sizeof *late);
+            ipc_late *late = realloc(domain->late, capacity * sizeof *late);
             if (!late) return;
             domain->late = late;
             domain->late_capacity = capacity;
         }
-        domain->late[domain->late_count++] = imm;
+        domain->late[domain->late_count++] = (ipc_late){endpoint, imm};
     }
 }
 

@@ -214,6 +214,12 @@ typedef struct ipc_visitor {
     int inbox_fd;
 } ipc_visitor;
 
+/* An immediate whose endpoint is closed; that is for comparing only. */
+typedef struct ipc_late {
+    const ipc_endpoint *through;
+    uint32_t imm;
+} ipc_late;
+
 struct ipc_domain {
     ipc_options options;
     uint8_t listener_name[IPC_TOKEN_BYTES];
@@ -224,7 +230,7 @@ struct ipc_domain {
     ipc_endpoint *endpoints;
     ipc_endpoint *turn; /* whose turn is first in the next poll() */
     ipc_list done;      /* ended, to be reported */
-    uint32_t *late;     /* immediates of endpoints that are closed */
+    ipc_late *late;     /* immediates of endpoints that are closed */
     size_t late_count, late_capacity, late_head;
     ipc_region **buckets;
     size_t nbuckets, nregions;
@@ -244,6 +250,11 @@ typedef struct ipc_turn {
     size_t count, capacity;
     uint64_t nbytes;
 } ipc_turn;
+
+static inline void ipc_report_imm(ipc_turn *turn, const ipc_endpoint *through, uint32_t imm) {
+    turn->completions[turn->count++] = (pplx_completion){
+        .kind = PPLX_COMPLETION_IMM, .imm = imm, .source = (const pplx_provider_endpoint *)through};
+}
 
 extern const pplx_provider pplx_provider_ipc;
 

@@ -24,9 +24,10 @@ static void report_done(ipc_domain *domain, ipc_turn *turn) {
 }
 
 static void report_late(ipc_domain *domain, ipc_turn *turn) {
-    while (turn->count < turn->capacity && domain->late_head < domain->late_count)
-        turn->completions[turn->count++] = (pplx_completion){.kind = PPLX_COMPLETION_IMM,
-                                                             .imm = domain->late[domain->late_head++]};
+    while (turn->count < turn->capacity && domain->late_head < domain->late_count) {
+        const ipc_late *late = &domain->late[domain->late_head++];
+        ipc_report_imm(turn, late->through, late->imm);
+    }
     if (domain->late_head == domain->late_count) domain->late_head = domain->late_count = 0;
 }
 

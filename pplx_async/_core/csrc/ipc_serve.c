@@ -21,7 +21,7 @@ void pplx_ipc_take_immediates(ipc_endpoint *endpoint, ipc_turn *turn) {
     while (turn->count < turn->capacity && ipc_peek_immediate(&endpoint->inbox, endpoint->immediate_head, &imm) &&
            may_take(endpoint)) {
         endpoint->immediate_head++;
-        turn->completions[turn->count++] = (pplx_completion){.kind = PPLX_COMPLETION_IMM, .imm = imm};
+        ipc_report_imm(turn, endpoint, imm);
     }
     if (endpoint->immediate_head == before) return;
     ipc_free_immediates(&endpoint->inbox, endpoint->immediate_head);
@@ -98,7 +98,7 @@ static verdict execute(ipc_endpoint *endpoint, const ipc_command *command, ipc_t
     default: return GARBAGE;
     }
     if (result == PPLX_OK && command->kind == IPC_COPY_IN && command->flags & IPC_IMMEDIATE)
-        turn->completions[turn->count++] = (pplx_completion){.kind = PPLX_COMPLETION_IMM, .imm = command->imm};
+        ipc_report_imm(turn, endpoint, command->imm);
     ipc_acknowledge(&endpoint->inbox, endpoint->command_head++, (uint64_t)result);
     return DONE;
 }

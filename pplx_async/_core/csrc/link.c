@@ -56,6 +56,7 @@ pplx_status pplx_link_open(pplx_link *link, pplx_error *error) {
         domain->nendpoints++;
     else
         link->endpoint = NULL;
+    link->source = link->endpoint;
     link->local_address.nbytes = (uint32_t)nbytes;
     const uint64_t most = domain->caps.max_inflight_bytes, first = windows_of(link)->first;
     link->window = link->peer->engine->config.heartbeat_interval_ms && most > first ? first : most;

@@ -108,6 +108,12 @@ struct loopback_endpoint {
     bool waited_for;      /* written true by the peer: something of it is blocked by us */
 };
 
+/* An immediate that has arrived. */
+typedef struct loopback_imm {
+    const loopback_endpoint *through; /* of this domain; for comparing only */
+    uint32_t imm;
+} loopback_imm;
+
 enum loopback_attention {
     LOOPBACK_ARRIVED = 1, /* `imms` or `received` is not empty */
     LOOPBACK_POKED = 2    /* what was blocked may go on, or a connection may stand */
@@ -143,7 +149,7 @@ struct loopback_domain {
         loopback_mr **buckets;   /* registered memory by key */
         size_t nbuckets, nregions;
         loopback_list received; /* RECVs that ended */
-        uint32_t *imms;         /* ring of LOOPBACK_IMM_RING */
+        loopback_imm *imms;     /* ring of LOOPBACK_IMM_RING */
         size_t imms_head, imms_count;
     } shared;
 };

@@ -183,7 +183,7 @@ static verdict run_one_sided(loopback_record *record, loopback_endpoint *there, 
                 }
                 copy_slice(record, left);
                 size_t at = (target->shared.imms_head + target->shared.imms_count++) % LOOPBACK_IMM_RING;
-                target->shared.imms[at] = request->imm;
+                target->shared.imms[at] = (loopback_imm){there, request->imm};
                 arrive(target);
             } else {
                 copy_slice(record, left);
@@ -303,14 +303,14 @@ static size_t report_done(loopback_domain *domain, pplx_completion *completions,
 }
 
 /* The oldest immediate, or under a plan one of the `reorder` next. */
-static uint32_t take_imm(loopback_domain *domain) {
-    uint32_t *imms = domain->shared.imms;
+static loopback_imm take_imm(loopback_domain *domain) {
+    loopback_imm *imms = domain->shared.imms;
     size_t head = domain->shared.imms_head;
     if (domain->plan.reorder > 0) {
         size_t window = domain->plan.reorder < domain->shared.imms_count ? domain->plan.reorder
                                                                          : domain->shared.imms_count;
         size_t other = (head + (size_t)loopback_below(&domain->random, window)) % LOOPBACK_IMM_RING;
-        uint32_t imm = imms[other];
+        loopback_imm imm = imms[other];
         imms[other] = imms[head];
         imms[head] = imm;
     }
@@ -339,8 +339,11 @@ static size_t report_arrived(loopback_domain *domain, pplx_completion *completio
         loopback_list_remove(&domain->shared.received, record);
         report(record, &completions[n]);
     }
-    for (; n < capacity && domain->shared.imms_count > 0; n++)
-        completions[n] = (pplx_completion){.kind = PPLX_COMPLETION_IMM, .imm = take_imm(domain)};
+    for (; n < capacity && domain->shared.imms_count > 0; n++) {
+        const loopback_imm arrived = take_imm(domain);
+        completions[n] = (pplx_completion){
+            .kind = PPLX_COMPLETION_IMM, .imm = arrived.imm, .source = (const pplx_provider_endpoint *)arrived.through};
+    }
     if (domain->shared.received.count == 0 && domain->shared.imms_count == 0)
         atomic_fetch_and_explicit(&domain->attention, ~(unsigned)LOOPBACK_ARRIVED, memory_order_relaxed);
     bool room = domain->shared.waited_for && domain->shared.imms_count <= LOOPBACK_IMM_RING / 2;

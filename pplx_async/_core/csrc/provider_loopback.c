@@ -92,7 +92,7 @@ static pplx_status loopback_domain_open(const char *device, const pplx_option *o
                              device, LOOPBACK_DEVICES - 1);
 
     loopback_domain *domain = calloc(1, sizeof *domain);
-    uint32_t *imms = calloc(LOOPBACK_IMM_RING, sizeof *imms);
+    loopback_imm *imms = calloc(LOOPBACK_IMM_RING, sizeof *imms);
     if (!domain || !imms) {
         free(domain);
         free(imms);

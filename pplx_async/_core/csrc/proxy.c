@@ -141,7 +141,7 @@ static size_t poll_domain(pplx_engine *engine, const pplx_domain *domain) {
     for (size_t i = 0; i < n; i++) {
         const pplx_completion *c = &completions[i];
         if (c->kind == PPLX_COMPLETION_IMM)
-            pplx_counter_hit(engine, c->imm);
+            pplx_counter_hit(engine, c);
         else
             pplx_link_completed((pplx_slot *)c->op, (pplx_status)c->status, c->provider_error, c->nbytes);
     }

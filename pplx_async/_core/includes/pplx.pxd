@@ -161,6 +161,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         void *cookie
         uint32_t id
         uint32_t role
+        uint64_t owner
 
     ctypedef struct pplx_segment:
         uint64_t local
