@@ -169,7 +169,7 @@ static void warm_up(fabric_domain *domain) {
 
 static uint32_t smaller(uint32_t cap, size_t limit) { return limit && limit < cap ? (uint32_t)limit : cap; }
 
-static void fill_caps(fabric_domain *domain, const char *file) {
+static void fill_caps(fabric_domain *domain, const char *file, bool exposed) {
     const fabric_quirks *quirks = domain->quirks;
     const struct fi_info *info = domain->info;
     pplx_caps *caps = &domain->caps;
@@ -189,12 +189,15 @@ static void fill_caps(fabric_domain *domain, const char *file) {
     caps->eager_posts = quirks->eager_posts;
     caps->posts_per_turn = quirks->posts_per_turn;
     if (info->nic && info->nic->link_attr) caps->bits_per_second = info->nic->link_attr->speed;
-    snprintf(caps->description, sizeof caps->description, "%s of libfabric %u.%u (%s): %s, %s, %s, %s", quirks->name,
+    snprintf(caps->description, sizeof caps->description, "%s of libfabric %u.%u (%s): %s, %s, %s, %s%s", quirks->name,
              FI_MAJOR(version), FI_MINOR(version), file,
              quirks->endpoint_per_peer ? "an endpoint per peer" : "one endpoint for all peers",
              domain->wait_fd >= 0 ? wait : "no wait fd",
              info->domain_attr->mr_mode & FI_MR_VIRT_ADDR ? "virtual addresses" : "offsets",
-             info->domain_attr->mr_mode & FI_MR_PROV_KEY ? "keys of the NIC" : "random keys");
+             info->domain_attr->mr_mode & FI_MR_PROV_KEY ? "keys of the NIC" : "random keys",
+             !exposed          ? ""
+             : domain->guarded ? ", ports for the peers' hosts only"
+                               : ", ports open to whoever reaches them");
 }
 
 pplx_status fabric_domain_open_bare(const char *device, const pplx_option *options, size_t noptions,
@@ -263,8 +266,10 @@ pplx_status fabric_domain_open(const char *device, const pplx_option *options, s
         return status;
     }
     domain->tells_source = domain->cq && !domain->shared_ep && (domain->info->caps & FI_SOURCE);
+    const bool exposed = domain->quirks->takes_node && fabric_guard_wanted(domain->info);
+    domain->guarded = exposed && fabric_guard_works();
     warm_up(domain);
-    fill_caps(domain, file);
+    fill_caps(domain, file, exposed);
     *out = (pplx_provider_domain *)domain;
     return PPLX_OK;
 }

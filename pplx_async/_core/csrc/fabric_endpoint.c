@@ -154,6 +154,7 @@ pplx_status fabric_endpoint_connect(pplx_provider_endpoint *handle, const void *
     if (status == PPLX_OK) status = fabric_peer_insert(endpoint->domain, address, nbytes, &endpoint->peer, error);
     if (status != PPLX_OK) return status;
     status = claim_source(endpoint, error);
+    if (status == PPLX_OK && endpoint->domain->guarded) status = fabric_guard(endpoint, error);
     if (status == PPLX_OK) {
         fabric_post_waiting(endpoint);
     } else {

@@ -145,6 +145,7 @@ struct fabric_domain {
     uint32_t wait_fds;        /* in that epoll */
     int32_t broken; /* the native error that ended the CQ; 0 as long as it works */
     uint32_t waiting; /* length of all fabric_endpoint.waiting together */
+    bool guarded; /* only the host of its peer may connect to an endpoint */
     fabric_link endpoints;
     fabric_peer *peers;
 
@@ -225,6 +226,11 @@ pplx_status fabric_address_check(const struct fi_info *info, const void *own, si
 pplx_status fabric_peer_insert(fabric_domain *domain, const void *address, size_t nbytes, fabric_peer **peer,
                                pplx_error *error);
 void fabric_peer_remove(fabric_domain *domain, fabric_peer *peer);
+
+/* fabric_guard.c: who may connect to an endpoint's port */
+bool fabric_guard_wanted(const struct fi_info *info); /* bound where others than this host get to */
+bool fabric_guard_works(void);
+pplx_status fabric_guard(const fabric_endpoint *endpoint, pplx_error *error); /* from now on its peer's host only */
 
 /* fabric_post.c */
 pplx_status fabric_post(pplx_provider_endpoint *handle, const pplx_work_request *requests, size_t count, size_t *posted,

@@ -8,6 +8,7 @@
  *   fabric_quirks.h    what differs between efa, tcp and tcp;ofi_rxm, in one table
  *   fabric_domain.c    a NIC: fabric, domain, completion queue, address vector; memory and keys
  *   fabric_endpoint.c  the way to one peer; closing it
+ *   fabric_guard.c     who may connect to its port
  *   fabric_post.c      work requests -> fi_*msg()
  *   fabric_cq.c        completions, errors, waiting; draining for a close
  *   fabric_objects.c   the same library without the engine, on top of all these
