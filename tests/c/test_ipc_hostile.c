@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 
 #include "ipc_internal.h"
@@ -88,11 +89,37 @@ static int try_write(side *victim, uint64_t key, double seconds) {
     return w.completions ? w.status : PPLX_AGAIN;
 }
 
+/* Of huge pages: with the seals that are asked for, and yet it raises SIGBUS once its owner has punched a
+ * hole and the pool of such pages is empty. */
+static int huge_memfd(size_t nbytes) {
+    int fd = memfd_create("attacker", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_HUGETLB);
+    CHECK(fd >= 0 || errno == ENOSYS || errno == EINVAL || errno == ENOENT); /* a kernel without them */
+    if (fd < 0) return open("/dev/null", O_RDWR | O_CLOEXEC);
+    CHECK(ftruncate(fd, (off_t)ipc_round_up(nbytes, 1u << 30)) == 0); /* of whatever size the pages are */
+    CHECK(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) == 0);
+    return fd;
+}
+
+static int plain_file(const char *folder, size_t nbytes) {
+    int fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    CHECK(fd >= 0 && ftruncate(fd, (off_t)nbytes) == 0);
+    return fd;
+}
+
+static int other_way(int fd, int flags) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    fd = open(path, flags | O_CLOEXEC);
+    CHECK(fd >= 0);
+    return fd;
+}
+
 static void test_bad_inboxes(void) {
     static side victim;
     const size_t right = ipc_inbox_nbytes(SLOTS, STAGING);
+    int ends[2];
     side_open(&victim);
-    for (int how = 0; how < 9; how++) {
+    for (int how = 0; how < 18; how++) {
         attacker a;
         attacker_named(&a, &victim);
         ipc_hello hello = hello_of(&a);
@@ -110,6 +137,23 @@ static void test_bad_inboxes(void) {
         case 6: hello.staging = UINT32_MAX, fd = dup(a.inbox_fd); break;
         case 7: hello.staging = 4097, fd = dup(a.inbox_fd); break;
         case 8: fd = -1; break; /* none */
+        case 9: fd = plain_file("/tmp", right); break;
+        case 10: fd = plain_file("/dev/shm", right); break;
+        case 11: fd = open("/tmp", O_RDONLY | O_DIRECTORY | O_CLOEXEC); break;
+        case 12: fd = huge_memfd(right); break;
+        case 13: fd = other_way(a.inbox_fd, O_RDONLY); break;
+        case 14: fd = other_way(a.inbox_fd, O_PATH); break;
+        case 15: /* nobody may write there */
+            fd = memfd_create("attacker", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+            CHECK(fd >= 0 && ftruncate(fd, (off_t)right) == 0);
+            CHECK(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) == 0);
+            break;
+        case 16:
+            CHECK(pipe2(ends, O_CLOEXEC) == 0);
+            close(ends[1]);
+            fd = ends[0];
+            break;
+        case 17: fd = epoll_create1(EPOLL_CLOEXEC); break;
         }
         CHECK(how == 8 || fd >= 0);
         CHECK(pplx_ipc_send(a.socket, &hello, sizeof hello, fd) == sizeof hello);
@@ -262,9 +306,10 @@ static void test_flood_of_questions(void) {
 static void test_lies_about_memory(void) {
     static side victim;
     side_open(&victim);
-    for (int how = 0; how < 11; how++) {
+    for (int how = 0; how < 13; how++) {
         attacker a;
         attacker_connects(&a, &victim);
+        int huge = huge_memfd(4096), file = plain_file("/tmp", 4096);
         int unsealed = memfd_create("attacker", MFD_CLOEXEC | MFD_ALLOW_SEALING);
         int small = pplx_ipc_memfd("attacker", 4096);
         CHECK(unsealed >= 0 && ftruncate(unsealed, 1 << 20) == 0 && small >= 0);
@@ -286,6 +331,8 @@ static void test_lies_about_memory(void) {
             note.offset = how == 9 ? (uintptr_t)&a : UINT64_MAX;
             fd = -1;
             break;
+        case 11: fd = huge; break;
+        case 12: fd = file; break;
         }
         static watched w;
         size_t posted;
@@ -295,6 +342,8 @@ static void test_lies_about_memory(void) {
         CHECK_EQ(ipc->post(victim.endpoint, &request, 1, &posted, &native), PPLX_OK);
         CHECK(pplx_ipc_send(a.socket, &note, sizeof note, fd) == sizeof note);
         CHECK_EQ(wait_for(&victim, NULL, &w), PPLX_CONNECTION);
+        close(huge);
+        close(file);
         close(unsealed);
         close(small);
         attacker_leaves(&a);
@@ -305,7 +354,170 @@ static void test_lies_about_memory(void) {
 
 /* ------------------------------------------------------------------ rings */
 
+/* Heads that can't be true end the connection, at the next look at them. */
+static void test_lying_heads(void) {
+    static side victim;
+    static watched ops[2 * SLOTS];
+    side_open(&victim);
+    for (int how = 0; how < 4; how++) {
+        const bool immediates = how < 2;
+        const uint64_t lie = how % 2 ? UINT64_MAX - 1000 : 1000; /* far behind, and ahead of what was sent */
+        attacker a;
+        size_t posted, count = 0;
+        int32_t native;
+        pplx_status status = PPLX_OK;
+        attacker_connects(&a, &victim);
+        atomic_store(immediates ? &a.inbox.head->immediates : &a.inbox.head->commands, lie);
+        const ipc_note note = {.kind = IPC_MAPPED, .extent = IPC_STAGED, .access = 3, .key = 77, .nbytes = 4096};
+        uint64_t start = check_now_ns();
+        for (bool told = false; count < 2 * SLOTS && (status == PPLX_OK || status == PPLX_AGAIN); told = true) {
+            pplx_work_request request = request_of(&victim, PLAIN, NULL, PLAIN, &ops[count], PPLX_WRITE_IMM, 0,
+                                                   immediates ? 0 : 64, 0);
+            request.remote_key = 77;
+            status = ipc->post(victim.endpoint, &request, 1, &posted, &native);
+            count += posted;
+            if (!told) CHECK(pplx_ipc_send(a.socket, &note, sizeof note, -1) == sizeof note);
+            run_for(&victim, NULL, 0.0002);
+            check_patience(start, PATIENCE);
+        }
+        CHECK_EQ(status, PPLX_CONNECTION);
+        for (size_t i = 0; i < count; i++) CHECK(ops[i].completions == 1);
+        attacker_leaves(&a);
+        close_endpoint(&victim, NULL);
+    }
+    side_close(&victim);
+}
+
+/* What the victim says to one command: a pplx_status, or that it has broken with the attacker. */
+enum { BROKEN = -1 };
+static int say_of(side *victim, const ipc_command *command) {
+    attacker a;
+    int said = BROKEN;
+    attacker_connects(&a, victim);
+    memset(a.outbox.staging, 0x66, a.outbox.staging_nbytes);
+    ipc_push_command(&a.outbox, 0, command);
+    uint64_t start = check_now_ns();
+    for (char end;;) {
+        side_poll(victim);
+        if (atomic_load(&a.outbox.head->commands) == 1) {
+            said = (int)ipc_result(&a.outbox, 0);
+            break;
+        }
+        if (recv(a.socket, &end, 1, MSG_DONTWAIT | MSG_PEEK) == 0) break;
+        check_patience(start, PATIENCE);
+    }
+    attacker_leaves(&a);
+    close_endpoint(victim, NULL);
+    return said;
+}
+
+/* A command is refused, or the end of who sent it; memory is touched by the right one only. */
+static void test_commands_out_of_range(void) {
+    static side victim, other;
+    static unsigned char memory[GUARD + ARENA + GUARD];
+    const uint32_t both = PPLX_ACCESS_REMOTE_READ | PPLX_ACCESS_REMOTE_WRITE;
+    pplx_remote_key key, readable, writable, closed;
+    side_open(&victim);
+    side_open(&other);
+    memset(memory, 0xc3, sizeof memory);
+    pplx_provider_mr *mr = register_memory(&victim, memory + GUARD, ARENA, -1, 0, both, &key);
+    pplx_provider_mr *ro = register_memory(&victim, memory, 64, -1, 0, PPLX_ACCESS_REMOTE_READ, &readable);
+    pplx_provider_mr *wo = register_memory(&victim, memory, 64, -1, 0, PPLX_ACCESS_REMOTE_WRITE, &writable);
+    CHECK_EQ(ipc->mr_close(register_memory(&victim, memory, 64, -1, 0, both, &closed)), PPLX_OK);
+    const ipc_command in = {.kind = IPC_COPY_IN, .flags = IPC_LAST, .key = key.key, .nbytes = 64};
+    const ipc_command out = {.kind = IPC_COPY_OUT, .flags = IPC_LAST, .key = key.key, .nbytes = 64};
+    const ipc_command message = {.kind = IPC_MESSAGE, .flags = IPC_LAST, .key = 64, .nbytes = 64};
+#define WITH(command, ...)             \
+    ({                                 \
+        ipc_command changed = command; \
+        changed.__VA_ARGS__;           \
+        changed;                       \
+    })
+    const struct {
+        ipc_command command;
+        int said;
+    } cases[] = {
+        {WITH(in, key = 1), PPLX_REMOTE_ACCESS},
+        {WITH(in, key ^= 1), PPLX_REMOTE_ACCESS},
+        {WITH(in, key = 0), PPLX_REMOTE_ACCESS},
+        {WITH(in, key = other.key[PLAIN].key), PPLX_REMOTE_ACCESS}, /* of another engine of this process */
+        {WITH(in, key = closed.key), PPLX_REMOTE_ACCESS},
+        {WITH(in, key = readable.key), PPLX_REMOTE_ACCESS},
+        {WITH(out, key = writable.key), PPLX_REMOTE_ACCESS},
+        {WITH(in, offset = ARENA - 63), PPLX_REMOTE_ACCESS},
+        {WITH(in, offset = UINT64_MAX), PPLX_REMOTE_ACCESS},
+        {WITH(in, offset = UINT64_MAX - 63), PPLX_REMOTE_ACCESS},
+        {WITH(in, offset = (uint64_t)-GUARD), PPLX_REMOTE_ACCESS},
+        {WITH(out, offset = ARENA), PPLX_REMOTE_ACCESS},
+        {WITH(in, nbytes = IPC_PIECE + 1), BROKEN},
+        {WITH(in, nbytes = UINT64_MAX), BROKEN},
+        {WITH(out, nbytes = 1u << 31), BROKEN},
+        {WITH(in, staging = 1u << 30), BROKEN},
+        {WITH(in, staging = UINT64_MAX), BROKEN},
+        {WITH(out, staging = UINT64_MAX - 63), BROKEN},
+        {WITH(in, kind = 0), BROKEN},
+        {WITH(in, kind = 4), BROKEN},
+        {WITH(in, kind = UINT32_MAX), BROKEN},
+        {WITH(message, offset = 1), BROKEN}, /* the middle of one that has not begun */
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        CHECK_EQ(say_of(&victim, &cases[i].command), cases[i].said);
+    for (size_t i = 0; i < sizeof memory; i++) CHECK(memory[i] == 0xc3);
+    CHECK_EQ(say_of(&victim, &in), PPLX_OK);
+    CHECK(memory[GUARD - 1] == 0xc3 && memory[GUARD] == 0x66 && memory[GUARD + 63] == 0x66 &&
+          memory[GUARD + 64] == 0xc3);
+    CHECK_EQ(ipc->mr_close(mr), PPLX_OK);
+    CHECK_EQ(ipc->mr_close(ro), PPLX_OK);
+    CHECK_EQ(ipc->mr_close(wo), PPLX_OK);
+    side_close(&other);
+    side_close(&victim);
+}
+
 static _Atomic bool over;
+
+static void *punch(void *argument) {
+    const int *fds = argument;
+    while (!atomic_load(&over))
+        for (int i = 0; i < 3; i++)
+            fallocate(fds[i], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 1 << 20); /* the start of it, at least */
+    return NULL;
+}
+
+/* Pages can't be cut off, but holes can be punched, into both inboxes and into the memory that the victim has
+ * mapped: what was there reads as zeros, and is nobody's end. */
+static void test_holes(void) {
+    static side victim;
+    side_open(&victim);
+    for (int round = 0; round < 20; round++) {
+        static watched ops[64];
+        attacker a;
+        pthread_t thread;
+        attacker_connects(&a, &victim);
+        const int memfd = pplx_ipc_memfd("attacker", 1 << 20);
+        int fds[3] = {memfd, a.inbox_fd, a.victim_fd};
+        CHECK(memfd >= 0);
+        atomic_store(&over, false);
+        CHECK(pthread_create(&thread, NULL, punch, fds) == 0);
+        const ipc_note note = {.kind = IPC_MAPPED, .extent = IPC_MAPPABLE, .access = 3, .key = 77, .nbytes = 1 << 20};
+        const uint64_t end = check_now_ns() + 15000000;
+        for (int i = 0; check_now_ns() < end; i++) {
+            size_t posted;
+            int32_t native;
+            pplx_work_request request = request_of(&victim, PLAIN, NULL, PLAIN, &ops[i % 64],
+                                                   i % 3 ? PPLX_WRITE_IMM : PPLX_READ, 0, 1 << 18, 0);
+            request.remote_key = 77;
+            if (i < 64) ipc->post(victim.endpoint, &request, 1, &posted, &native);
+            if (i == 1) pplx_ipc_send(a.socket, &note, sizeof note, memfd);
+            side_poll(&victim);
+        }
+        atomic_store(&over, true);
+        pthread_join(thread, NULL);
+        close(memfd);
+        attacker_leaves(&a);
+        close_endpoint(&victim, NULL);
+    }
+    side_close(&victim);
+}
 
 typedef struct scribbler {
     attacker *attacker;
@@ -563,6 +775,9 @@ int main(void) {
     RUN(test_garbage_on_the_socket);
     RUN(test_flood_of_questions);
     RUN(test_lies_about_memory);
+    RUN(test_lying_heads);
+    RUN(test_commands_out_of_range);
+    RUN(test_holes);
     RUN(test_garbage_in_the_rings);
     RUN(test_what_is_passed);
     RUN(test_keeps_the_mapping);

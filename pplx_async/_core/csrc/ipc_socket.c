@@ -9,6 +9,7 @@
 #endif
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -16,6 +17,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "ipc_internal.h"
@@ -156,12 +158,15 @@ int pplx_ipc_memfd(const char *name, uint64_t nbytes) {
 }
 
 /* A descriptor of a peer's. What can't shrink any more, and is long enough, can't raise SIGBUS. Only
- * memfds have seals, so nothing but a memfd gets through. */
+ * memfds have seals, so nothing but a memfd gets through; and none of huge pages: into those its owner can
+ * punch a hole that nothing is left to fill. */
 void *pplx_ipc_map_foreign(int fd, uint64_t offset, uint64_t nbytes, bool writable) {
+    struct statfs system;
     struct stat file;
     int seals = fcntl(fd, F_GET_SEALS);
     errno = EPROTO;
     if (seals < 0 || (seals & (F_SEAL_SHRINK | F_SEAL_GROW)) != (F_SEAL_SHRINK | F_SEAL_GROW)) return NULL;
+    if (fstatfs(fd, &system) != 0 || system.f_type != TMPFS_MAGIC) return NULL;
     if (fstat(fd, &file) != 0 || !S_ISREG(file.st_mode) || file.st_size < 0) return NULL;
     if (nbytes == 0 || nbytes > SIZE_MAX || nbytes > (uint64_t)file.st_size || offset > (uint64_t)file.st_size - nbytes)
         return NULL;
