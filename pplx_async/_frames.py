@@ -35,7 +35,9 @@ class Frames(asyncio.BufferedProtocol):
         self.lost = asyncio.Event()
         self.writable = asyncio.Event()
         self.writable.set()
-        self.transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport | None = None  # gone once it is lost: TLS has us in it
+        self.peername: Any = None
+        self.sockname: Any = None
         self._loop = asyncio.get_running_loop()
         self._chunk = memoryview(bytearray(CHUNK))
         self._buffer = bytearray()
@@ -45,6 +47,7 @@ class Frames(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        self.peername, self.sockname = map(transport.get_extra_info, ("peername", "sockname"))
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
         if self.closing:
             self.transport.abort()
@@ -70,6 +73,7 @@ class Frames(asyncio.BufferedProtocol):
         self._end(f"the connection broke: {say(exc)}" if exc else "the connection was closed", exc)
         if self._linger is not None:
             self._linger.cancel()
+        self.transport = None
         self.lost.set()
 
     def pause_writing(self) -> None:
@@ -152,7 +156,8 @@ class Frames(asyncio.BufferedProtocol):
         del self._buffer[:end]
         if self._paused and self.reason is None and (len(self._buffer) <= HIGH_WATER or self._front() is None):
             self._paused = False
-            cast(asyncio.Transport, self.transport).resume_reading()
+            if self.transport is not None:
+                self.transport.resume_reading()
         return frame
 
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from ssl import SSLContext
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from pplx_async import wire
 from pplx_async._frames import Frames, peer_name, say
@@ -57,12 +57,11 @@ class ControlChannel:
     """
 
     def __init__(self, frames: Frames, remote_hello: wire.Hello) -> None:
-        transport = cast(asyncio.Transport, frames.transport)
         self._frames = frames
         self._closed = False
         self.remote_hello = remote_hello
-        self.peername = peer_name(transport.get_extra_info("peername"))
-        self.local_host = str((transport.get_extra_info("sockname") or ("",))[0])
+        self.peername = peer_name(frames.peername)
+        self.local_host = str((frames.sockname or ("",))[0])
 
     @property
     def reason(self) -> str | None:

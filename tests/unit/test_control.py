@@ -511,6 +511,41 @@ def test_many_connections_at_once(run, caplog, tls, request):
     assert "to make room for another: 16 were in the handshake" in caplog.text
 
 
+@pytest.mark.parametrize("how", ["leaves", "silent", "refused", "late"])
+@pytest.mark.parametrize("tls", [False, True])
+def test_strangers_leave_nothing_to_the_garbage_collector(run, tls, how, request, caplog):
+    """With TLS each has 256 KiB: a flood must not grow until the collector comes."""
+    server_tls, client_tls = request.getfixturevalue("certificates") if tls else (None, None)
+
+    def kept():
+        return [item for item in gc.get_objects() if isinstance(item, _frames.Frames)]
+
+    async def stranger(peers):
+        if how == "refused":
+            with pytest.raises(BrokenResourceError):
+                await connect_channel(peers.address, CLIENT, secret=b"another", ssl=client_tls)
+            return
+        reader, writer = await raw(peers)
+        if how != "leaves":
+            await read_to_end(reader)
+        await shut(writer)
+
+    async def main():
+        async with Peers(secret=SECRET, ssl=server_tls, max_pending=2, handshake_timeout=0.3) as peers:
+            gc.collect()
+            gc.disable()
+            try:
+                await asyncio.gather(*[stranger(peers) for _ in range(2 if how == "late" else 8)])
+                deadline = time.monotonic() + 10
+                while kept() and time.monotonic() < deadline:
+                    await asyncio.sleep(0.02)
+                assert kept() == []
+            finally:
+                gc.enable()
+
+    run(main)
+
+
 @pytest.mark.parametrize("speak", [False, True])
 @pytest.mark.parametrize("tls", [False, True])
 def test_strangers_keep_no_friend_out(run, tls, speak, request):
