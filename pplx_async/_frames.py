@@ -5,19 +5,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from typing import Any, Final, cast
 
 from pplx_async import wire
 from pplx_async.options import join_address
 
-__all__ = ["CHUNK", "HEAD", "HIGH_WATER", "Frames", "peer_name", "say"]
+__all__ = ["CHUNK", "HEAD", "HIGH_WATER", "Frames", "Throttle", "peer_name", "say"]
 
-HANDSHAKE_NBYTES: Final = 4 << 10  # largest frame before the handshake is over
+HANDSHAKE_NBYTES: Final = 4 << 10  # largest frame of a handshake, and until the peers are connected
 MAX_OUTGOING: Final = 4 << 20  # bytes queued for a peer that doesn't take them
 CLOSE_TIMEOUT: Final = 1.0  # for what is queued, and TLS's goodbye, to go out
 HEAD: Final = 4  # bytes
 CHUNK: Final = 16 << 10
 HIGH_WATER: Final = 64 << 10
+SHORT_FRAMES: Final = 4  # so many of the handshake's size may wait to be read until then
 
 
 class Frames(asyncio.BufferedProtocol):
@@ -61,7 +64,7 @@ class Frames(asyncio.BufferedProtocol):
         self.heard = True
         self._buffer += self._chunk[:nbytes]
         self._judge()
-        if self.reason is None and len(self._buffer) > HIGH_WATER and self._front() and self.transport is not None:
+        if self.reason is None and len(self._buffer) > self._high and self._front() and self.transport is not None:
             self._paused = True
             self.transport.pause_reading()
         self._wake()
@@ -134,6 +137,10 @@ class Frames(asyncio.BufferedProtocol):
                 self._waiter = None
         return frame
 
+    @property
+    def _high(self) -> int:
+        return min(HIGH_WATER, SHORT_FRAMES * self.limit)
+
     def _front(self) -> int | None:
         """End of the first frame in the buffer, if it is here whole."""
         end = HEAD + int.from_bytes(self._buffer[:HEAD], "big")
@@ -147,18 +154,39 @@ class Frames(asyncio.BufferedProtocol):
             self.fail("it speaks TLS, this side does not" if tls else f"a frame of {nbytes} B, over {self.limit} B")
 
     def _take(self) -> bytes | None:
-        # Judged here and not when the frame before it left: the limit rises in between.
+        # Judged here and not when the frame before it left: the limit may rise in between.
         self._judge()
         end = self._front()
         if end is None:
             return None
         frame = bytes(self._buffer[HEAD:end])
         del self._buffer[:end]
-        if self._paused and self.reason is None and (len(self._buffer) <= HIGH_WATER or self._front() is None):
+        if self._paused and self.reason is None and (len(self._buffer) <= self._high or self._front() is None):
             self._paused = False
             if self.transport is not None:
                 self.transport.resume_reading()
         return frame
+
+
+class Throttle:
+    """Logs a few lines a second, and how many it left out: what others do must not fill the disk."""
+
+    LINES: Final = 5
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._second = 0
+        self._lines = 0
+
+    def warning(self, text: str, *args: object) -> None:
+        second = int(time.monotonic())
+        if second != self._second:
+            if self._lines > self.LINES:
+                self._log.warning("left out %d more lines like the last ones", self._lines - self.LINES)
+            self._second, self._lines = second, 0
+        self._lines += 1
+        if self._lines <= self.LINES:
+            self._log.warning(text, *args)
 
 
 def say(error: BaseException) -> str:

@@ -105,8 +105,6 @@ async def handshake(frames: Frames, ours: wire.Hello, secret: bytes | None, *, c
             raise WeRefuse("the secrets differ: give both engines the same EngineOptions.secret")
         if not connecting:
             frames.write(wire.Proof(mine))
-    # No await since the last frame: the next one, perhaps here already, is judged by this limit.
-    frames.limit = wire.MAX_MESSAGE_NBYTES
     return theirs
 
 

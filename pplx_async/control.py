@@ -17,8 +17,9 @@ reach, shows its own only to who has shown theirs. What it does not do: hide or 
 that follow. Only TLS does, and against who can alter packets, TLS is needed.
 
 What strangers can cost, before they have proved themselves: `max_pending` connections at once, a
-deadline for the whole handshake, TLS included, under 100 KiB each, and a few lines of log a second.
-They can't keep others out: who has been silent longest makes room for who comes next.
+deadline for the whole handshake, TLS included, about 50 KiB each, with TLS 300 KiB more, and a few
+lines of log a second. They can't keep others out: who has been silent longest makes room for who
+comes next. Until its NICs are connected, a peer is held to the same short frames.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ class ControlChannel:
         The peer's ``"host:port"``.
     local_host : str
         Our address that the peer reaches, as a number: where endpoints are to be bound.
+    heard, heard_at : bool, float
+        Whether it has said anything since the handshake, and when it has said something last, by the
+        loop's clock.
 
     Threads
     -------
@@ -59,6 +63,9 @@ class ControlChannel:
     def __init__(self, frames: Frames, remote_hello: wire.Hello) -> None:
         self._frames = frames
         self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self.heard = False
+        self.heard_at = self._loop.time()
         self.remote_hello = remote_hello
         self.peername = peer_name(frames.peername)
         self.local_host = str((frames.sockname or ("",))[0])
@@ -117,7 +124,13 @@ class ControlChannel:
             self._frames.fail(f"the peer broke the protocol: {error}", error)
             _log.warning("closed the control channel to %s: %s", self.peername, wire.clip(str(error)))
             raise self._error() from error
+        self.heard = True
+        self.heard_at = self._loop.time()
         return message
+
+    def expect_long(self) -> None:
+        """Take messages of any length from now on; until then, none that is longer than those of a handshake."""
+        self._frames.limit = wire.MAX_MESSAGE_NBYTES
 
     def __aiter__(self) -> Self:
         return self

@@ -14,7 +14,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import secrets
+import sys
 import warnings
 from collections import deque
 from collections.abc import Coroutine, Iterable
@@ -26,7 +28,7 @@ from pplx_async._checks import check_name, check_timeout
 from pplx_async._core.engine import Engine as CoreEngine
 from pplx_async._core.memory import Registration, Used
 from pplx_async._core.transfer import Transfer
-from pplx_async._frames import say
+from pplx_async._frames import Throttle, say
 from pplx_async._messages import MessageStream
 from pplx_async.counters import ImmCounter
 from pplx_async.errors import (
@@ -58,8 +60,10 @@ _T = TypeVar("_T")
 
 _ENTER_IT = "Enter it with `async with` first."
 
-# Peers that may be in the middle of connecting to us at a time; the others wait for their turn.
+# Peers that may be in the middle of connecting to us at a time; the others wait for their turn, if there
+# would be descriptors for them all.
 _MOST_MEETINGS = 32
+_DESCRIPTORS_A_PEER = 4
 # Seconds between attempts to deregister what a peer has not let go of.
 _DEREGISTER_AGAIN = 0.02
 # Engines whose memory a provider never let go of: kept, with all they hold, until the process ends.
@@ -119,7 +123,8 @@ class TransferEngine(Operations):
         self._servers: dict[Peer, asyncio.Task[None]] = {}
         self._accepted: deque[Peer] = deque()
         self._messages: deque[tuple[Message, int]] = deque()
-        self._meeting = asyncio.Semaphore(_MOST_MEETINGS)
+        self._meetings = listen.Meetings(_MOST_MEETINGS, _most_waiting())
+        self._complaints = Throttle(_log)
         self._news = asyncio.Event()  # an accepted peer or a message came, or the end
         self._tasks: set[asyncio.Task[Any]] = set()
         self._publications: dict[str, tuple[MemoryRegion | ImmCounter, bytes]] = {}
@@ -657,8 +662,9 @@ class TransferEngine(Operations):
         Parameters
         ----------
         peer : Peer, optional
-            Whose writes it counts. If that peer is lost, waits that are still short end with
-            PeerLost; without it they would wait for whoever else may count.
+            Whose writes it counts: other peers' do not count here, where the fabric tells its peers
+            apart (EFA doesn't). If that peer is lost, waits that are still short end with PeerLost;
+            without it they would wait for whoever else may count.
 
         Raises
         ------
@@ -772,20 +778,21 @@ class TransferEngine(Operations):
         """Meet somebody who called; not all at once, since each takes endpoints and memory."""
         deadline = self._loop.time() + self.options.connect_timeout
         try:
-            async with asyncio.timeout_at(deadline):
-                await self._meeting.acquire()
-            try:
+            async with asyncio.timeout_at(deadline) as turn, self._meetings.place(channel):
+                turn.reschedule(None)  # the meeting has the same deadline, and says what it waited for
                 peer = await self._meet(channel, deadline)
-            finally:
-                self._meeting.release()
         except (PplxAsyncError, TimeoutError, MemoryError) as error:
             why = str(error) or f"too many others connect: it had no turn in {self.options.connect_timeout} s"
             channel.refuse(why)
             if not self._closing:
-                _log.warning("no connection with %s: %s", channel.peername, clip(why))
+                self._complain("no connection with %s: %s", channel.peername, clip(why))
             return
         self._accepted.append(peer)
         self._news.set()
+
+    def _complain(self, text: str, *args: object) -> None:
+        """Log what peers do wrong, a few lines a second."""
+        self._complaints.warning(text, *args)
 
     async def _meet(self, channel: control.ControlChannel, deadline: float) -> Peer:
         try:
@@ -935,6 +942,11 @@ class TransferEngine(Operations):
             for peer in self._peers
         ]
         return topology.Explanation(self._choice.fabric, self._choice.why, domains, peers, tuple(notes))
+
+
+def _most_waiting() -> int:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit // _DESCRIPTORS_A_PEER
 
 
 def _let_go(registration: Registration) -> Any:

@@ -5,22 +5,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import socket
-import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from ssl import CERT_REQUIRED, SSLContext
 from typing import Any, Final, Self
 
 from pplx_async import wire
-from pplx_async._frames import Frames, peer_name, say
+from pplx_async._frames import Frames, Throttle, peer_name, say
 from pplx_async._handshake import Identity, PeerGone, PeerRefused, WeRefuse, handshake, refuse
 from pplx_async.control import ControlChannel
+from pplx_async.errors import BrokenResourceError, PplxAsyncError
 from pplx_async.options import join_address
 
-__all__ = ["ControlServer", "check_bind"]
+__all__ = ["ControlServer", "Meetings", "check_bind"]
 
 _log = logging.getLogger("pplx_async.control")
 
@@ -31,26 +32,10 @@ _ACCEPT_AGAIN: Final = 0.1  # seconds after an accept that failed
 # speak at once. One that has spoken has longer: it may be far away.
 _SILENT_PATIENCE: Final = 0.1
 _HEARD_PATIENCE: Final = 1.0
-
-
-class _Throttle:
-    """Logs a few lines a second, and how many it left out: strangers must not fill the disk."""
-
-    LINES: Final = 5
-
-    def __init__(self) -> None:
-        self._second = 0
-        self._lines = 0
-
-    def warning(self, text: str, *args: object) -> None:
-        second = int(time.monotonic())
-        if second != self._second:
-            if self._lines > self.LINES:
-                _log.warning("left out %d more lines like the last ones", self._lines - self.LINES)
-            self._second, self._lines = second, 0
-        self._lines += 1
-        if self._lines <= self.LINES:
-            _log.warning(text, *args)
+# The same for peers that connect: to say the first thing, which ours do at once; and after that to connect
+# their NICs, with time for a packet that was lost.
+_FIRST_PATIENCE: Final = 1.0
+_MEETING_PATIENCE: Final = 3.0
 
 
 @dataclass(eq=False)
@@ -103,8 +88,8 @@ class ControlServer:
         self._handshake_timeout = handshake_timeout
         self._max_pending = max_pending
         self._callers: set[_Caller] = set()
-        self._flood = _Throttle()
-        self._failures = _Throttle()
+        self._flood = Throttle(_log)
+        self._failures = Throttle(_log)
         self._serving: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._retry: asyncio.TimerHandle | None = None
@@ -304,6 +289,93 @@ class ControlServer:
             raise
         self._failures.warning("closed a connection from %s: %s", caller.name, wire.clip(why))
         return None
+
+
+class Meetings:
+    """Places for peers that are through the handshake and connect: each takes endpoints and memory.
+
+    The others wait for their turn, in the order in which they came. As long as any do, who has been
+    silent longest makes room: who is let in and says nothing keeps nobody out.
+
+    Parameters
+    ----------
+    places : int
+        Peers that may connect at a time.
+    most_waiting : int
+        Beyond them; further ones are refused.
+
+    Threads
+    -------
+    Loop thread only.
+    """
+
+    def __init__(self, places: int, most_waiting: int) -> None:
+        self._places = asyncio.Semaphore(places)
+        self._most_waiting = most_waiting
+        self._waiting = 0
+        self._guests: set[ControlChannel] = set()
+        self._sent_off: dict[ControlChannel, str] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    @contextlib.asynccontextmanager
+    async def place(self, channel: ControlChannel) -> AsyncIterator[None]:
+        """Wait for a place, and have it.
+
+        Raises
+        ------
+        BrokenResourceError
+            Too many wait already; or it had to make room: the peer was refused, so what is done with
+            its channel fails, and this is raised instead.
+
+        Cancelling
+        ----------
+        The place is given to the next one.
+        """
+        if self._waiting >= self._most_waiting:
+            raise BrokenResourceError("too many others connect", hint="Connect again a little later.")
+        self._waiting += 1
+        try:
+            if self._places.locked():
+                self._plan()
+            await self._places.acquire()
+        finally:
+            self._waiting -= 1
+            if self._timer is not None and not self._waiting:
+                self._timer.cancel()
+                self._timer = None
+        channel.heard_at = asyncio.get_running_loop().time()  # from here on it is its turn to speak
+        self._guests.add(channel)
+        self._plan()
+        try:
+            yield
+        except PplxAsyncError:
+            if channel not in self._sent_off:
+                raise
+            raise BrokenResourceError(self._sent_off[channel]) from None
+        finally:
+            self._guests.discard(channel)
+            self._sent_off.pop(channel, None)
+            self._places.release()
+
+    def _plan(self) -> None:
+        """Have room made when the first patience ends, if anyone waits for it."""
+        if self._waiting and self._guests and self._timer is None:
+            ends = min(map(self._patience_ends, self._guests))
+            self._timer = asyncio.get_running_loop().call_at(ends, self._make_room)
+
+    @staticmethod
+    def _patience_ends(channel: ControlChannel) -> float:
+        return channel.heard_at + (_MEETING_PATIENCE if channel.heard else _FIRST_PATIENCE)
+
+    def _make_room(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        silent = sorted((guest for guest in self._guests if self._patience_ends(guest) <= now), key=self._patience_ends)
+        for guest in silent[: self._waiting]:
+            self._guests.discard(guest)
+            self._sent_off[guest] = f"nothing was heard of it for {now - guest.heard_at:.1f} s, and others wait"
+            guest.refuse(self._sent_off[guest])
+        self._plan()
 
 
 # ---- hosts --------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ import asyncio
 import contextlib
 import copy
 import weakref
+from array import array
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,10 +46,15 @@ __all__ = ["Message", "Peer"]
 MAX_UNREAD_JOINS = 1024
 
 _ID_MASK = (1 << 20) - 1  # of a counter's key: its id
-# What a peer may make us remember or do at a time; beyond it the peer is cut off.
-_MOST_REVOKED = 1 << 20
-_MOST_FENCES = 1 << 12
+# What a peer may make us remember or do at a time. Of revoked regions the last so many: the key of an older
+# one is withdrawn long since. Of fences that we have not confirmed yet the ids in them, and so much for each
+# fence itself: beyond that the peer is cut off.
+_MOST_REVOKED = 1 << 16
+_MOST_FENCING = 1 << 17
+_A_FENCE = 32
 _MESSAGES_A_TURN = 32
+_CLOSED_A_FENCE = 256  # while connecting: its frame is a short one
+_IDS_A_MESSAGE = 512  # so many take as long as a message
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,49 @@ class _Joined(NamedTuple):
     barrier: RemoteCounter
     key: int  # of `barrier`
     answers: int | None  # key of ours that it has heard of
+
+
+def _ids_in(message: wire.Message) -> int:
+    return len(message.regions) + len(message.counters) if isinstance(message, wire.Fence) else 0
+
+
+class _Revoked:
+    """Regions that the peer has revoked or closed, the latest of them."""
+
+    def __init__(self) -> None:
+        self._ids: set[int] = set()
+        self._order: deque[int] = deque()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __contains__(self, region: int) -> bool:
+        return region in self._ids
+
+    def add(self, region: int) -> None:
+        if region in self._ids:
+            return
+        self._ids.add(region)
+        self._order.append(region)
+        if len(self._order) > _MOST_REVOKED:
+            self._ids.discard(self._order.popleft())
+
+
+class _ClosedCounters:
+    """Keys of counters that the peer has closed: all of an id up to the last one. Up to 16 B for each id in use."""
+
+    def __init__(self) -> None:
+        self._serials = array("Q")  # by id, of the first key that is not closed
+
+    def __contains__(self, key: int) -> bool:
+        counter = key & _ID_MASK
+        return counter < len(self._serials) and key >> 20 < self._serials[counter]
+
+    def add(self, key: int) -> None:
+        counter, known = key & _ID_MASK, len(self._serials)
+        if counter >= known:
+            self._serials.frombytes(bytes(8 * (max(counter + 1, min(2 * known, _ID_MASK + 1)) - known)))
+        self._serials[counter] = max(self._serials[counter], (key >> 20) + 1)
 
 
 class Peer:
@@ -106,8 +156,8 @@ class Peer:
         self._record: PeerRecord = engine._core.peer_new(self._make_label(), self._domains, route, self)
         self._regions: weakref.WeakValueDictionary[int, RemoteRecord] = weakref.WeakValueDictionary()
         self._counters: weakref.WeakValueDictionary[int, RemoteCounter] = weakref.WeakValueDictionary()
-        self._revoked: set[int] = set()
-        self._closed_counters: dict[int, int] = {}  # id: serial of the last one that was closed
+        self._revoked = _Revoked()
+        self._closed_counters = _ClosedCounters()
         self._broken_counters: set[RemoteCounter] = set()  # by us; kept until the peer closes them
         self._serial = 0
         self._fences: dict[int, asyncio.Future[None]] = {}
@@ -122,7 +172,7 @@ class Peer:
         self._closing: asyncio.Task[None] | None = None
         self._message_nbytes = 0
         self._freeing = False
-        self._fencing = 0  # fences that we have not confirmed yet
+        self._fencing = 0  # ids in fences that we have not confirmed yet, and _A_FENCE for each
         self._early: list[tuple[Message, int]] = []  # messages that came before that
         self._said_ready = False  # the other side may be connected, and write
         self._met = asyncio.Event()  # connected, or never to be
@@ -216,7 +266,7 @@ class Peer:
 
     def _remote_counter(self, key: int) -> RemoteCounter:
         """By key (`ImmCounter._key`): the id may belong to another counter by now."""
-        if self._closed_counters.get(key & _ID_MASK, -1) >= key >> 20:
+        if key in self._closed_counters:
             raise BrokenResourceError(
                 f"the counter was closed by peer {self.label}", hint="Ask the peer for a new one."
             )
@@ -322,7 +372,7 @@ class Peer:
         """Go through the steps at the head of this file; whoever calls has the deadline."""
         core, options = self._engine._core, self._engine.options
         await core.peer_open(self._record)
-        # If the other side has refused meanwhile, its reason is still to be read.
+        # If the channel has ended, what it brought last says why: `_expect` finds that.
         self._post(
             wire.Endpoints(
                 **core.peer_endpoints(self._record),
@@ -375,13 +425,17 @@ class Peer:
         return again
 
     async def _say_ready(self, connecting: Transfer) -> None:
-        await connecting
+        try:
+            await connecting
+        except ValueError as error:  # what it says of its endpoints is no address of this fabric
+            raise BrokenResourceError(str(error)) from error
         self._engine._check_open()
+        self._channel.expect_long()  # once it knows that we are ready it may say anything
         # It may hold older descriptors: one of a counter that is closed would count on whoever has its id now.
         closed = tuple(self._engine._closed_counters.values())
         with contextlib.suppress(ClosedResourceError, BrokenResourceError):  # the channel has ended: `_expect` says so
-            for first in range(0, len(closed), wire.MAX_FENCED):
-                await self._channel.send(wire.Fence(0, (), closed[first : first + wire.MAX_FENCED]))
+            for first in range(0, len(closed), _CLOSED_A_FENCE):
+                await self._channel.send(wire.Fence(0, (), closed[first : first + _CLOSED_A_FENCE]))
             self._channel.post(wire.Ready())
         self._said_ready = True
 
@@ -408,8 +462,9 @@ class Peer:
         try:
             async for message in self._channel:
                 self._on_control(message)
-                taken += 1
-                if taken % _MESSAGES_A_TURN == 0:
+                taken += 1 + _ids_in(message) // _IDS_A_MESSAGE
+                if taken >= _MESSAGES_A_TURN:
+                    taken = 0
                     await asyncio.sleep(0)  # others of this loop go on, however much it asks
         except asyncio.CancelledError:
             ended = False  # the engine or the whole program ends: that says nothing of the peer
@@ -420,9 +475,8 @@ class Peer:
 
     def _on_control(self, message: wire.Message) -> None:
         match message:
-            case wire.Fence() if self._fencing < _MOST_FENCES and len(self._revoked) < _MOST_REVOKED:
-                self._fencing += 1
-                self._engine._spawn(self._answer_fence(message))
+            case wire.Fence():
+                self._on_fence(message)
             case wire.Fenced():
                 self._resolve(self._fences.pop(message.serial, None), None)
             case wire.CounterBroken():
@@ -441,8 +495,13 @@ class Peer:
                 self._lose(f"it gave up connecting: {wire.clip(message.reason)}")
                 self._channel.close()
             case _:
-                # Not due here, or too much: the end of the channel is the end of the peer.
-                self._channel.close()
+                self._cut_off(f"it sent {type(message).__name__}, which is not due")
+
+    def _cut_off(self, why: str) -> None:
+        """Part with a peer that breaks the rules, or asks for too much."""
+        self._engine._complain("peer %s is cut off: %s", self.label, why)
+        self._lose(f"cut off: {why}")
+        self._channel.close()
 
     @staticmethod
     def _resolve(future: asyncio.Future[Any] | None, result: Any) -> None:
@@ -472,7 +531,7 @@ class Peer:
                 if self._unread_join(name) is None:
                     del self._joined[name]
             if len(self._joined) >= MAX_UNREAD_JOINS:
-                self._channel.close()  # it would fill our memory
+                self._cut_off(f"it joins more than {MAX_UNREAD_JOINS} groups that nobody here forms")
                 return
         # In place of an earlier attempt.
         self._joined[join.name] = _Joined(notify, barrier, join.barrier_counter, join.answers)
@@ -483,11 +542,18 @@ class Peer:
         joined = self._joined.get(name)
         return None if joined is None or joined.notify.closed or joined.barrier.closed else joined
 
+    def _on_fence(self, fence: wire.Fence) -> None:
+        self._fencing += _A_FENCE + _ids_in(fence)
+        if self._fencing > _MOST_FENCING:
+            self._cut_off("it sends fences faster than they can be confirmed")
+        else:
+            self._engine._spawn(self._answer_fence(fence))
+
     async def _answer_fence(self, fence: wire.Fence) -> None:
         """Start nothing new into these regions and counters, wait for what is under way, confirm."""
-        self._revoked.update(fence.regions)
         users: list[Any] = []
         for region in fence.regions:
+            self._revoked.add(region)
             record = self._regions.get(region)
             if record is not None:
                 record.revoked = True
@@ -497,15 +563,14 @@ class Peer:
             member.on_fence()
         for used in users:
             await _loop.idle(self._engine._loop, used)
-        self._fencing -= 1
+        self._fencing -= _A_FENCE + _ids_in(fence)
         self._post(wire.Fenced(fence.serial))
 
     def _forget_counters(self, keys: tuple[int, ...]) -> list[RemoteCounter]:
         """Let nothing count there any more; those of them that we have."""
         known = []
         for key in keys:
-            closed = self._closed_counters.get(key & _ID_MASK, -1)
-            self._closed_counters[key & _ID_MASK] = max(closed, key >> 20)
+            self._closed_counters.add(key)
             remote = self._counters.get(key)
             if remote is not None:
                 remote.closed = True

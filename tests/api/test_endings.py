@@ -139,9 +139,17 @@ async def test_peers_that_leave_are_not_kept(fabric):
 
 async def test_fence_flood_ends_the_peer_and_nothing_else(fabric):
     async with open_pair(fabric) as pair:
-        pair.ab._revoked.update(range(2**20))
-        pair.ba._post(wire.Fence(1, (7,), ()))
+        release = asyncio.Event()
+
+        async def busy(fence):
+            await release.wait()
+
+        pair.ab._answer_fence = busy
+        for serial in range(10):
+            pair.ba._post(wire.Fence(serial, tuple(range(wire.MAX_FENCED)), ()))
         await eventually(lambda: not pair.ab.is_open, "the peer is cut off")
+        release.set()
+        assert "fences faster than they can be confirmed" in str(pair.ab.lost)
         assert pair.a.is_open
         assert pair.b.is_open
 

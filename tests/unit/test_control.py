@@ -72,7 +72,10 @@ class Peers:
 
     async def pair(self, **options):
         client = await connect_channel(self.address, CLIENT, **options)
-        return client, await self.channels.get()
+        server = await self.channels.get()
+        for channel in (client, server):
+            channel.expect_long()
+        return client, server
 
 
 async def raw(peers):
@@ -157,12 +160,9 @@ def test_messages_go_both_ways(run, secret, tls, request):
 
 
 def test_first_message_may_ride_on_the_last_proof(run):
-    """The larger limit holds as soon as the peer is proved, even for bytes that came before."""
-    endpoints = wire.Fence(1, tuple(range(wire.MAX_FENCED)), ())
-
     async def main():
         async def greet(channel):
-            channel.post(endpoints)
+            channel.post(wire.Fenced(7))
             with contextlib.suppress(BrokenResourceError):
                 await channel.receive()
 
@@ -170,7 +170,7 @@ def test_first_message_may_ride_on_the_last_proof(run):
         async with server:
             for _ in range(20):
                 async with await connect_channel(server.address, CLIENT, secret=SECRET) as client:
-                    assert await client.receive() == endpoints
+                    assert await client.receive() == wire.Fenced(7)
 
     run(main)
 
@@ -605,6 +605,18 @@ def test_large_frames_are_refused_before_they_come(run):
             writer.write(frame(wire.encode_message(CLIENT.hello(False))))
             await read_frame(reader)
             server = await peers.channels.get()
+            writer.write((_frames.HANDSHAKE_NBYTES + 1).to_bytes(4, "big"))
+            with pytest.raises(BrokenResourceError, match="4097 B, over 4096 B"):
+                await server.receive()
+            assert await read_to_end(reader) == b""
+            await shut(writer)
+            await server.aclose()
+
+            reader, writer = await raw(peers)
+            writer.write(frame(wire.encode_message(CLIENT.hello(False))))
+            await read_frame(reader)
+            server = await peers.channels.get()
+            server.expect_long()  # its NICs are connected
             writer.write((wire.MAX_MESSAGE_NBYTES + 1).to_bytes(4, "big"))
             with pytest.raises(BrokenResourceError, match="1048577 B, over 1048576 B"):
                 await server.receive()
@@ -620,8 +632,10 @@ def test_bad_message_ends_the_channel(run, caplog, payload):
     async def main():
         async with Peers() as peers:
             reader, writer = await raw(peers)
-            writer.write(frame(wire.encode_message(CLIENT.hello(False))) + frame(payload))
+            writer.write(frame(wire.encode_message(CLIENT.hello(False))))
             server = await peers.channels.get()
+            server.expect_long()
+            writer.write(frame(payload))
             assert [message async for message in server] == []
             assert "broke the protocol" in server.reason
             await read_to_end(reader)
@@ -806,7 +820,7 @@ def test_host_identity_tells_nothing():
 
 
 def test_log_goes_to_its_logger(caplog):
-    throttle = listen._Throttle()
+    throttle = _frames.Throttle(logging.getLogger("pplx_async.control"))
     with caplog.at_level(logging.WARNING, "pplx_async.control"):
         for _ in range(1000):
             throttle.warning("one more")
