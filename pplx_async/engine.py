@@ -184,7 +184,7 @@ class TransferEngine(Operations):
         self._core.on_message = self._on_message
         self._core.on_peer_lost = Peer._on_lost
         self._core.on_missing = self._on_missing
-        self._core.on_left_open = self._complain
+        self._core.on_left_open = self._warn_left_open
         _loop.attach(self._loop, self._core)
         self._open = True
         try:
@@ -406,10 +406,10 @@ class TransferEngine(Operations):
 
     def __del__(self) -> None:
         if getattr(self, "_open", False) and self._core.running:
-            self._complain()
+            self._warn_left_open()
             self._stop()
 
-    def _complain(self) -> None:
+    def _warn_left_open(self) -> None:
         warnings.warn(f"{self!r} was never closed", LeakWarning, stacklevel=3, source=self)
 
     def __repr__(self) -> str:
