@@ -441,7 +441,8 @@ class Peer:
 
     async def _expect(self, kind: type[Any]) -> Any:
         message = await self._channel.receive()
-        while isinstance(message, wire.Fence):  # of what was closed before we met: there is nothing to wait for
+        # With its Ready it says what was closed before we met: there is nothing to wait for.
+        while kind is wire.Ready and isinstance(message, wire.Fence):
             self._forget_counters(message.counters)
             message = await self._channel.receive()
         if isinstance(message, wire.Refused):

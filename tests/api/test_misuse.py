@@ -548,6 +548,12 @@ async def test_misuse_has_done_nothing(x):
     assert x.batch.nbytes == 0
     assert x.counter.value == x.counter_of_b.value == x.group.counter.value == 0
     assert x.a.stats().inflight == 0
+    # Nothing was posted but the one good write of `Things`, which wrote zeros.
+    assert [(link.posted["write"], link.posted["read"]) for link in x.ab.stats().links] == [(1, 0)]
+    sink = bytearray(b"x" * 100)
+    async with await x.a.register(sink) as local:
+        await x.a.read(x.remote, local)
+    assert sink == bytes(100)
     with pytest.raises(KeyError):
         await x.ba.lookup("name")
     await x.pair.write(100)

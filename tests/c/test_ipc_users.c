@@ -109,7 +109,7 @@ static void test_listener_of_another_user(void) {
             size_t posted;
             int32_t native;
             pplx_work_request request = request_of(&victim, PLAIN, NULL, PLAIN, &w, PPLX_WRITE, 0, 8, 0);
-            CHECK_EQ(ipc->post(victim.endpoint, &request, 1, &posted, &native), PPLX_CONNECTION);
+            CHECK_EQ(ipc->post(victim.endpoint, &request, 1, &posted, &native), PPLX_PEER_LOST);
         }
         side_close(&victim);
     }

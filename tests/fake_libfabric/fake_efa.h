@@ -24,6 +24,10 @@
  *   FAKE_EFA_SEED         of the shuffle, default 1
  *   FAKE_EFA_NICS         devices offered, default 2
  *   FAKE_EFA_TX_SIZE      posts in flight on an endpoint, default 256
+ *   FAKE_EFA_AGAIN        of a hundred posts so many say -FI_EAGAIN, default one in nine
+ *   FAKE_EFA_REGIONS      regions of a domain; one more is -FI_ENOSPC; default any number
+ *   FAKE_EFA_PINS         1: memory is pinned, so beyond RLIMIT_MEMLOCK it is -FI_ENOMEM (as ordinary users
+ *                         hear it, also where a privilege would let us pin more); default 0
  *   FAKE_EFA_FATAL_AFTER  completions after which a domain's event queue reports a fatal error
  *                         and nothing completes any more; default never
  *
@@ -74,6 +78,9 @@ typedef struct fake_domain {
     uint32_t nic;
     uint64_t random;
     size_t tx_size;
+    long again;       /* percent; -1: one in nine */
+    long regions;     /* left; -1: any number */
+    bool pins;
     long fatal_after; /* completions left; -1 for ever */
     int objects;      /* open children: closing before them is refused */
 } fake_domain;
@@ -139,6 +146,7 @@ typedef struct fake_ep {
 extern pthread_mutex_t fake_lock;
 extern fake_ep *fake_endpoints; /* guarded by fake_lock */
 extern fake_mr *fake_regions;   /* guarded by fake_lock */
+extern uint64_t fake_pinned;    /* bytes; guarded by fake_lock */
 
 extern struct fi_ops_msg fake_msg_ops;
 extern struct fi_ops_rma fake_rma_ops;

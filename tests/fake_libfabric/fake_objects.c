@@ -7,12 +7,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 enum { OPT_CUDA_API_PERMITTED = 10, OPT_SHARED_MEMORY_PERMITTED = 11 }; /* newer than some headers */
 
 pthread_mutex_t fake_lock = PTHREAD_MUTEX_INITIALIZER;
 fake_ep *fake_endpoints;
 fake_mr *fake_regions;
+uint64_t fake_pinned;
 static uint32_t next_key = 0x1234;
 static uint16_t next_qpn = 1;
 
@@ -169,8 +171,21 @@ static int mr_close(struct fid *fid) {
     while (*link != mr) link = &(*link)->next;
     *link = mr->next;
     mr->domain->objects--;
+    if (mr->domain->regions >= 0) mr->domain->regions++;
+    if (mr->domain->pins) fake_pinned -= mr->nbytes;
     pthread_mutex_unlock(&fake_lock);
     free(mr);
+    return 0;
+}
+
+/* Under fake_lock: takes a region's share of what there is, or says what there is no more of. */
+static int take_share(fake_domain *domain, uint64_t nbytes) {
+    struct rlimit limit;
+    if (domain->regions == 0) return -FI_ENOSPC;
+    if (domain->pins && getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && fake_pinned + nbytes > limit.rlim_cur)
+        return -FI_ENOMEM;
+    if (domain->regions > 0) domain->regions--;
+    if (domain->pins) fake_pinned += nbytes;
     return 0;
 }
 
@@ -187,6 +202,12 @@ static int mr_regattr(struct fid *fid, const struct fi_mr_attr *attr, uint64_t f
     mr->fid.fid = (struct fid){FI_CLASS_MR, attr->context, &mr_fid_ops};
     mr->fid.mem_desc = mr;
     pthread_mutex_lock(&fake_lock);
+    int ret = take_share(mr->domain, mr->nbytes);
+    if (ret) {
+        pthread_mutex_unlock(&fake_lock);
+        free(mr);
+        return ret;
+    }
     next_key = next_key * 2654435761u + 97;
     mr->fid.key = next_key;
     mr->next = fake_regions;
@@ -327,6 +348,9 @@ int fake_domain_open(struct fid_fabric *fabric, struct fi_info *info, struct fid
     domain->nic = ((fake_address *)info->src_addr)->gid[15];
     domain->random = (uint64_t)number("FAKE_EFA_SEED", 1) * 0x9e3779b97f4a7c15ull + domain->nic;
     domain->tx_size = (size_t)number("FAKE_EFA_TX_SIZE", FAKE_TX_SIZE);
+    domain->again = number("FAKE_EFA_AGAIN", -1);
+    domain->regions = number("FAKE_EFA_REGIONS", -1);
+    domain->pins = number("FAKE_EFA_PINS", 0) != 0;
     domain->fatal_after = number("FAKE_EFA_FATAL_AFTER", -1);
     *out = &domain->fid;
     return 0;

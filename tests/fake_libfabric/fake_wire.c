@@ -221,6 +221,11 @@ static bool local_is_valid(const fake_ep *ep, const struct iovec *iov, void **de
     return known && mr->domain == ep->domain && covers(mr, (uintptr_t)iov->iov_base, iov->iov_len);
 }
 
+static bool is_busy(fake_domain *domain) {
+    const uint64_t drawn = fake_random(domain);
+    return domain->again < 0 ? drawn % EAGAIN_ONE_IN == 0 : drawn % 100 < (uint64_t)domain->again;
+}
+
 /* Takes the op, or says why not; a work request behind one with FI_MORE rings for both. */
 static ssize_t post(fake_ep *ep, fake_op model, const struct iovec *iov, void **desc, fi_addr_t to) {
     ssize_t ret = 0;
@@ -228,7 +233,7 @@ static ssize_t post(fake_ep *ep, fake_op model, const struct iovec *iov, void **
     if (!ep->enabled || to >= FAKE_MAX_PEERS || !ep->av->used[to] ||
         ((model.flags & FI_REMOTE_CQ_DATA) && model.data >> 32)) {
         ret = -FI_EINVAL;
-    } else if (ep->ninflight >= ep->domain->tx_size || fake_random(ep->domain) % EAGAIN_ONE_IN == 0) {
+    } else if (ep->ninflight >= ep->domain->tx_size || is_busy(ep->domain)) {
         ret = -FI_EAGAIN;
     } else {
         fake_op *op = malloc(sizeof *op);
@@ -281,7 +286,7 @@ static ssize_t ep_recvmsg(struct fid_ep *fid, const struct fi_msg *message, uint
     pthread_mutex_lock(&fake_lock);
     if (message->iov_count != 1 || !local_is_valid(ep, message->msg_iov, message->desc)) {
         ret = -FI_EINVAL;
-    } else if (fake_random(ep->domain) % EAGAIN_ONE_IN == 0) {
+    } else if (is_busy(ep->domain)) {
         ret = -FI_EAGAIN;
     } else {
         fake_op *receive = calloc(1, sizeof *receive);

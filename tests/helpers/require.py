@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,19 @@ def programs(*names: str) -> None:
     for name in names:
         if shutil.which(name) is None:
             pytest.skip(f"{name} is not installed")
+
+
+@functools.cache
+def _no_networks() -> str | None:
+    tried = subprocess.run(
+        [sys.executable, "-m", "helpers.namespaces"], cwd=ROOT / "tests", capture_output=True, text=True, timeout=60
+    )
+    return None if tried.returncode == 0 else tried.stderr.strip().splitlines()[-1]
+
+
+def networks() -> None:
+    """Skip the test where a process cannot have a network of its own, and devices in it."""
+    programs("ip")
+    reason = _no_networks()
+    if reason is not None:
+        pytest.skip(reason)

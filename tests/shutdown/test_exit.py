@@ -57,6 +57,19 @@ def run(program, options, loop):
     return run_program(HEAD + program, repr(options), loop)
 
 
+def start(program, options, loop, **variables):
+    return subprocess.Popen(
+        [sys.executable, "-c", HEAD + program, repr(options), loop],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment(variables),
+        preexec_fn=take_interrupts,
+    )
+
+
 CLEAN = {
     "closed": """
 async def main():
@@ -121,6 +134,27 @@ async def main():
         ab = await a.connect(b.address)
         await ab.send(b"x")
 run(main())
+run(main())
+""",
+    "a child by fork, with an engine of its own": """
+import multiprocessing
+def child():
+    async def work():
+        a, b, ab, ba, source, target, remote = await pair()
+        assert await a.write(source, remote) == 1 << 20
+        await a.close()
+        await b.close()
+    run(work())
+async def main():
+    a, b, ab, ba, source, target, remote = await pair()
+    transfers = [a.write(source, remote) for _ in range(20)]
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    await asyncio.to_thread(process.join)
+    assert process.exitcode == 0
+    assert await asyncio.gather(*transfers) == [1 << 20] * 20
+    await a.close()
+    await b.close()
 run(main())
 """,
     "engine that was never opened": """
@@ -235,53 +269,122 @@ run(main())
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("program", [LEAKY["engine left open"], LEAKY["engine left open with traffic"]])
+def test_engine_left_open_to_the_end_warns(program, options, loops):
+    for loop in loops:
+        with start(program, options, loop, PYTHONWARNINGS="always::ResourceWarning") as process:
+            try:
+                _, err = process.communicate(timeout=20)
+            finally:
+                process.kill()
+        assert process.returncode == 0, err
+        assert len(re.findall(r"LeakWarning: <TransferEngine .*, open> was never closed", err)) == 2, err
+        assert "Traceback" not in err
+        assert "Exception ignored" not in err
+
+
+DAEMON = """
+import threading
+at_work = threading.Event()
+async def main():
+    a, b, ab, ba, source, target, remote = await pair(wakeup="spin")
+    small = await a.register(bytearray(64))
+    for number in range(10**9):
+        a.write(source, remote)
+        for _ in range(100):
+            await a.write(small, remote[:64])
+        if number == 1:
+            at_work.set()
+threading.Thread(target=run, args=(main(),), daemon=True).start()
+at_work.wait()
+"""
+
+
+def test_end_while_a_daemon_thread_is_at_work(options, loops):
+    """The engine is stopped under it: that is all that it may complain of, if it gets that far."""
+    for loop in loops:
+        ended = run(DAEMON, options, loop)
+        assert ended.returncode == 0, ended.stderr
+        assert "Fatal" not in ended.stderr
+        last = ended.stderr.splitlines()[-1:]
+        assert not last or last[0].startswith("pplx_async.errors.ClosedResourceError: the engine is closed"), (
+            ended.stderr
+        )
+
+
 @pytest.mark.parametrize("where", ["idle", "traffic", "scope", "connect"])
 def test_keyboard_interrupt_ends_async_with(options, loops, where):
-    inside = {
-        "idle": "await asyncio.sleep(30)",
-        "traffic": "while True: await a.write(source, remote)",
-        "scope": """async with a.scope() as scope:
-            while True:
-                scope.write(source, remote)
-                await a.drain()
-                await asyncio.sleep(0)""",
-        "connect": "await a.accept()",
-    }[where]
+    for loop in loops:
+        assert ended_by(signal.SIGINT, where, "", options, loop) == (0, "interrupted\nclosed\n", "")
+
+
+# What a program may do about the signal that a supervisor ends it with. (A handler that raises may do so in the
+# midst of the loop itself, which then has lost a callback: asyncio can't be ended like that.)
+ON_TERM = "asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)"
+
+
+@pytest.mark.parametrize("where", ["traffic", "scope"])
+def test_sigterm_ends_async_with(options, loops, where):
+    for loop in loops:
+        assert ended_by(signal.SIGTERM, where, ON_TERM, options, loop) == (0, "cancelled\nclosed\n", "")
+
+
+@pytest.mark.parametrize("where", ["traffic", "scope"])
+def test_keyboard_interrupt_while_the_loop_spins(options, loops, where):
+    for loop in loops:
+        assert ended_by(signal.SIGINT, where, "", options | {"wakeup": "spin"}, loop) == (
+            0,
+            "interrupted\nclosed\n",
+            "",
+        )
+
+
+WHERE = {
+    "idle": "await asyncio.sleep(30)",
+    "traffic": "while True: await a.write(source, remote)",
+    "scope": """async with a.scope() as scope:
+                while True:
+                    scope.write(source, remote)
+                    await a.drain()
+                    await asyncio.sleep(0)""",
+    "connect": "await a.accept()",
+}
+
+
+def ended_by(number, where, handler, options, loop):
+    """Send a program the signal in the midst of its work; its exit status, and what it printed."""
     program = f"""
 async def main():
-    async with TransferEngine(**options) as a, TransferEngine(**options) as b:
-        ab = await a.connect(b.address)
-        source, target = await a.register(bytearray(1 << 16)), await b.register(bytearray(1 << 16))
-        remote = ab.region(target.to_bytes())
-        print("ready", flush=True)
-        {inside}
+    {handler}
+    engines = TransferEngine(**options), TransferEngine(**options)
+    try:
+        async with engines[0] as a, engines[1] as b:
+            ab = await a.connect(b.address)
+            source, target = await a.register(bytearray(1 << 16)), await b.register(bytearray(1 << 16))
+            remote = ab.region(target.to_bytes())
+            print("ready", flush=True)
+            {WHERE[where]}
+    finally:
+        closed.append(not any(engine.is_open or engine.peers for engine in engines))
+closed = []
 try:
     run(main())
 except KeyboardInterrupt:
     print("interrupted")
+except asyncio.CancelledError:
+    print("cancelled")
+finally:
+    print("closed" if closed == [True] else "left open")
 """
-    for loop in loops:
-        process = subprocess.Popen(
-            [sys.executable, "-c", HEAD + program, repr(options), loop],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=environment(),
-            preexec_fn=take_interrupts,
-        )
+    with start(program, options, loop) as process:
         try:
             assert process.stdout.readline() == "ready\n"
             time.sleep(0.1)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             out, err = process.communicate(timeout=20)
         finally:
             process.kill()
-            process.wait()
-        assert err == ""
-        assert out == "interrupted\n"
-        assert process.returncode == 0
+    return process.returncode, out, err
 
 
 def test_exit_in_a_forked_child_is_clean(options):
