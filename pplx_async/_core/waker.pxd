@@ -26,6 +26,7 @@ cdef class Waker:
     cdef bint reaping
     cdef int at_once         # awaits since the loop had a turn
     cdef int most_at_once
+    cdef public uint64_t at_once_ns
     cdef uint64_t turn_ns    # when the first of them began
     cdef list ready          # (callback, argument, context), to be called by call_ready()
     cdef bint calls          # the loop has called us, and call_ready() comes before we return

@@ -9,6 +9,7 @@ __all__ = ["Waker"]
 
 @disjoint_base
 class Waker:
+    at_once_ns: int
     @property
     def loop(self) -> asyncio.AbstractEventLoop: ...
     @property

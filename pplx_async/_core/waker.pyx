@@ -45,7 +45,7 @@ cdef uint64_t MOST_TURN_NS = 200_000
 # no longer than that, for some copy much. The clock is read after each so many.
 cdef int LEAST_AT_ONCE = 128
 cdef int MOST_AT_ONCE = 1024
-cdef uint64_t MOST_AT_ONCE_NS = 300_000
+cdef uint64_t AT_ONCE_NS = 300_000
 cdef int CLOCK_AWAITS = 16
 cdef int BYTES_AN_AWAIT = 32768  # copied by this thread, they count as one
 
@@ -69,11 +69,14 @@ cdef class Waker:
         Requests that are submitted and not released.
     spins : bool
         Low-latency mode.
+    at_once_ns : int
+        How long awaits that are done at once may keep the loop from its turn.
     """
 
     def __cinit__(self):
         self.ready = []
         self.most_at_once = LEAST_AT_ONCE
+        self.at_once_ns = AT_ONCE_NS
 
     @property
     def fd(self) -> int:
@@ -228,7 +231,7 @@ cdef class Waker:
         if before == 0:
             self.turn_ns = now_ns()
         self.at_once += awaits
-        if before // CLOCK_AWAITS != self.at_once // CLOCK_AWAITS and now_ns() - self.turn_ns > MOST_AT_ONCE_NS:
+        if before // CLOCK_AWAITS != self.at_once // CLOCK_AWAITS and now_ns() - self.turn_ns > self.at_once_ns:
             self.at_once = self.most_at_once
         if self.at_once >= self.most_at_once:
             self.schedule(self.take_turn)
