@@ -75,7 +75,8 @@ static void hit(model *models, uint32_t imm) {
         model_hit(&models[i], pplx_imm_eighths(imm));
         known = true;
     }
-    pplx_counter_hit(engine, imm);
+    const pplx_completion arrived = {.kind = PPLX_COMPLETION_IMM, .imm = imm}; /* of nobody knows whom */
+    pplx_counter_hit(engine, &arrived);
     HOLDS(engine->stats.stray_imms - strays == !known);
     HOLDS(peer->credits <= CREDITS && peer->heard_links < 1u << LINKS);
 }

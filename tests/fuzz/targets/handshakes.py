@@ -12,7 +12,7 @@ import asyncio
 import msgspec
 
 from pplx_async import wire
-from pplx_async._frames import HEAD, Frames
+from pplx_async._frames import HANDSHAKE_NBYTES, HEAD, Frames
 from pplx_async._handshake import Identity, PeerGone, PeerRefused, WeRefuse, _mac, handshake
 from tests.fuzz.features import note
 from tests.fuzz.transport import Transport, run
@@ -139,7 +139,7 @@ async def _check(how: int, data: bytes) -> None:
     assert theirs.auth == (secret is not None)
     assert set(theirs.networks) & set(hello.networks)
     assert secret is None or peer.has_proved, "it let someone in who did not show the secret"
-    assert frames.limit == wire.MAX_MESSAGE_NBYTES
+    assert frames.limit == HANDSHAKE_NBYTES, "who is not connected yet has nothing long to say"
     _check_said(peer, secret, connecting)
 
 
