@@ -16,7 +16,7 @@ from tests.soak.events import Sampled
 __all__ = ["DESCRIPTORS", "RSS", "WARM_UP_S", "Flatness", "judge"]
 
 WARM_UP_S = 20.0
-RSS = 16 << 20  # bytes that it may grow by
+RSS = 24 << 20  # bytes that it may grow by
 DESCRIPTORS = 2  # as many may be open more
 
 
@@ -52,11 +52,11 @@ class Flatness:
 
 
 def judge(samples: list[tuple[float, Sampled]], began: float, warm_up: float) -> Flatness | None:
-    """Judge a process that began at a time; None if there are fewer than two samples after its warm-up."""
+    """Judge a process that began at a time; None if there are fewer than three samples after its warm-up."""
     warm = [(second, sample) for second, sample in samples if second >= began + warm_up]
-    if len(warm) < 2:
+    if len(warm) < 3:
         return None
-    third = max(1, len(warm) // 3)
+    third = len(warm) // 3
     first, last = warm[:third], warm[-third:]
 
     def median(part: list[tuple[float, Sampled]], what: str) -> int:

@@ -8,7 +8,7 @@
 #include <poll.h>
 #include <time.h>
 
-enum { STEP_NS = 20000 };
+enum { STEP_NS = 200000 };
 
 static uint64_t now_ns = 1000000000;
 

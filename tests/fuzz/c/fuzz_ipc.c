@@ -358,6 +358,9 @@ static uint64_t some_key(const victim *v, input *in) {
     return which < KINDS ? v->key[which] : which < 15 ? 1 + which % 4u : take_number(in);
 }
 
+/* Say that something lies in the socket; else it is found when the victim next looks there. */
+static void announce(const attacker *a) { atomic_fetch_add(&a->inbox.head->news, 1); }
+
 static void send_note(const attacker *a, const victim *v, input *in) {
     const uint8_t what = take_u8(in);
     ipc_note note = {.kind = what % 12, .extent = take_u8(in) % 8, .access = take_u8(in), .key = some_key(v, in)};
@@ -366,6 +369,7 @@ static void send_note(const attacker *a, const victim *v, input *in) {
     note.offset = what & 0x80 ? take_number(in) : 0;
     if (what & 0x20) fd = (enum fd_kind)(take_u8(in) % FD_KINDS);
     pplx_ipc_send(a->socket, &note, what & 0x10 ? take_u8(in) % (sizeof note + 1) : sizeof note, fds[fd]);
+    announce(a);
 }
 
 static void push_command(attacker *a, const victim *v, input *in) {
@@ -421,6 +425,7 @@ static void answer(const attacker *a) {
         default: continue;
         }
         pplx_ipc_send(a->socket, &reply, sizeof reply, fd);
+        announce(a);
     }
 }
 
