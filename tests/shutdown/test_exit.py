@@ -284,7 +284,8 @@ def test_engine_left_open_to_the_end_warns(program, options, loops):
 
 
 DAEMON = """
-import threading
+import contextlib, threading
+from pplx_async import ClosedResourceError
 at_work = threading.Event()
 async def main():
     a, b, ab, ba, source, target, remote = await pair(wakeup="spin")
@@ -295,21 +296,20 @@ async def main():
             await a.write(small, remote[:64])
         if number == 1:
             at_work.set()
-threading.Thread(target=run, args=(main(),), daemon=True).start()
+def work():
+    # Not left to the thread to print: the interpreter may end in the middle of a traceback.
+    with contextlib.suppress(ClosedResourceError):
+        run(main())
+threading.Thread(target=work, daemon=True).start()
 at_work.wait()
 """
 
 
 def test_end_while_a_daemon_thread_is_at_work(options, loops):
-    """The engine is stopped under it: that is all that it may complain of, if it gets that far."""
+    """The engine is stopped under it: that is all that it may hear of, if it gets that far."""
     for loop in loops:
         ended = run(DAEMON, options, loop)
-        assert ended.returncode == 0, ended.stderr
-        assert "Fatal" not in ended.stderr
-        last = ended.stderr.splitlines()[-1:]
-        assert not last or last[0].startswith("pplx_async.errors.ClosedResourceError: the engine is closed"), (
-            ended.stderr
-        )
+        assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("where", ["idle", "traffic", "scope", "connect"])

@@ -46,6 +46,7 @@ _NAMES = ("a", "b", "c", "d")
 _DOMAINS = {"a": 1, "b": 2, "c": 1, "d": 2}
 _SPARED = _NAMES[0]  # never killed: what it holds is judged over the whole run
 _NOTICE_S = 10.0  # for the others to hear that one was killed
+_DEATH_S = 2.0  # for a process that others have lost to be found dead itself
 _MESH_S = 60.0  # for everyone to be connected with everyone
 _END_S = 60.0  # for engines to close
 _TOO_SHORT_S = 1.0  # for one more cycle
@@ -143,6 +144,7 @@ class Soak:
         self._starts = dict.fromkeys(_NAMES, 0)
         self._result = Result()
         self._failure: SoakFailed | None = None
+        self._losses: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._began = time.monotonic()
 
@@ -266,7 +268,7 @@ class Soak:
             case Lost():
                 member.links.discard(event.peer)
                 if not self._was_killed(event.peer) and not member.killed:
-                    self._fail(f"{member.label} has lost {event.peer}, which lives: {event.why}")
+                    self._losses.add(asyncio.create_task(self._lose(member, event)))
             case Left():
                 member.links.discard(event.peer)
             case Tally():
@@ -284,6 +286,12 @@ class Soak:
             case Done():
                 member.is_done = True
         self._changed.set()
+
+    async def _lose(self, member: MemberProcess, lost: Lost) -> None:
+        """One that has died by itself is lost by the others first: its own end says more."""
+        peer = next(other for other in self._all if other.label == lost.peer)
+        await asyncio.wait({peer.follower}, timeout=_DEATH_S)
+        self._fail(f"{member.label} has lost {lost.peer}, which lives: {lost.why}")
 
     def _on_end(self, member: MemberProcess, code: int) -> None:
         if not member.killed and not (member.is_done and code == 0):
@@ -365,6 +373,7 @@ class Soak:
         await self._until(lambda: all(m.is_done for m in self._members.values()), _END_S, "all engines are closed")
         for member in self._members.values():
             await asyncio.wait({member.follower}, timeout=_END_S)
+        await asyncio.gather(*self._losses)
         if self._failure is not None:
             raise self._failure
 

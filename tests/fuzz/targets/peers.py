@@ -130,7 +130,7 @@ class _Meeting:
 
     def _own_barrier(self) -> int | None:
         """What a member that answers us would say: the key of our latest attempt, if there is one."""
-        waiting = [counter for counter in self.engine._counters.values() if counter.peer is None]
+        waiting = [counter for counter in self.engine._counters.values() if counter.peer is self.peer]
         return waiting[-1]._key if waiting else None
 
     # ---- what we do ----
