@@ -7,6 +7,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from pplx_async import _endings
 from pplx_async._core.counters import CounterCore
 from pplx_async._core.memory import PeerRecord, RemoteCounterRecord
 from pplx_async.wire import CounterDescriptor, encode_counter
@@ -59,7 +60,7 @@ class ImmCounter(CounterCore):
         Its id is used again only after every connected peer has confirmed that none of its writes
         can still count under it.
         """
-        await self._engine._close_counters(self)
+        await _endings.close_counters(self._engine, self)
 
     async def __aenter__(self) -> Self:
         return self

@@ -23,10 +23,10 @@ from collections.abc import Coroutine, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pplx_async import _loop, control, listen, topology
+from pplx_async import _endings, _loop, control, listen, topology
 from pplx_async._checks import check_name, check_timeout
 from pplx_async._core.engine import Engine as CoreEngine
-from pplx_async._core.memory import Registration, Used
+from pplx_async._core.memory import Registration
 from pplx_async._core.transfer import Transfer
 from pplx_async._frames import Throttle, say
 from pplx_async._messages import MessageStream
@@ -64,8 +64,6 @@ _ENTER_IT = "Enter it with `async with` first."
 # would be descriptors for them all.
 _MOST_MEETINGS = 32
 _DESCRIPTORS_A_PEER = 4
-# Seconds between attempts to deregister what a peer has not let go of.
-_DEREGISTER_AGAIN = 0.02
 # Engines whose memory a provider never let go of: kept, with all they hold, until the process ends.
 _quarantined: list[CoreEngine] = []
 
@@ -362,7 +360,7 @@ class TransferEngine(Operations):
         for registration in self._core.open_registrations():
             if registration.uses:
                 continue  # the peers are gone, and still a NIC holds it: it stays registered
-            self._core.deregister(registration).add_done_callback(_let_go(registration))
+            _endings.deregister_soon(self, registration)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await _loop.room(self._core, 0)
@@ -497,124 +495,7 @@ class TransferEngine(Operations):
     def _undo_register(self, registration: Registration) -> None:
         """Take back what was registered for nobody."""
         if registration.is_open and self._core.running:
-            self._core.deregister(registration).add_done_callback(_let_go(registration))
-
-    def _check_close(self, region: MemoryRegion) -> bool:
-        """Return whether there is anything to close; an engine takes its regions with it."""
-        self._check_here()
-        if self._core.running or region._ending is not None:
-            return True
-        if region.is_open:
-            raise ClosedResourceError("the engine is closed, and a NIC may still know this region of it")
-        return False
-
-    async def _close_region(self, region: MemoryRegion) -> None:
-        if not self._check_close(region):
-            return
-        if region._ending is None:
-            region.registration.is_open = False
-            region._ending = self._spawn(self._end_region(region.registration, region._fence_id))
-        await self._wait(region._ending)
-
-    async def _revoke(self, region: MemoryRegion) -> None:
-        if not self._check_close(region):
-            return
-        if not region._revoking:
-            region._revoking = True
-            region.registration.is_open = False
-            region._ending = self._spawn(self._end_revoked(region.registration, region._id, region._ending))
-        assert region._ending is not None
-        await self._wait(region._ending)
-
-    async def _end_region(self, registration: Registration, region: int | None) -> None:
-        """Take it from the NICs after its last use of ours, then give the buffer back."""
-        await self._idle(registration)
-        await self._deregister(registration)
-        if region is None:
-            registration.let_go()
-        else:
-            # A peer that has the descriptor may be in the middle of a write: the buffer is held until
-            # that has ended, which we don't wait for without limit.
-            await asyncio.wait(
-                {self._spawn(self._let_go_later(registration, region))}, timeout=self.options.revoke_timeout
-            )
-
-    async def _deregister(self, registration: Registration) -> None:
-        """Take it from the NICs; a peer that has to let go before that has `drain_timeout` to do so."""
-        deadline = self._loop.time() + self.options.drain_timeout
-        while True:
-            try:
-                await self._core.deregister(registration)
-                return
-            except UnreleasedMemory:
-                if self._loop.time() >= deadline:
-                    raise
-            await asyncio.sleep(_DEREGISTER_AGAIN)
-
-    async def _let_go_later(self, registration: Registration, region: int) -> None:
-        await asyncio.gather(*(self._fence(peer, (region,), ()) for peer in self._peers))
-        registration.let_go()
-
-    async def _end_revoked(self, registration: Registration, region: int, closing: asyncio.Task[None] | None) -> None:
-        asked: set[Peer] = set()
-        if closing is not None:
-            await closing
-        # Twice: who connects while the key is still valid may have used it.
-        for withdrawn in (closing is not None, True):
-            while late := self._peers - asked:
-                asked |= late
-                await asyncio.gather(*(self._fence_or_cut_off(peer, (region,)) for peer in late))
-            if not withdrawn:
-                await self._idle(registration)
-                await self._deregister(registration)
-        registration.let_go()
-
-    async def _fence(self, peer: Peer, regions: tuple[int, ...], counters: tuple[int, ...]) -> None:
-        """Return when a peer has nothing under way there any more, or is gone; however long it takes."""
-        await peer._met.wait()
-        if peer.is_open:
-            await peer._fence(regions, counters)
-        if not peer.is_open:
-            await peer._gone.wait()
-
-    async def _fence_or_cut_off(self, peer: Peer, regions: tuple[int, ...]) -> None:
-        timeout = self.options.revoke_timeout
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._fence(peer, regions, ())
-        except TimeoutError:
-            _log.warning("peer %s did not confirm a revoke in %s s and is cut off", peer.label, timeout)
-        peer._lose(f"cut off: it did not confirm a revoke in {timeout} s")
-        try:
-            async with asyncio.timeout(self.options.drain_timeout):
-                await peer._gone.wait()
-        except TimeoutError:
-            raise UnreleasedMemory(
-                f"peer {peer.label} did not confirm the revoke and its endpoint did not close in "
-                f"{self.options.drain_timeout} s: it may still write"
-            ) from None
-
-    async def _idle(self, used: Used) -> None:
-        """Wait until no transfer uses it; but not for what a provider may never let go."""
-        while True:
-            try:
-                async with asyncio.timeout(self.options.drain_timeout):
-                    return await _loop.idle(self._loop, used)
-            except TimeoutError:
-                if used.stuck:
-                    raise UnreleasedMemory(
-                        f"{used.stuck} transfer(s) ended, but the provider still holds their memory after "
-                        f"{self.options.drain_timeout} s; it stays registered and alive"
-                    ) from None
-
-    def _abandon_region(self, registration: Registration, region: int | None) -> bool:
-        """Deregister a region that was garbage-collected open; return whether that is worth a warning."""
-        if self._closing or not self._core.running or self._loop.is_closed():
-            return False
-        registration.is_open = False
-        # The collector may run on any thread; the loop's is ours.
-        self._loop.call_soon_threadsafe(lambda: self._spawn(self._end_region(registration, region)))
-        return True
+            _endings.deregister_soon(self, registration)
 
     def publish(self, name: str, what: MemoryRegion | ImmCounter) -> None:
         """Let peers find a region or a counter by name, for as long as it is open.
@@ -687,31 +568,6 @@ class TransferEngine(Operations):
     def _open_counter(self, counter: ImmCounter) -> None:
         self._core.counter_open(counter)
         self._counters[counter.id] = counter
-
-    async def _close_counters(self, *counters: ImmCounter) -> None:
-        closable = tuple(counter for counter in counters if counter.is_open)
-        if not closable:
-            return
-        self._check_here()
-        self._closed_counters.update((counter.id, counter._key) for counter in closable)
-        closing = self._spawn(self._end_counters(closable))
-        self._spawn(self._recycle(closable, closing))
-        await self._wait(closing)
-
-    async def _end_counters(self, counters: tuple[ImmCounter, ...]) -> None:
-        for ending in [self._core.counter_close(counter) for counter in counters]:
-            await ending
-
-    async def _recycle(self, counters: tuple[ImmCounter, ...], closing: asyncio.Task[None]) -> None:
-        """Use the ids again once nobody counts under them here, and no peer can."""
-        await closing
-        keys = tuple(counter._key for counter in counters)
-        await asyncio.gather(*(self._fence(peer, (), keys) for peer in self._peers))
-        # A peer's last immediate may have been acknowledged and still be unread in our queue.
-        await self._core.count_arrived()
-        for counter in counters:
-            self._counters.pop(counter.id, None)
-            self._core.counter_recycle(counter.id)
 
     def _break_counter(self, peer: Peer, message: CounterBroken) -> None:
         counter = self._counters.get(message.counter)
@@ -947,15 +803,3 @@ class TransferEngine(Operations):
 def _most_waiting() -> int:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit // _DESCRIPTORS_A_PEER
-
-
-def _let_go(registration: Registration) -> Any:
-    """Make a callback for when it is deregistered; one that failed keeps its buffer."""
-
-    def callback(transfer: Transfer) -> None:
-        if not transfer.cancelled() and transfer.exception() is None:
-            registration.let_go()
-        else:
-            warnings.warn("memory could not be deregistered and stays allocated", CleanupWarning, stacklevel=1)
-
-    return callback

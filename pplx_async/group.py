@@ -18,7 +18,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pplx_async import _loop, wire
+from pplx_async import _endings, _loop, wire
 from pplx_async.counters import ImmCounter, RemoteCounter
 from pplx_async.errors import BrokenResourceError, ClosedResourceError, PeerLost
 
@@ -205,4 +205,4 @@ class PeerGroup:
                 async with asyncio.timeout(self._engine.options.drain_timeout):
                     for member in self._members:
                         await _loop.idle(self._engine._loop, member.barrier)
-        await self._engine._close_counters(self.counter, *(member.came for member in self._members))
+        await _endings.close_counters(self._engine, self.counter, *(member.came for member in self._members))

@@ -10,6 +10,7 @@ import warnings
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from pplx_async import _endings
 from pplx_async._core.allocation import Allocation
 from pplx_async._core.memory import ElementView, LocalSlice, Registration, RemoteRecord, RemoteSlice
 from pplx_async.errors import ClosedResourceError, LeakWarning
@@ -152,7 +153,7 @@ class MemoryRegion(LocalSlice):
         ----------
         The revoke goes on in the background; only the wait ends.
         """
-        await self._engine._revoke(self)
+        await _endings.revoke_region(self._engine, self)
 
     async def close(self) -> None:
         """Wait for our own transfers that use it, then take it from the NICs. Idempotent.
@@ -170,7 +171,7 @@ class MemoryRegion(LocalSlice):
         ----------
         The close goes on in the background; only the wait ends.
         """
-        await self._engine._close_region(self)
+        await _endings.close_region(self._engine, self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -183,7 +184,7 @@ class MemoryRegion(LocalSlice):
     def __del__(self) -> None:
         # No slice of it is left either: each holds the region.
         engine = getattr(self, "_engine", None)  # __init__ may have failed
-        if engine is not None and self.is_open and engine._abandon_region(self.registration, self._fence_id):
+        if engine is not None and self.is_open and _endings.abandon_region(engine, self.registration, self._fence_id):
             warnings.warn(f"{self!r} was never closed", LeakWarning, stacklevel=2, source=self)
 
 
