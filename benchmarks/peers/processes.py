@@ -45,7 +45,11 @@ def run_peer(peer: Peer, options: Sequence[str], timeout: float, on_line: Callab
     on_line : callable
         Called with each line.
     """
-    with tempfile.TemporaryFile("w+") as errors, _started(peer, options, errors) as processes:
+    commands = _commands(peer, options)
+    with contextlib.ExitStack() as stack:
+        # Each its own: in one, two tracebacks come out mixed.
+        errors = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
+        processes = stack.enter_context(_started(commands, peer, errors))
         try:
             _follow(processes, time.monotonic() + timeout, on_line)
         except PeerFailed as failure:
@@ -85,11 +89,11 @@ def _commands(peer: Peer, options: Sequence[str]) -> list[list[str]]:
 
 
 @contextlib.contextmanager
-def _started(peer: Peer, options: Sequence[str], errors: IO[str]) -> Iterator[list[_Process]]:
+def _started(commands: Sequence[list[str]], peer: Peer, errors: Sequence[IO[str]]) -> Iterator[list[_Process]]:
     environment = {**os.environ, **peer.environment, KEY_VARIABLE: secrets.token_hex(16), "PYTHONUNBUFFERED": "1"}
     processes: list[_Process] = []
     try:
-        for command in _commands(peer, options):
+        for command, stderr in zip(commands, errors, strict=True):
             processes.append(
                 subprocess.Popen(
                     command,
@@ -97,7 +101,7 @@ def _started(peer: Peer, options: Sequence[str], errors: IO[str]) -> Iterator[li
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL if processes else subprocess.PIPE,
-                    stderr=errors,
+                    stderr=stderr,
                     start_new_session=True,
                 )
             )
@@ -129,8 +133,10 @@ def _lines(fd: int) -> Iterator[str | None]:
                 yield line.decode(errors="replace")
 
 
-def _tail(errors: IO[str]) -> str:
-    """Say what the processes had to say last."""
-    errors.seek(0)
-    said = errors.read()[-_TAIL_NBYTES:].strip().splitlines()
-    return f": {said[-1]}" if said else ""
+def _tail(errors: Sequence[IO[str]]) -> str:
+    """Give the last words of the process that had any: who ends since the other did says nothing."""
+    for file in errors:
+        file.seek(0)
+        if said := file.read()[-_TAIL_NBYTES:].strip().splitlines():
+            return f": {said[-1]}"
+    return ""
