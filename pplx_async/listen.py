@@ -351,7 +351,7 @@ class Meetings:
         except PplxAsyncError:
             if channel not in self._sent_off:
                 raise
-            raise BrokenResourceError(self._sent_off[channel]) from None
+            raise BrokenResourceError(self._sent_off[channel], hint="") from None
         finally:
             self._guests.discard(channel)
             self._sent_off.pop(channel, None)

@@ -394,7 +394,7 @@ class Peer:
                 theirs.message_nbytes,
             )
         except ValueError as error:
-            raise BrokenResourceError(str(error)) from error
+            raise BrokenResourceError(str(error), hint="") from error
         # The other side may fail while we connect: then its channel ends, and so does our attempt.
         ready = asyncio.ensure_future(self._expect(wire.Ready))
         connected = asyncio.ensure_future(self._say_ready(connecting))
@@ -428,7 +428,7 @@ class Peer:
         try:
             await connecting
         except ValueError as error:  # what it says of its endpoints is no address of this fabric
-            raise BrokenResourceError(str(error)) from error
+            raise BrokenResourceError(str(error), hint="") from error
         self._engine._check_open()
         self._channel.expect_long()  # once it knows that we are ready it may say anything
         # It may hold older descriptors: one of a counter that is closed would count on whoever has its id now.

@@ -46,12 +46,13 @@ def footprint() -> tuple[Footprint, int]:
     gc.collect()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     names = open_files("self")
+    threads = [comm.read_text() for comm in Path("/proc/self/task").glob("*/comm")]
     held = Footprint(
         descriptors=len(names),
         sockets=sum(name.startswith("socket:") for name in names),
         memfds=sum(name.startswith("/memfd:") for name in names),
         mapped_memfds=sum("/memfd:" in line for line in Path("/proc/self/maps").read_text().splitlines()),
-        threads=int(status["Threads"]),
+        threads=sum(not name.startswith("iou-") for name in threads),  # the kernel's, for uvloop's io_uring
     )
     return held, int(status["VmRSS"].split()[0]) << 10
 
@@ -101,8 +102,9 @@ async def test_hundred_deaths_leave_nothing(fabric, record_property):
             await one_round(survivor, pid, peer)
             del peer
         await eventually(lambda: footprint()[0] == before, "everything is given back")
+        # Memory of the last round goes back to the system when the allocator likes to give it.
+        await eventually(lambda: footprint()[1] < resident + GROWTH, f"at most {resident + GROWTH} B are resident")
         after, resident_after = footprint()
-        assert resident_after - resident < GROWTH, f"{resident} B before, {resident_after} B after"
         assert bool(sockets) == (survivor.third_peer.fabric == "ipc")
         assert sockets & set(local_sockets().values()) == set()
         assert [name for name in os.listdir("/dev/shm") if any(str(pid) in name for pid in pids)] == []
