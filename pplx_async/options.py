@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FABRICS", "EngineOptions", "EnvironmentVariable", "SupportsFaults", "join_address", "split_address"]
 
-FABRICS: Final = ("auto", "tcp", "tcp;ofi_rxm", "efa", "ipc", "loopback")
+FABRICS: Final = ("auto", "verbs", "tcp", "tcp;ofi_rxm", "efa", "ipc", "loopback")
 
 _PREFIX: Final = "PPLX_ASYNC_"
 _NOT_OURS: Final = frozenset({"PPLX_ASYNC_SANITIZE"})  # the build reads it
@@ -100,9 +100,10 @@ class EngineOptions:
     domains : int
         NICs to use, or how often to open the one there is; 1 to 8.
     devices : tuple of str
-        Names of the NICs; empty: chosen by rule. In the environment separated by commas.
+        Names of the NICs; empty: chosen by rule. In the environment separated by commas. With
+        ``fabric="verbs"`` ``"mlx4_0:2"`` is the second port of a device.
     library : str, optional
-        Path of the libfabric to load, instead of searching for one.
+        Path of the libfabric to load, instead of searching for one; with ``fabric="verbs"`` of the libibverbs.
     listen : str
         ``"host:port"`` of the control channel; port 0 takes a free one. Endpoints are bound to
         the same host. Beyond loopback a secret or TLS with client certificates is required.
@@ -155,6 +156,10 @@ class EngineOptions:
         Let peers of this host that say the same write to ordinary memory, what `TransferEngine.empty` did
         not make, by one copy (process_vm_writev) where the kernel lets them. A peer may then read and
         write all memory of this process: only for peers you trust.
+    verbs_gid_index, verbs_pkey_index : int, optional
+        Entries of a port's tables to use with ``fabric="verbs"``, instead of choosing by rule.
+    verbs_traffic_class : int, optional
+        Of RoCE's packets, for networks that tell lossless traffic by it.
     cpu : int, optional
         CPU that the proxy thread is pinned to. In the environment, empty is None.
     faults : SupportsFaults, optional
@@ -171,11 +176,11 @@ class EngineOptions:
     """
 
     fabric: str = _option(
-        "auto", "what moves the bytes: auto, tcp, tcp;ofi_rxm, efa, ipc, loopback, or a provider's path"
+        "auto", "what moves the bytes: auto, verbs, tcp, tcp;ofi_rxm, efa, ipc, loopback, or a provider's path"
     )
     domains: int = _count(1, "NICs to use, or how often to open the one there is", 1, 8)
     devices: tuple[str, ...] = _option((), "names of the NICs, separated by commas; empty: by rule", parse=_names)
-    library: str | None = _option(None, "path of libfabric.so.1")
+    library: str | None = _option(None, "path of libfabric.so.1, or with verbs of libibverbs.so.1")
     listen: str = _option("127.0.0.1:0", "host:port of the control channel")
     advertise: str | None = _option(None, "host or host:port that peers connect to")
     secret: bytes | str | None = _option(None, "shared secret of the engines", show=False)
@@ -198,6 +203,9 @@ class EngineOptions:
     message_nbytes: int = _count(8192, "largest two-sided message", 64, 1 << 20, "B")
     message_slots: int = _count(16, "receives kept posted per peer", 1, 4096)
     ipc_vm_writev: bool = _option(False, "one copy into ordinary memory of peers you trust, with ipc", parse=_boolean)
+    verbs_gid_index: int | None = _count(None, "entry of the port's GID table, with verbs", 0, 65535)
+    verbs_pkey_index: int | None = _count(None, "entry of the port's P_Key table, with verbs", 0, 65535)
+    verbs_traffic_class: int | None = _count(None, "traffic class of RoCE, with verbs", 0, 255)
     cpu: int | None = _count(None, "CPU for the proxy thread", 0, 65535)
     faults: SupportsFaults | None = None
     name: str = _option("", "name in errors and logs")

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which of two engines' domains are joined: each peer has one route.
 
-Every domain of an engine lies in a network, which has a word: ``"tcp"``, ``"efa"``, or, for the shared
+Every domain of an engine lies in a network, which has a word: ``"tcp"``, ``"efa"``, ``"verbs"``, or, for the shared
 memory of one host, `host_network`. Domains reach each other if their words are the same.
 """
 

@@ -17,11 +17,13 @@ from pplx_async.libraries import LibraryFile, libfabric_files, library_hint
 from pplx_async.options import EngineOptions, split_address
 from pplx_async.routes import fabric_of, host_network
 
-__all__ = ["Choice", "Explanation", "Part", "choose", "survey"]
+__all__ = ["Choice", "Explanation", "Part", "choose", "survey", "survey_verbs"]
 
 # Best first. The native tcp provider beats the layered one of older libraries in latency and width.
 _PREFERENCE = ("efa", "tcp", "tcp;ofi_rxm")
 _SURVEY_SECONDS = 30
+# What the core puts before a message, and the rounding of its buffers.
+_MESSAGE_HEAD_NBYTES = 128
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Part:
     Attributes
     ----------
     provider : str
-        Provider of the core: ``"fabric"``, ``"ipc"``, ``"loopback"`` or a path.
+        Provider of the core: ``"fabric"``, ``"verbs"``, ``"ipc"``, ``"loopback"`` or a path.
     network : str
         What moves the bytes, and whom it reaches: see ``routes.py``.
     devices : tuple of str
@@ -135,6 +137,8 @@ def choose(options: EngineOptions) -> Choice:
         return Choice((_host(options, options.domains),), why)
     if options.fabric == "auto":
         return _choose_both(options, node)
+    if options.fabric == "verbs":
+        return _choose_verbs(options, node, 'fabric="verbs" was asked for')
     if options.fabric not in _PREFERENCE:
         found = rt.discover(options.fabric, {})
         devices = options.devices or tuple(str(device["name"]) for device in found)
@@ -156,15 +160,61 @@ def _choose_both(options: EngineOptions, node: str) -> Choice:
         host = _host(options, 1)
         why = ("shared memory (ipc) for peers of this host and user",)
     except ProviderUnavailable as error:
-        choice = _choose_fabric(options, node)
+        choice = _choose_nics(options, node)
         return Choice(choice.parts, (*choice.why, f"for peers of this host too: {error.reason}"))
     try:
-        choice = _choose_fabric(options, node)
+        choice = _choose_nics(options, node)
     except ProviderUnavailable as error:
         if options.library is not None or options.devices:
             raise  # it was asked for
         return Choice((host,), (*why, f"no peers on other hosts: {error.reason}"))
     return Choice((*choice.parts, host), (*choice.why, *why))
+
+
+def _choose_nics(options: EngineOptions, node: str) -> Choice:
+    """Verbs, where a device has an active port with a GID that fits; else what libfabric has."""
+    if options.library is not None:  # a libfabric, as ever with "auto"
+        return _choose_fabric(options, node)
+    try:
+        return _choose_verbs(options, node, "an RDMA device is there")
+    except ProviderUnavailable as error:
+        no_verbs = f"not verbs: {error.reason}"
+    choice = _choose_fabric(options, node)
+    return Choice(choice.parts, (*choice.why, no_verbs))
+
+
+def _choose_verbs(options: EngineOptions, node: str, why: str) -> Choice:
+    given = _verbs_options(options, node)
+    try:
+        devices = rt.discover("verbs", given)
+    except ProviderUnavailable as error:
+        raise ProviderUnavailable(
+            f"fabric 'verbs' is not available: {error.reason}",
+            provider="verbs",
+            soname="libibverbs.so.1",
+            hint="`ibv_devinfo` and `pplx-async info` show devices, ports and what keeps them from being used.",
+        ) from error
+    names = tuple(str(device["name"]) for device in devices)
+    unknown = [name for name in options.devices if name not in names]
+    if unknown:
+        raise ProviderUnavailable(
+            f"verbs has no usable device {', '.join(unknown)}; it has {', '.join(names)}", provider="verbs"
+        )
+    chosen = _cycle(options.devices or names, options.domains)
+    shown = [f"{d['name']}: {d['description']}, {d['address']}" for d in devices if d["name"] in chosen]
+    return Choice((Part("verbs", "verbs", chosen, given),), (why, *shown))
+
+
+def _verbs_options(options: EngineOptions, node: str) -> dict[str, str]:
+    given = {
+        "library": options.library if options.fabric == "verbs" else None,
+        "node": node,
+        "gid_index": options.verbs_gid_index,
+        "pkey_index": options.verbs_pkey_index,
+        "traffic_class": options.verbs_traffic_class,
+        "message_nbytes": options.message_nbytes + _MESSAGE_HEAD_NBYTES,
+    }
+    return {key: str(value) for key, value in given.items() if value is not None}
 
 
 def _choose_fabric(options: EngineOptions, node: str) -> Choice:
@@ -254,6 +304,21 @@ def survey(options: EngineOptions) -> list[dict[str, Any]]:
                 row["reason"] = f"looking at it ended with status {done.returncode}: {done.stderr.strip()[-500:]}"
         rows.append(row)
     return rows
+
+
+def survey_verbs(options: EngineOptions) -> dict[str, Any]:
+    """List the RDMA devices that the verbs provider can use, or the reason why there is none.
+
+    Returns
+    -------
+    dict
+        ``devices`` (as `lowlevel.discover` gives them) and ``reason``.
+    """
+    try:
+        devices = rt.discover("verbs", _verbs_options(options, split_address(options.listen)[0]))
+    except PplxAsyncError as error:
+        return {"devices": [], "reason": getattr(error, "reason", str(error))}
+    return {"devices": devices, "reason": None}
 
 
 def _survey_one(path: str, node: str) -> dict[str, Any]:

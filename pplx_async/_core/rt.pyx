@@ -102,7 +102,7 @@ def discover(provider: str, options: dict[str, str]) -> list[dict[str, object]]:
     Parameters
     ----------
     provider : str
-        A built-in provider (``"fabric"``, ``"ipc"``, ``"loopback"``) or the path of a shared object.
+        A built-in provider (``"fabric"``, ``"ipc"``, ``"loopback"``, ``"verbs"``) or the path of a shared object.
     options : dict of str
         The provider's options.
 

@@ -28,7 +28,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Fabric = Annotated[
     str | None,
     typer.Option(
-        help="What moves the bytes: auto, tcp, tcp;ofi_rxm, efa, ipc, loopback. By default PPLX_ASYNC_FABRIC, or auto."
+        help="What moves the bytes: auto, verbs, tcp, tcp;ofi_rxm, efa, ipc, loopback. By default PPLX_ASYNC_FABRIC, "
+        "or auto."
     ),
 ]
 Loop = Annotated[LoopName, typer.Option(help="Event loop of both sides.")]

@@ -95,10 +95,7 @@ def gather(*, fabric: str | None = None, library: str | None = None) -> dict[str
             "memlock_hard_nbytes": _limit(hard),
         },
         "libfabric": [_library(row) for row in topology.survey(options)],
-        "libibverbs": {
-            "library": ctypes.util.find_library("ibverbs"),
-            "provider": "not built yet",
-        },
+        "libibverbs": {"library": ctypes.util.find_library("ibverbs")} | topology.survey_verbs(options),
         "choice": chosen,
         "environment": _environment(),
         "environment_error": environment_error,
@@ -168,11 +165,7 @@ def _show(output: Output, facts: dict[str, Any]) -> None:
     if not any(row["devices"] for row in facts["libfabric"]):
         line("  how to get one: ", _HOW_TO_GET)
     line(("libibverbs", "bold"))
-    found = facts["libibverbs"]["library"]
-    line(
-        f"  {found} is there" if found else "  not found",
-        "; this version has no verbs provider yet and does not use it",
-    )
+    _show_verbs(output, facts["libibverbs"])
     _show_choice(output, facts["choice"])
     line(("environment", "bold"))
     for row in facts["environment"]:
@@ -191,6 +184,15 @@ def _show_library(output: Output, row: dict[str, Any]) -> None:
     for provider in dict.fromkeys(str(device["provider"]) for device in row["devices"]):
         names = [str(device["name"]) for device in row["devices"] if device["provider"] == provider]
         output.line(f"      {provider} on {', '.join(names)}")
+    if row["reason"]:
+        output.line(f"      {row['reason']}")
+
+
+def _show_verbs(output: Output, row: dict[str, Any]) -> None:
+    mark = ("  yes", "green") if row["devices"] else ("  no ", "red")
+    output.line(mark, f" {row['library'] or 'libibverbs was not found'}")
+    for device in row["devices"]:
+        output.line(f"      {device['name']}, {device['address']}: {device['description']}")
     if row["reason"]:
         output.line(f"      {row['reason']}")
 

@@ -96,7 +96,15 @@ def _efa() -> Fabric:
     return _from_library("efa", "efa", str(FAKE_LIBRARY))
 
 
-_FIND = {"loopback": _loopback, "ipc": _ipc, "tcp": _tcp, "rxm": _rxm, "efa": _efa}
+def _verbs() -> Fabric:
+    try:
+        rt.discover("verbs", {})
+    except ProviderUnavailable as error:
+        return Fabric("verbs", "verbs", missing=f"verbs not available: {error}")
+    return Fabric("verbs", "verbs")
+
+
+_FIND = {"loopback": _loopback, "ipc": _ipc, "tcp": _tcp, "rxm": _rxm, "efa": _efa, "verbs": _verbs}
 
 
 def _missing(fabric_id: str, name: str, reason: str) -> Fabric:

@@ -122,6 +122,7 @@ def test_every_variable_is_read():
         "wakeup": ("spin", "spin"),
         "progress": ("proxy", "proxy"),
         "cpu": ("3", 3),
+        "verbs_traffic_class": ("106", 106),
         "name": ("n", "n"),
     }
     variables = EngineOptions.env_variables()

@@ -11,8 +11,10 @@
 extern const pplx_provider pplx_provider_fabric;
 extern const pplx_provider pplx_provider_ipc;
 extern const pplx_provider pplx_provider_loopback;
+extern const pplx_provider pplx_provider_verbs;
 
-static const pplx_provider *const builtin[] = {&pplx_provider_fabric, &pplx_provider_ipc, &pplx_provider_loopback};
+static const pplx_provider *const builtin[] = {&pplx_provider_fabric, &pplx_provider_ipc, &pplx_provider_loopback,
+                                               &pplx_provider_verbs};
 
 /* NULL: there is none of this name. */
 static const pplx_provider *pplx_provider_builtin(const char *name) {

@@ -51,6 +51,53 @@ const pplx_library pplx_library_libfabric = {
 
 #endif
 
+#if PPLX_HAVE_LIBIBVERBS
+
+/* The default versions of the symbols: those of 1.0 are for programs of before 2007. */
+#define SYMBOL(field, required) {"ibv_" #field, NULL, required, offsetof(pplx_libibverbs, field)}
+static const pplx_symbol libibverbs_symbols[] = {
+    SYMBOL(get_device_list, true),
+    SYMBOL(free_device_list, true),
+    SYMBOL(get_device_name, true),
+    SYMBOL(open_device, true),
+    SYMBOL(close_device, true),
+    SYMBOL(query_device, true),
+    SYMBOL(query_port, true),
+    SYMBOL(query_gid, true),
+    {"_ibv_query_gid_ex", NULL, false, offsetof(pplx_libibverbs, query_gid_ex)},
+    SYMBOL(alloc_pd, true),
+    SYMBOL(dealloc_pd, true),
+    SYMBOL(reg_mr, true),
+    SYMBOL(reg_mr_iova2, false),
+    SYMBOL(reg_dmabuf_mr, false),
+    SYMBOL(dereg_mr, true),
+    SYMBOL(create_comp_channel, true),
+    SYMBOL(destroy_comp_channel, true),
+    SYMBOL(create_cq, true),
+    SYMBOL(destroy_cq, true),
+    SYMBOL(get_cq_event, true),
+    SYMBOL(ack_cq_events, true),
+    SYMBOL(create_srq, true),
+    SYMBOL(destroy_srq, true),
+    SYMBOL(create_qp, true),
+    SYMBOL(modify_qp, true),
+    SYMBOL(query_qp, true),
+    SYMBOL(destroy_qp, true),
+    SYMBOL(get_async_event, true),
+    SYMBOL(ack_async_event, true),
+};
+#undef SYMBOL
+
+const pplx_library pplx_library_libibverbs = {
+    .soname = "libibverbs.so.1",
+    .remedy = "; apt-get install libibverbs1 ibverbs-providers",
+    .symbols = libibverbs_symbols,
+    .nsymbols = sizeof libibverbs_symbols / sizeof libibverbs_symbols[0],
+    .nbytes = sizeof(pplx_libibverbs),
+};
+
+#endif
+
 /* A loaded file. The list only grows; `next` and the rest never change once it is on it. */
 typedef struct loaded {
     struct loaded *next;

@@ -18,6 +18,9 @@
 #if PPLX_HAVE_LIBFABRIC
 #include <rdma/fabric.h>
 #endif
+#if PPLX_HAVE_LIBIBVERBS
+#include <infiniband/verbs.h>
+#endif
 
 /* One row: the function `name` goes to the pointer at byte `offset` of the library's struct. */
 typedef struct pplx_symbol {
@@ -63,6 +66,52 @@ typedef struct pplx_libfabric {
 } pplx_libfabric;
 
 extern const pplx_library pplx_library_libfabric;
+
+#endif
+
+#if PPLX_HAVE_LIBIBVERBS
+
+/* What libibverbs exports. What moves data (ibv_post_send, ibv_poll_cq ...) is not among them: it is inline, and
+ * goes through the tables of a context. */
+typedef struct pplx_libibverbs {
+    struct ibv_device **(*get_device_list)(int *count);
+    void (*free_device_list)(struct ibv_device **list);
+    const char *(*get_device_name)(struct ibv_device *device);
+    struct ibv_context *(*open_device)(struct ibv_device *device);
+    int (*close_device)(struct ibv_context *context);
+    int (*query_device)(struct ibv_context *context, struct ibv_device_attr *attr);
+    int (*query_port)(struct ibv_context *context, uint8_t port, struct ibv_port_attr *attr); /* its first fields */
+    int (*query_gid)(struct ibv_context *context, uint8_t port, int index, union ibv_gid *gid);
+    /* NULL before rdma-core 32 */
+    int (*query_gid_ex)(struct ibv_context *context, uint32_t port, uint32_t index, struct ibv_gid_entry *entry,
+                        uint32_t flags, size_t entry_nbytes);
+    struct ibv_pd *(*alloc_pd)(struct ibv_context *context);
+    int (*dealloc_pd)(struct ibv_pd *pd);
+    struct ibv_mr *(*reg_mr)(struct ibv_pd *pd, void *address, size_t nbytes, int access);
+    /* NULL before 24: takes the optional access flags */
+    struct ibv_mr *(*reg_mr_iova2)(struct ibv_pd *pd, void *address, size_t nbytes, uint64_t iova, unsigned access);
+    /* NULL before 34 */
+    struct ibv_mr *(*reg_dmabuf_mr)(struct ibv_pd *pd, uint64_t offset, size_t nbytes, uint64_t iova, int fd,
+                                    int access);
+    int (*dereg_mr)(struct ibv_mr *mr);
+    struct ibv_comp_channel *(*create_comp_channel)(struct ibv_context *context);
+    int (*destroy_comp_channel)(struct ibv_comp_channel *channel);
+    struct ibv_cq *(*create_cq)(struct ibv_context *context, int entries, void *cookie,
+                                struct ibv_comp_channel *channel, int vector);
+    int (*destroy_cq)(struct ibv_cq *cq);
+    int (*get_cq_event)(struct ibv_comp_channel *channel, struct ibv_cq **cq, void **cookie);
+    void (*ack_cq_events)(struct ibv_cq *cq, unsigned count);
+    struct ibv_srq *(*create_srq)(struct ibv_pd *pd, struct ibv_srq_init_attr *attr);
+    int (*destroy_srq)(struct ibv_srq *srq);
+    struct ibv_qp *(*create_qp)(struct ibv_pd *pd, struct ibv_qp_init_attr *attr);
+    int (*modify_qp)(struct ibv_qp *qp, struct ibv_qp_attr *attr, int mask);
+    int (*query_qp)(struct ibv_qp *qp, struct ibv_qp_attr *attr, int mask, struct ibv_qp_init_attr *init_attr);
+    int (*destroy_qp)(struct ibv_qp *qp);
+    int (*get_async_event)(struct ibv_context *context, struct ibv_async_event *event);
+    void (*ack_async_event)(struct ibv_async_event *event);
+} pplx_libibverbs;
+
+extern const pplx_library pplx_library_libibverbs;
 
 #endif
 #endif

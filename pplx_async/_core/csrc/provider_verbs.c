@@ -1,0 +1,166 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* The verbs provider: reliable connections (RC) of libibverbs under our contract. InfiniBand and RoCE.
+ *
+ *   dynload.c         finds libibverbs and binds its functions
+ *   verbs_discover.c  options; which devices there are
+ *   verbs_port.c      a port of a device, and the GIDs that peers may know it by
+ *   verbs_domain.c    a device: protection domain, completion queue, what it can do
+ *   verbs_memory.c    memory regions: of the host, dma-buf, a GPU's by peer memory
+ *   verbs_address.c   an endpoint's address, as it travels
+ *   verbs_endpoint.c  the way to one peer; closing it, as a fence
+ *   verbs_qp.c        a queue pair through its states
+ *   verbs_post.c      work requests -> ibv_post_send(), chained
+ *   verbs_receive.c   the shared receive queues; messages
+ *   verbs_cq.c        completions, waiting
+ *   verbs_repair.c    greeting a peer, mending what a wrong key has broken, losing a peer
+ *   verbs_events.c    what the device tells by itself
+ *
+ * Two queue pairs for each peer: one for messages, one for writes and reads. A receive is used up by a message
+ * and by an immediate alike, so each has a shared receive queue of its own; both are kept filled by poll(). A
+ * message is received into a buffer of the domain and copied into the oldest RECV of its endpoint: so the RECVs
+ * of an endpoint are let go by forgetting them, and a peer that sends without being asked uses up nobody
+ * else's.
+ *
+ * On RC work requests end in order, so few are signalled: a completion ends all that were posted before it
+ * (verbs_queue). It says that the peer's NIC has taken the last byte and answers for it: the peer's CPU finds
+ * it in memory when it looks after it was told, by an immediate or a message, which come behind it.
+ *
+ * Connections are made by who holds both addresses. A greeting says that the peer is there, and nothing else is
+ * posted before it.
+ *
+ * Compiled without libibverbs's headers (PPLX_HAVE_LIBIBVERBS not 1) this is a stub that says so. */
+#include "pplx_async/provider.h"
+
+extern const pplx_provider pplx_provider_verbs;
+
+#if PPLX_HAVE_LIBIBVERBS
+
+#include "verbs_internal.h"
+
+const pplx_provider pplx_provider_verbs = {
+    .size = sizeof(pplx_provider),
+    .abi = PPLX_PROVIDER_ABI,
+    .name = "verbs",
+    .discover = verbs_discover,
+    .domain_open = verbs_domain_open,
+    .domain_close = verbs_domain_close,
+    .domain_caps = verbs_domain_caps,
+    .endpoint_open = verbs_endpoint_open,
+    .endpoint_connect = verbs_endpoint_connect,
+    .endpoint_close = verbs_endpoint_close,
+    .mr_open = verbs_mr_open,
+    .mr_close = verbs_mr_close,
+    .post = verbs_post,
+    .poll = verbs_poll,
+    .arm = verbs_arm,
+    .wait_fd = verbs_wait_fd,
+};
+
+#else
+
+#include <stdio.h>
+
+/* Nothing can be opened, so only the first two are ever called; the others keep the table whole. */
+static pplx_status unavailable(pplx_error *error) {
+    if (error) {
+        *error = (pplx_error){.status = PPLX_UNAVAILABLE};
+        snprintf(error->text, sizeof error->text,
+                 "this build has no verbs provider: libibverbs's headers were not found when it was compiled; "
+                 "apt-get install libibverbs-dev and rebuild, or install a wheel");
+    }
+    return PPLX_UNAVAILABLE;
+}
+
+static pplx_status discover(const pplx_option *options, size_t noptions, pplx_device *devices, size_t capacity,
+                            size_t *count, pplx_error *error) {
+    (void)options, (void)noptions, (void)devices, (void)capacity;
+    *count = 0;
+    return unavailable(error);
+}
+
+static pplx_status domain_open(const char *device, const pplx_option *options, size_t noptions,
+                               pplx_provider_domain **domain, pplx_error *error) {
+    (void)device, (void)options, (void)noptions, (void)domain;
+    return unavailable(error);
+}
+
+static void domain_close(pplx_provider_domain *domain) { (void)domain; }
+
+static void domain_caps(pplx_provider_domain *domain, pplx_caps *caps) {
+    (void)domain;
+    *caps = (pplx_caps){0};
+}
+
+static pplx_status endpoint_open(pplx_provider_domain *domain, pplx_provider_endpoint **endpoint, void *address,
+                                 size_t *nbytes, pplx_error *error) {
+    (void)domain, (void)endpoint, (void)address, (void)nbytes;
+    return unavailable(error);
+}
+
+static pplx_status endpoint_connect(pplx_provider_endpoint *endpoint, const void *address, size_t nbytes,
+                                    pplx_error *error) {
+    (void)endpoint, (void)address, (void)nbytes;
+    return unavailable(error);
+}
+
+static pplx_status endpoint_close(pplx_provider_endpoint *endpoint) {
+    (void)endpoint;
+    return PPLX_OK;
+}
+
+static pplx_status mr_open(pplx_provider_domain *domain, const pplx_memory *memory, uint32_t access,
+                           pplx_provider_mr **mr, pplx_remote_key *key, pplx_error *error) {
+    (void)domain, (void)memory, (void)access, (void)mr, (void)key;
+    return unavailable(error);
+}
+
+static pplx_status mr_close(pplx_provider_mr *mr) {
+    (void)mr;
+    return PPLX_OK;
+}
+
+static pplx_status post(pplx_provider_endpoint *endpoint, const pplx_work_request *requests, size_t count,
+                        size_t *posted, int32_t *provider_error) {
+    (void)endpoint, (void)requests, (void)count;
+    *posted = 0;
+    *provider_error = 0;
+    return PPLX_UNAVAILABLE;
+}
+
+static size_t poll(pplx_provider_domain *domain, pplx_completion *completions, size_t capacity) {
+    (void)domain, (void)completions, (void)capacity;
+    return 0;
+}
+
+static pplx_status arm(pplx_provider_domain *domain) {
+    (void)domain;
+    return PPLX_UNSUPPORTED;
+}
+
+static int wait_fd(pplx_provider_domain *domain) {
+    (void)domain;
+    return -1;
+}
+
+const pplx_provider pplx_provider_verbs = {
+    .size = sizeof(pplx_provider),
+    .abi = PPLX_PROVIDER_ABI,
+    .name = "verbs",
+    .discover = discover,
+    .domain_open = domain_open,
+    .domain_close = domain_close,
+    .domain_caps = domain_caps,
+    .endpoint_open = endpoint_open,
+    .endpoint_connect = endpoint_connect,
+    .endpoint_close = endpoint_close,
+    .mr_open = mr_open,
+    .mr_close = mr_close,
+    .post = post,
+    .poll = poll,
+    .arm = arm,
+    .wait_fd = wait_fd,
+};
+
+#endif

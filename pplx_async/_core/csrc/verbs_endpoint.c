@@ -1,0 +1,221 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* The way to one peer: two queue pairs; open, connect, and close as a fence. */
+#if PPLX_HAVE_LIBIBVERBS
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "verbs_internal.h"
+
+enum { FLUSH_MS = 50 };
+
+static uint32_t bucket_of(uint32_t qpn) { return (qpn * UINT32_C(2654435761)) >> 22; }
+
+_Static_assert(VERBS_BUCKETS == 1 << 10, "bucket_of() gives 10 bits");
+
+verbs_queue *verbs_queue_of(const verbs_domain *domain, uint32_t qpn) {
+    verbs_queue *queue = domain->buckets[bucket_of(qpn)];
+    while (queue && queue->qp->qp_num != qpn) queue = queue->next_in_bucket;
+    return queue;
+}
+
+static void leave_bucket(verbs_domain *domain, const verbs_queue *queue) {
+    verbs_queue **at = &domain->buckets[bucket_of(queue->qp->qp_num)];
+    while (*at && *at != queue) at = &(*at)->next_in_bucket;
+    if (*at) *at = queue->next_in_bucket;
+}
+
+/* A slot, and a generation of it: completions of an endpoint that had it before name another one. */
+static bool take_slot(verbs_domain *domain, verbs_endpoint *endpoint) {
+    for (uint32_t tried = 0; tried < VERBS_MAX_ENDPOINTS; tried++) {
+        const uint32_t slot = domain->next_slot++ % VERBS_MAX_ENDPOINTS;
+        if (domain->slots[slot]) continue;
+        domain->generations[slot] = (domain->generations[slot] + 1) & 0x1fff;
+        endpoint->tag = (uint32_t)domain->generations[slot] << 16 | slot;
+        domain->slots[slot] = endpoint;
+        return true;
+    }
+    return false;
+}
+
+static void free_endpoint(verbs_endpoint *endpoint) {
+    verbs_domain *domain = endpoint->domain;
+    for (int i = 0; i < 2; i++) {
+        if (!endpoint->queues[i].qp) continue;
+        leave_bucket(domain, &endpoint->queues[i]);
+        domain->lib->destroy_qp(endpoint->queues[i].qp);
+    }
+    if (domain->slots[endpoint->tag & 0xffff] == endpoint) domain->slots[endpoint->tag & 0xffff] = NULL;
+    free(endpoint);
+}
+
+static bool random_psns(verbs_endpoint *endpoint) {
+    uint32_t psns[2];
+    if (getrandom(psns, sizeof psns, 0) != sizeof psns) return false;
+    for (int i = 0; i < 2; i++) endpoint->queues[i].psn = psns[i] & 0xffffff;
+    return true;
+}
+
+static void write_own_address(verbs_endpoint *endpoint) {
+    const verbs_domain *domain = endpoint->domain;
+    const verbs_port *port = &domain->port;
+    const int depth = domain->attr.max_qp_rd_atom;
+    verbs_address own = {.ethernet = port->ethernet,
+                         .mtu = (uint8_t)port->attr.active_mtu,
+                         .read_depth = (uint8_t)(depth < 16 ? depth : 16),
+                         .lid = port->attr.lid,
+                         .message_nbytes = domain->message_nbytes,
+                         .ngids = port->ngids};
+    for (int i = 0; i < 2; i++) {
+        own.qpn[i] = endpoint->queues[i].qp->qp_num;
+        own.psn[i] = endpoint->queues[i].psn;
+    }
+    for (uint32_t i = 0; i < port->ngids; i++) own.gids[i] = port->gids[i].gid;
+    endpoint->own_nbytes = verbs_address_write(&own, endpoint->own, sizeof endpoint->own);
+}
+
+static pplx_status open_queue(verbs_endpoint *endpoint, enum verbs_which which, struct ibv_srq *srq,
+                              pplx_error *error) {
+    verbs_domain *domain = endpoint->domain;
+    verbs_queue *queue = &endpoint->queues[which];
+    queue->endpoint = endpoint;
+    queue->which = (uint8_t)which;
+    queue->ops = endpoint->rings[which];
+    const int native = verbs_qp_open(queue, srq);
+    if (queue->qp) {
+        verbs_queue **bucket = &domain->buckets[bucket_of(queue->qp->qp_num)];
+        queue->next_in_bucket = *bucket;
+        *bucket = queue;
+    }
+    if (!native) return PPLX_OK;
+    return verbs_fail(error, native == ENOMEM ? PPLX_NO_MEMORY : PPLX_NATIVE, native, "a queue pair of %s: %s%s",
+                      domain->context->device->name, strerror(native),
+                      native == ENOMEM ? "; the device has no more, or raise the limit on locked memory (ulimit -l)"
+                                       : "");
+}
+
+pplx_status verbs_endpoint_open(pplx_provider_domain *handle, pplx_provider_endpoint **out, void *address,
+                                size_t *nbytes, pplx_error *error) {
+    verbs_domain *domain = (verbs_domain *)handle;
+    if (domain->broken || domain->port_down)
+        return verbs_fail(error, PPLX_NATIVE, domain->broken_error, "%s: %s", domain->context->device->name,
+                          domain->broken ? "the device has failed" : "its port is down");
+    verbs_endpoint *endpoint = calloc(1, sizeof *endpoint);
+    if (!endpoint) return verbs_fail(error, PPLX_NO_MEMORY, 0, "out of memory");
+    endpoint->domain = domain;
+    endpoint->last_receive = &endpoint->receives;
+    if (!take_slot(domain, endpoint)) {
+        free(endpoint);
+        return verbs_fail(error, PPLX_NO_MEMORY, 0, "%s has %d endpoints already", domain->context->device->name,
+                          VERBS_MAX_ENDPOINTS);
+    }
+    pplx_status status = random_psns(endpoint) ? PPLX_OK : verbs_fail(error, PPLX_NATIVE, errno, "getrandom");
+    if (status == PPLX_OK) status = open_queue(endpoint, VERBS_MESSAGES, domain->messages, error);
+    if (status == PPLX_OK) status = open_queue(endpoint, VERBS_WRITES, domain->imms, error);
+    if (status == PPLX_OK) {
+        write_own_address(endpoint);
+        if (endpoint->own_nbytes == 0 || endpoint->own_nbytes > *nbytes)
+            status = verbs_fail(error, PPLX_TOO_LARGE, 0, "the address takes %zu B", endpoint->own_nbytes);
+    }
+    if (status != PPLX_OK) {
+        free_endpoint(endpoint);
+        return status;
+    }
+    memcpy(address, endpoint->own, endpoint->own_nbytes);
+    *nbytes = endpoint->own_nbytes;
+    endpoint->next = domain->endpoints;
+    if (endpoint->next) endpoint->next->prev = endpoint;
+    domain->endpoints = endpoint;
+    *out = (pplx_provider_endpoint *)endpoint;
+    return PPLX_OK;
+}
+
+static pplx_status check_address(verbs_endpoint *endpoint, const void *address, size_t nbytes, pplx_error *error) {
+    const verbs_port *port = &endpoint->domain->port;
+    union ibv_gid own[VERBS_MAX_GIDS];
+    if (!verbs_address_read(&endpoint->peer, address, nbytes))
+        return verbs_fail(error, PPLX_INVALID, 0, "not an address of this fabric, or of another version of it: %zu B",
+                          nbytes);
+    if (nbytes == endpoint->own_nbytes && memcmp(address, endpoint->own, nbytes) == 0)
+        return verbs_fail(error, PPLX_INVALID, 0, "the endpoint's own address");
+    if (endpoint->peer.ethernet != port->ethernet)
+        return verbs_fail(error, PPLX_INVALID, 0, "the peer's NIC speaks %s, ours (%s) %s",
+                          endpoint->peer.ethernet ? "RoCE" : "InfiniBand", endpoint->domain->context->device->name,
+                          port->ethernet ? "RoCE" : "InfiniBand");
+    if (!port->ethernet) return PPLX_OK; /* the first GIDs, if any: those of the ports */
+    for (uint32_t i = 0; i < port->ngids; i++) own[i] = port->gids[i].gid;
+    if (!verbs_gids_match(own, port->ngids, endpoint->peer.gids, endpoint->peer.ngids, &endpoint->gid,
+                          &endpoint->peer_gid))
+        return verbs_fail(error, PPLX_INVALID, 0,
+                          "one NIC has IPv4 GIDs only, the other one IPv6: give both an "
+                          "address of the same kind");
+    return PPLX_OK;
+}
+
+pplx_status verbs_endpoint_connect(pplx_provider_endpoint *handle, const void *address, size_t nbytes,
+                                   pplx_error *error) {
+    verbs_endpoint *endpoint = (verbs_endpoint *)handle;
+    if (endpoint->state != VERBS_OPEN || endpoint->closing)
+        return verbs_fail(error, PPLX_INVALID, 0, "the endpoint is connected already");
+    pplx_status status = check_address(endpoint, address, nbytes, error);
+    if (status != PPLX_OK) return status;
+    for (int i = 0; i < 2; i++) {
+        verbs_queue *queue = &endpoint->queues[i];
+        const int native = verbs_qp_connect(queue, queue->psn, endpoint->peer.psn[i]);
+        if (native)
+            return verbs_fail(error, PPLX_NATIVE, native, "ibv_modify_qp of %s to the peer's address: %s",
+                              endpoint->domain->context->device->name, strerror(native));
+    }
+    /* One of the two greets; the other one answers. */
+    endpoint->first = nbytes < endpoint->own_nbytes ||
+                      (nbytes == endpoint->own_nbytes && memcmp(endpoint->own, address, nbytes) < 0);
+    endpoint->state = VERBS_GREETING;
+    if (endpoint->first) verbs_greet(endpoint);
+    return PPLX_OK;
+}
+
+/* What it has received goes back to the shared queue. */
+static void drop_messages(verbs_endpoint *endpoint) {
+    while (endpoint->nwaiting) verbs_buffer_used(endpoint->domain, endpoint->waiting[--endpoint->nwaiting]);
+}
+
+static bool is_flushed(const verbs_queue *queue) {
+    return queue->first == queue->next || (queue->failed && queue->seen == queue->next);
+}
+
+/* The fence. In ERR a queue pair neither sends nor answers any more. What it had finished by then lies in the
+ * completion queue, or comes to lie there in a moment: it is read, since destroying a queue pair may take it
+ * out. After that the device knows nothing of it. */
+pplx_status verbs_endpoint_close(pplx_provider_endpoint *handle) {
+    verbs_endpoint *endpoint = (verbs_endpoint *)handle;
+    verbs_domain *domain = endpoint->domain;
+    const uint64_t until = verbs_now_ns() + FLUSH_MS * UINT64_C(1000000);
+    if (!endpoint->closing) {
+        endpoint->closing = true;
+        verbs_calm(endpoint);
+        for (int i = 0; i < 2; i++) verbs_qp_move(&endpoint->queues[i], IBV_QPS_ERR);
+    }
+    do {
+        if (verbs_drain(domain, endpoint) != PPLX_OK) return PPLX_UNRELEASED;
+    } while (!domain->broken && !(is_flushed(&endpoint->queues[0]) && is_flushed(&endpoint->queues[1])) &&
+             verbs_now_ns() < until);
+    verbs_forget_kept(domain, endpoint);
+    for (int i = 0; i < 2; i++) domain->inflight -= endpoint->queues[i].next - endpoint->queues[i].first;
+    drop_messages(endpoint);
+    verbs_receives_fill(domain);
+    if (endpoint->prev)
+        endpoint->prev->next = endpoint->next;
+    else
+        domain->endpoints = endpoint->next;
+    if (endpoint->next) endpoint->next->prev = endpoint->prev;
+    free_endpoint(endpoint);
+    return PPLX_OK;
+}
+
+#else
+typedef int pplx_verbs_endpoint_left_out;
+#endif
