@@ -171,7 +171,7 @@ size_t verbs_poll(pplx_provider_domain *handle, pplx_completion *completions, si
         tell_lost(domain, &sink);
         if (domain->kept_count) take_kept(domain, &sink);
     }
-    if (domain->imms_used >= VERBS_BATCH || domain->nreposts) verbs_receives_fill(domain);
+    if (domain->imms_used >= domain->imms_few || domain->nreposts) verbs_receives_fill(domain);
     return sink.count;
 }
 

@@ -192,7 +192,8 @@ struct verbs_domain {
     uint32_t inflight; /* sends */
 
     uint32_t imms_wanted, nmessages, message_nbytes;
-    uint32_t imms_used; /* receives to be posted again */
+    uint32_t imms_used; /* receives to be posted again ... */
+    uint32_t imms_few;  /* ... when so many are: a batch, or of a short queue a part */
     uint8_t *buffers;
     struct ibv_mr *buffers_mr;
     uint16_t *reposts; /* buffers to be posted again */

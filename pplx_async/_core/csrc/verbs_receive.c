@@ -25,9 +25,9 @@ void verbs_buffer_used(verbs_domain *domain, uint32_t buffer) {
     domain->reposts[domain->nreposts++] = (uint16_t)buffer;
 }
 
-static void fill_imms(verbs_domain *domain, uint32_t few) {
+static void fill_imms(verbs_domain *domain) {
     struct ibv_recv_wr wrs[VERBS_BATCH], *bad = NULL;
-    while (domain->imms_used >= few && domain->imms_used) {
+    while (domain->imms_used >= domain->imms_few) {
         const uint32_t n = domain->imms_used < VERBS_BATCH ? domain->imms_used : VERBS_BATCH;
         for (uint32_t i = 0; i < n; i++)
             wrs[i] = (struct ibv_recv_wr){.wr_id = verbs_receive_id(VERBS_WR_IMM, 0),
@@ -49,10 +49,9 @@ static void fill_messages(verbs_domain *domain) {
     }
 }
 
-/* Immediates many at a time, unless those that are left are few too. */
+/* Immediates many at a time: as long as fewer are missing, enough are left. */
 void verbs_receives_fill(verbs_domain *domain) {
-    if (domain->imms_used >= VERBS_BATCH || domain->imms_used > domain->imms_wanted / 4)
-        fill_imms(domain, domain->imms_wanted / 4 < VERBS_BATCH ? 1 : VERBS_BATCH);
+    fill_imms(domain);
     if (domain->nreposts) fill_messages(domain);
 }
 
@@ -76,9 +75,12 @@ pplx_status verbs_receives_open(verbs_domain *domain, pplx_error *error) {
     domain->buffers_mr = verbs_register(domain, domain->buffers, nbytes, IBV_ACCESS_LOCAL_WRITE);
     if (!domain->buffers_mr) goto fail;
     domain->imms_used = domain->imms_wanted;
+    domain->imms_few = 1; /* now all of them */
     for (uint32_t i = domain->nmessages; i-- > 0;) verbs_buffer_used(domain, i);
-    fill_imms(domain, 1);
+    fill_imms(domain);
     fill_messages(domain);
+    domain->imms_few = domain->imms_wanted < 4 ? 1 : domain->imms_wanted / 4;
+    if (domain->imms_few > VERBS_BATCH) domain->imms_few = VERBS_BATCH;
     call = "ibv_post_srq_recv";
     if (!domain->imms_used && !domain->nreposts) return PPLX_OK;
 
