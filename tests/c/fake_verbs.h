@@ -1,0 +1,64 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* The fake libibverbs, for tests in C: loaded from the folder that the test program lies in. */
+#ifndef TESTS_FAKE_VERBS_H
+#define TESTS_FAKE_VERBS_H
+
+#include <dlfcn.h>
+#include <limits.h>
+
+#include "../fake_ibverbs/fake_control.h"
+#include "check.h"
+#include "dynload.h"
+
+static char fake_path[PATH_MAX];
+static const pplx_libibverbs *fake_lib;
+
+static struct {
+    int (*layout)(const char *text);
+    int (*event)(const char *device, int port, int type);
+    int (*cut)(const char *device, int port, int lost);
+    int (*hold)(const char *device, int held);
+    int (*refuse)(const char *device, uint64_t after, uint64_t count, int native);
+    int (*breaks)(const char *device, uint64_t after, int status);
+    void (*counts)(struct fake_counts *counts);
+} fake;
+
+static void *fake_symbol(void *library, const char *name) {
+    void *symbol = dlsym(library, name);
+    if (!symbol) check_failed(__FILE__, __LINE__, name);
+    return symbol;
+}
+
+/* `old`: the one without what came after rdma-core 23. */
+static void fake_load(bool old) {
+    pplx_error error = {0};
+    const void *functions = NULL;
+    const char *file = NULL;
+    const ssize_t length = readlink("/proc/self/exe", fake_path, sizeof fake_path - 1);
+    CHECK(length > 0);
+    fake_path[length] = 0;
+    char *slash = strrchr(fake_path, '/');
+    snprintf(slash, sizeof fake_path - (size_t)(slash - fake_path), "/libibverbs_fake%s.so.1", old ? "_old" : "");
+    if (pplx_library_load(&pplx_library_libibverbs, fake_path, &functions, &file, &error) != PPLX_OK)
+        check_failed(__FILE__, __LINE__, error.text);
+    fake_lib = functions;
+    void *library = dlopen(fake_path, RTLD_NOW | RTLD_LOCAL);
+    CHECK(library);
+    *(void **)&fake.layout = fake_symbol(library, "fake_ibv_layout");
+    *(void **)&fake.event = fake_symbol(library, "fake_ibv_event");
+    *(void **)&fake.cut = fake_symbol(library, "fake_ibv_cut");
+    *(void **)&fake.hold = fake_symbol(library, "fake_ibv_hold");
+    *(void **)&fake.refuse = fake_symbol(library, "fake_ibv_refuse");
+    *(void **)&fake.breaks = fake_symbol(library, "fake_ibv_break");
+    *(void **)&fake.counts = fake_symbol(library, "fake_ibv_counts");
+}
+
+__attribute__((unused)) static struct fake_counts fake_now(void) {
+    struct fake_counts counts;
+    fake.counts(&counts);
+    return counts;
+}
+
+#endif
