@@ -168,7 +168,7 @@ class TransferEngine(Operations):
                 "message_nbytes": options.message_nbytes,
                 "message_slots": options.message_slots,
                 "owner_drives": options.progress == "loop" or (options.progress == "auto" and cores < 4),
-                "cpu": -1 if options.cpu is None else options.cpu,
+                "cpu": -1 if self._choice.cpu is None else self._choice.cpu,
             },
             [(part.provider, part.devices, part.options) for part in self._choice.parts],
             options.max_pending,

@@ -102,6 +102,10 @@ class EngineOptions:
     devices : tuple of str
         Names of the NICs; empty: chosen by rule. In the environment separated by commas. With
         ``fabric="verbs"`` ``"mlx4_0:2"`` is the second port of a device.
+    near : str, optional
+        Whose NICs and CPU to take where neither `devices` nor `cpu` says: ``"gpu3"`` as ``nvidia-smi`` counts,
+        a GPU's PCI address, which CUDA tells, or ``"numa1"``. None: the NUMA node whose CPUs alone this
+        process may use, if it is bound to one of several.
     library : str, optional
         Path of the libfabric to load, instead of searching for one; with ``fabric="verbs"`` of the libibverbs.
     listen : str
@@ -161,7 +165,8 @@ class EngineOptions:
     verbs_traffic_class : int, optional
         Of RoCE's packets, for networks that tell lossless traffic by it.
     cpu : int, optional
-        CPU that the proxy thread is pinned to. In the environment, empty is None.
+        CPU that the proxy thread is pinned to. None: one near the GPU or node that `near` names, if there
+        are cores to spare; else any. In the environment, empty is None.
     faults : SupportsFaults, optional
         Faults to inject; only with ``fabric="loopback"``; no environment variable.
     name : str
@@ -180,6 +185,7 @@ class EngineOptions:
     )
     domains: int = _count(1, "NICs to use, or how often to open the one there is", 1, 8)
     devices: tuple[str, ...] = _option((), "names of the NICs, separated by commas; empty: by rule", parse=_names)
+    near: str | None = _option(None, "whose NICs and CPU to take: gpu3, a GPU's PCI address, or numa1")
     library: str | None = _option(None, "path of libfabric.so.1, or with verbs of libibverbs.so.1")
     listen: str = _option("127.0.0.1:0", "host:port of the control channel")
     advertise: str | None = _option(None, "host or host:port that peers connect to")
@@ -321,7 +327,7 @@ class EngineOptions:
                 raise TypeError(f"{name}={value!r}: expected True or False")
         elif not isinstance(value, str):
             raise TypeError(f"{name}={value!r}: expected str")
-        elif not value and name in {"fabric", "library", "listen", "advertise"}:
+        elif not value and name in {"fabric", "near", "library", "listen", "advertise"}:
             raise ValueError(f"{name} is empty")
 
 

@@ -8,13 +8,14 @@ Nothing falls back silently: what was asked for is opened or the error says why 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pplx_async._core import rt
 from pplx_async.errors import PplxAsyncError, ProviderUnavailable
 from pplx_async.libraries import LibraryFile, libfabric_files, library_hint
 from pplx_async.options import EngineOptions, split_address
+from pplx_async.placement import arrange, place_thread
 from pplx_async.routes import fabric_of, host_network
 
 __all__ = ["Choice", "Explanation", "Part", "choose", "survey", "survey_verbs"]
@@ -58,10 +59,13 @@ class Choice:
         In the order of the domains.
     why : tuple of str
         The reasons, one sentence each.
+    cpu : int or None
+        Where the proxy thread runs; None: anywhere.
     """
 
     parts: tuple[Part, ...]
     why: tuple[str, ...]
+    cpu: int | None = None
 
     @property
     def fabric(self) -> str:
@@ -125,7 +129,15 @@ def choose(options: EngineOptions) -> Choice:
     ------
     ProviderUnavailable
         What was asked for is not there; or, with ``"auto"``, nothing is.
+    ValueError
+        This machine does not have what `EngineOptions.near` names.
     """
+    choice = _choose(options)
+    cpu, why = place_thread(options.near) if options.cpu is None else (options.cpu, ())
+    return replace(choice, why=(*choice.why, *why), cpu=cpu)
+
+
+def _choose(options: EngineOptions) -> Choice:
     node = split_address(options.listen)[0]
     if options.fabric == "loopback":
         faults = dict(options.faults.options()) if options.faults is not None else {}
@@ -258,10 +270,17 @@ def _choose_fabric(options: EngineOptions, node: str) -> Choice:
     part = Part(
         "fabric",
         fabric,
-        _cycle(options.devices or names, options.domains),
+        _cycle(options.devices or _by_distance(names, options, why), options.domains),
         _fabric_options(file, node) | {"provider": fabric},
     )
     return Choice((part,), tuple(why))
+
+
+def _by_distance(names: tuple[str, ...], options: EngineOptions, why: list[str]) -> tuple[str, ...]:
+    """Put the devices in order, nearest first, and the reason to the others."""
+    ordered, reasons = arrange(names, options.near)
+    why += reasons
+    return ordered
 
 
 def _fabric_options(file: LibraryFile, node: str) -> dict[str, str]:

@@ -121,6 +121,7 @@ def test_every_variable_is_read():
         "ring_entries": ("0x80", 128),
         "wakeup": ("spin", "spin"),
         "progress": ("proxy", "proxy"),
+        "near": ("gpu3", "gpu3"),
         "cpu": ("3", 3),
         "verbs_traffic_class": ("106", 106),
         "name": ("n", "n"),
