@@ -27,6 +27,7 @@ from pplx_async import Peer, TransferEngine, control, listen, wire
 
 PR_SET_PDEATHSIG = 1
 BLOCKED_WRITES = 100
+HELD = 20  # regions; a fence that nobody answers takes a tenth of a second
 
 
 def tell(**answer: Any) -> None:
@@ -70,6 +71,13 @@ class Doomed:
         sink = await self.engine.register(np.zeros(source.nbytes, dtype=np.uint8))
         while True:
             await self.engine.read(source, sink)
+
+    async def holds(self) -> None:
+        """Write once into each of what it holds from then on, and say so."""
+        for i in range(HELD):
+            remote = await self.peer.lookup(f"held {i}")
+            await self.engine.write(self.zeros[0 : remote.nbytes], remote)
+        await self.engine.notify(await self.peer.lookup_counter("holds"))
 
     async def joins(self) -> None:
         """Be a member of a group that never comes to a barrier."""

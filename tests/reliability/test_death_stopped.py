@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from helpers.doomed import BLOCKED_WRITES
+from helpers.doomed import BLOCKED_WRITES, HELD
 from helpers.engines import SOON, open_pair
 from helpers.require import find_fabric
 from helpers.survivor import NOTICED, Ending, all_end, check_lost, open_survivor, resume, stop
@@ -86,6 +86,27 @@ async def test_stopped_for_longer_than_the_limit_counts_as_lost(hasty, record_pr
         await hasty.kill(each)
         await hasty.bury(each)
     await asyncio.wait_for(new.wait_closed(), SOON)
+
+
+@PROCESSES
+async def test_closing_what_a_stopped_peer_holds_disturbs_nobody(hasty):
+    """Each region that ends is fenced. Who waits for that in vain, once for each, is lost to the others."""
+    engine = hasty.engine
+    counter = engine.counter()
+    engine.publish("holds", counter)
+    regions = [await engine.register(engine.empty(4096)) for _ in range(HELD)]
+    for i, region in enumerate(regions):
+        engine.publish(f"held {i}", region)
+    pid, peer = await hasty.meet("holds")
+    await asyncio.wait_for(counter.wait(1), SOON)
+    async with hasty.stream():
+        await stop(pid)
+        await asyncio.wait_for(asyncio.gather(*(region.close() for region in regions)), SOON)
+        await asyncio.wait_for(peer.wait_closed(), SOON)
+    await hasty.kill(pid)
+    await hasty.bury(pid)
+    await hasty.forget(peer)
+    await counter.close()
 
 
 @PROCESSES

@@ -104,6 +104,19 @@ static bool is_reached(const ipc_region *region) {
     return false;
 }
 
+/* Somebody has not answered who may yet do so. Who let an earlier fence wait in vain is not waited for
+ * again: for every region that a stopped peer knows the others would stand still that long, and lose us. */
+static bool may_answer(const ipc_region *region) {
+    for (const ipc_export *export = region->exports; export; export = export->region_next)
+        if ((export->segment || reaches(export)) && !export->endpoint->mute) return true;
+    return false;
+}
+
+static void mute_holders(const ipc_region *region) {
+    for (const ipc_export *export = region->exports; export; export = export->region_next)
+        if (export->segment || reaches(export)) export->endpoint->mute = true;
+}
+
 /* Afterwards no peer writes there any more: it has confirmed, which takes microseconds if it runs, or
  * the pages have moved. Not those of an allocation of which another region is still open: its holders
  * would have to let go first. */
@@ -117,11 +130,12 @@ bool pplx_ipc_fence_region(const ipc_region *region, uint64_t patience_ns) {
         pplx_ipc_send_revokes(export->endpoint);
     }
     if (is_reached(region)) pplx_ipc_look(domain, ipc_now_ns()); /* it may have answered */
-    while ((has_holder(region) || is_reached(region)) && ipc_now_ns() < end_ns) {
+    while (may_answer(region) && ipc_now_ns() < end_ns) {
         struct pollfd readable = {.fd = domain->epoll_fd, .events = POLLIN};
         poll(&readable, 1, 1);
         pplx_ipc_look(domain, ipc_now_ns());
     }
+    if (patience_ns) mute_holders(region);
     if (has_holder(region) && segment->regions == 1 && segment->fd >= 0 && pplx_ipc_segment_move(segment))
         forget_holders(domain, segment);
     return !is_reached(region);

@@ -200,6 +200,7 @@ struct ipc_endpoint {
     /* Closing. */
     bool closing, let_go; /* endpoint_close() was called; the peer has confirmed that it touches nothing */
     bool said_bye, heard_bye;
+    bool mute; /* a fence waited for it in vain, and it has answered none since: ipc_fence.c */
     uint64_t fence_ns;
     bool moving; /* the peer didn't let go: waiting for the others, so that pages can be moved */
 };

@@ -207,6 +207,7 @@ void pplx_ipc_revoked(ipc_endpoint *endpoint, uint64_t key) {
         endpoint->garbage = true; /* nobody asked */
         return;
     }
+    endpoint->mute = false;
     free_export(export);
     if (endpoint->unwanted) pplx_ipc_send_revokes(endpoint);
 }
