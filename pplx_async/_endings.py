@@ -183,7 +183,6 @@ async def close_counters(engine: TransferEngine, *counters: ImmCounter) -> None:
     if not closable:
         return
     engine._check_here()
-    engine._closed_counters.update((counter.id, counter._key) for counter in closable)
     closing = engine._spawn(_end_counters(engine, closable))
     engine._spawn(_recycle(engine, closable, closing))
     await engine._wait(closing)

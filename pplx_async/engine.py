@@ -127,7 +127,6 @@ class TransferEngine(Operations):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._publications: dict[str, tuple[MemoryRegion | ImmCounter, bytes]] = {}
         self._counters: dict[int, ImmCounter] = {}
-        self._closed_counters: dict[int, int] = {}  # id: key of the last one that was closed
         self._next_region = 1
         self._serial = 0  # of counters
         self._closing = False
@@ -568,6 +567,14 @@ class TransferEngine(Operations):
     def _open_counter(self, counter: ImmCounter) -> None:
         self._core.counter_open(counter)
         self._counters[counter.id] = counter
+
+    def _open_counters(self) -> tuple[list[tuple[int, int]], int]:
+        """Return the serial numbers of those that are open, as runs (first, last), and the newest of all."""
+        runs: list[tuple[int, int]] = []
+        for serial in sorted(counter._serial for counter in self._counters.values() if counter.is_open):
+            first = runs.pop()[0] if runs and runs[-1][1] == serial - 1 else serial
+            runs.append((first, serial))
+        return runs, self._serial
 
     def _break_counter(self, peer: Peer, message: CounterBroken) -> None:
         counter = self._counters.get(message.counter)

@@ -6,7 +6,7 @@ Two engines meet on the control channel. Both do the same, whoever called:
 
 1. open endpoints for this peer, send `Endpoints`
 2. take the other's `Endpoints`, connect; this ends when every link carried a heartbeat both ways
-3. say which counters are closed (`Fence`), send `Ready`, wait for the other's
+3. say which counters are open (`OpenCounters`), send `Ready`, wait for the other's
 
 Who can't go on sends `Refused` with the reason. The channel then carries fences, broken counters,
 groups and look-ups. When it ends without a `Goodbye`, the peer is lost.
@@ -19,6 +19,7 @@ import contextlib
 import copy
 import weakref
 from array import array
+from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,7 +54,6 @@ _MOST_REVOKED = 1 << 16
 _MOST_FENCING = 1 << 17
 _A_FENCE = 32
 _MESSAGES_A_TURN = 32
-_CLOSED_A_FENCE = 256  # while connecting: its frame is a short one
 _IDS_A_MESSAGE = 512  # so many take as long as a message
 
 
@@ -109,14 +109,38 @@ class _Revoked:
 
 
 class _ClosedCounters:
-    """Keys of counters that the peer has closed: all of an id up to the last one. Up to 16 B for each id in use."""
+    """Keys of counters that the peer has closed.
+
+    Before we met: all but those that it named then. Since: all of an id up to the last one. Up to 8 B for each
+    id in use, and 16 B for each run of serial numbers that were open when we met.
+    """
 
     def __init__(self) -> None:
         self._serials = array("Q")  # by id, of the first key that is not closed
+        self._before = 0  # serials up to this one are older than our meeting ...
+        self._firsts, self._lasts = array("Q"), array("Q")  # ... and of those these runs are open
 
     def __contains__(self, key: int) -> bool:
-        counter = key & _ID_MASK
-        return counter < len(self._serials) and key >> 20 < self._serials[counter]
+        counter, serial = key & _ID_MASK, key >> 20
+        if serial <= self._before:
+            run = bisect_right(self._firsts, serial) - 1
+            if run < 0 or serial > self._lasts[run]:
+                return True
+        return counter < len(self._serials) and serial < self._serials[counter]
+
+    def open_before(self, runs: tuple[tuple[int, int], ...]) -> None:
+        """Take runs that were open when we met; ValueError if they don't rise, or are more than there can be."""
+        for first, last in runs:
+            if (self._lasts and first <= self._lasts[-1]) or last < first:
+                raise ValueError("it names open counters out of order")
+            if len(self._lasts) == wire.MAX_COUNTERS:
+                raise ValueError("it names more open counters than there can be")
+            self._firsts.append(first)
+            self._lasts.append(last)
+
+    def close_before(self, serial: int) -> None:
+        """Take all others up to this serial number for closed."""
+        self._before = serial
 
     def add(self, key: int) -> None:
         counter, known = key & _ID_MASK, len(self._serials)
@@ -432,18 +456,21 @@ class Peer:
         self._engine._check_open()
         self._channel.expect_long()  # once it knows that we are ready it may say anything
         # It may hold older descriptors: one of a counter that is closed would count on whoever has its id now.
-        closed = tuple(self._engine._closed_counters.values())
+        # What is open is less than all that was closed; and who closes any of it after this asks us for a fence.
+        runs, newest = self._engine._open_counters()
         with contextlib.suppress(ClosedResourceError, BrokenResourceError):  # the channel has ended: `_expect` says so
-            for first in range(0, len(closed), _CLOSED_A_FENCE):
-                await self._channel.send(wire.Fence(0, (), closed[first : first + _CLOSED_A_FENCE]))
-            self._channel.post(wire.Ready())
+            for first in range(0, len(runs), wire.MAX_OPEN_RUNS):
+                await self._channel.send(wire.OpenCounters(tuple(runs[first : first + wire.MAX_OPEN_RUNS])))
+            self._channel.post(wire.Ready(newest))
         self._said_ready = True
 
     async def _expect(self, kind: type[Any]) -> Any:
         message = await self._channel.receive()
-        # With its Ready it says what was closed before we met: there is nothing to wait for.
-        while kind is wire.Ready and isinstance(message, wire.Fence):
-            self._forget_counters(message.counters)
+        while kind is wire.Ready and isinstance(message, wire.OpenCounters):
+            try:
+                self._closed_counters.open_before(message.runs)
+            except ValueError as error:
+                raise BrokenResourceError(f"peer {self.label} breaks the rules: {error}", hint="") from error
             message = await self._channel.receive()
         if isinstance(message, wire.Refused):
             raise BrokenResourceError(
@@ -452,6 +479,8 @@ class Peer:
             )
         if not isinstance(message, kind):
             raise BrokenResourceError(f"peer {self.label} sent {type(message).__name__} where {kind.__name__} is due")
+        if isinstance(message, wire.Ready):
+            self._closed_counters.close_before(message.counters)
         return message
 
     # ---- the control channel ----

@@ -34,6 +34,7 @@ __all__ = [
     "MAX_FENCED",
     "MAX_MESSAGE_NBYTES",
     "MAX_NAME",
+    "MAX_OPEN_RUNS",
     "MAX_REASON",
     "PROTOCOL_VERSION",
     "CounterBroken",
@@ -47,6 +48,7 @@ __all__ = [
     "Hello",
     "Lookup",
     "Message",
+    "OpenCounters",
     "Proof",
     "Ready",
     "Refused",
@@ -68,6 +70,7 @@ MAX_COUNTERS: Final = 1 << 20  # PPLX_MAX_COUNTERS
 MAX_DESCRIPTOR_NBYTES: Final = 256  # a region of 9 domains takes 222
 MAX_MESSAGE_NBYTES: Final = 1 << 20
 MAX_FENCED: Final = 16384  # regions, or counters, in one Fence: 300 KB of a message
+MAX_OPEN_RUNS: Final = 128  # in one OpenCounters: a frame of a handshake holds them
 MAX_NAME: Final = 128  # characters
 MAX_REASON: Final = 512  # characters
 
@@ -280,8 +283,19 @@ class Endpoints(_Wire, frozen=True, kw_only=True):
     message_nbytes: Annotated[int, Meta(ge=1, le=1 << 30)]
 
 
+class OpenCounters(_Wire, frozen=True):
+    """Before `Ready`: counters of the sender that are open, first and last serial number of each run, rising."""
+
+    runs: Annotated[tuple[tuple[_U64, _U64], ...], Meta(max_length=MAX_OPEN_RUNS)]
+
+
 class Ready(_Wire, frozen=True):
-    """The sender's endpoints have carried heartbeats both ways: the peers are connected."""
+    """The sender's endpoints have carried heartbeats both ways: the peers are connected.
+
+    Of its counters with serial numbers up to `counters` those are closed that no `OpenCounters` named.
+    """
+
+    counters: _U64 = 0
 
 
 class Goodbye(_Wire, frozen=True):
@@ -344,7 +358,19 @@ class Found(_Wire, frozen=True):
 
 
 Message: TypeAlias = (
-    Hello | Proof | Refused | Endpoints | Ready | Goodbye | Fence | Fenced | CounterBroken | GroupJoin | Lookup | Found
+    Hello
+    | Proof
+    | Refused
+    | Endpoints
+    | OpenCounters
+    | Ready
+    | Goodbye
+    | Fence
+    | Fenced
+    | CounterBroken
+    | GroupJoin
+    | Lookup
+    | Found
 )
 
 

@@ -53,6 +53,7 @@ MESSAGES = {
         HELLO,
         ENDPOINTS,
         wire.Proof(b"m" * 32),
+        wire.OpenCounters(((1, 2),)),
         wire.Ready(),
         wire.Refused("no"),
         wire.Goodbye(),

@@ -24,6 +24,8 @@ def check(data: bytes) -> None:
         assert version == message.version
         assert message.magic == "pplx_async"
         assert 1 <= len(message.networks) <= wire.MAX_DOMAINS
+    if isinstance(message, wire.OpenCounters):
+        assert len(message.runs) <= wire.MAX_OPEN_RUNS
     if isinstance(message, wire.Fence):
         assert len(message.regions) <= wire.MAX_FENCED
         assert len(message.counters) <= wire.MAX_FENCED

@@ -84,6 +84,7 @@ class _Meeting:
         self.counter = counter
         self._region_id = wire.decode_region(remote[1]).region
         self._counter_key = wire.decode_counter(counter[1]).counter
+        self._later_key = ((self._counter_key >> 20) + 1) << 20  # of counters that they may open yet
         self.groups: list[PeerGroup] = []
         self.calls: list[asyncio.Future[Any]] = []
 
@@ -95,12 +96,15 @@ class _Meeting:
         byte, self._data = self._data[:1], self._data[1:]
         return int.from_bytes(byte)
 
-    def take_key(self, theirs: int) -> int:
+    def take_key(self, theirs: int, others: int = 0) -> int:
         """Name a region or a counter: the one that we have of theirs, or any other."""
         what = self.take()
         if what < 64:
             return theirs
-        return what % 8 if what < 128 else (what % 8) << 20 | self.take() % 16
+        return others + what % 8 if what < 128 else (what % 8) << 20 | self.take() % 16
+
+    def take_counter(self) -> int:
+        return self.take_key(self._counter_key, self._later_key)
 
     # ---- what the peer sends ----
 
@@ -108,7 +112,7 @@ class _Meeting:
         match what:
             case 0:
                 regions = tuple(self.take_key(self._region_id) for _ in range(self.take() % 3))
-                counters = tuple(self.take_key(self._counter_key) for _ in range(self.take() % 3))
+                counters = tuple(self.take_counter() for _ in range(self.take() % 3))
                 return wire.Fence(self.take(), regions, counters)
             case 1:
                 return wire.Fenced(self.take() % 8)
@@ -116,7 +120,7 @@ class _Meeting:
                 return wire.CounterBroken(self.take() % 16, self.take(), "it says so")
             case 3 | 4:
                 answers = self._own_barrier() if what == 3 else self.take()
-                notify, barrier = self.take_key(self._counter_key), self.take_key(self._counter_key)
+                notify, barrier = self.take_counter(), self.take_counter()
                 return wire.GroupJoin(f"g{self.take() % 2}", notify, barrier, answers)
             case 5:
                 return wire.Lookup(self.take(), "published" if self.take() % 2 else "unknown")
@@ -124,7 +128,9 @@ class _Meeting:
                 descriptors = (None, b"", self.remote[1], self.counter[1], b"PPLX\x01")
                 return wire.Found(self.take() % 8, descriptors[self.take() % len(descriptors)])
             case 7:
-                return (wire.Goodbye(), wire.Ready(), wire.Refused("no more"), wire.Proof(bytes(32)))[self.take() % 4]
+                ends = (wire.Goodbye(), wire.Ready(), wire.Refused("no more"), wire.Proof(bytes(32)))
+                which = self.take()
+                return ends[which % 4] if which < 128 else wire.OpenCounters(((1, 2),))
             case _:
                 raise AssertionError(what)
 
