@@ -138,8 +138,10 @@ static void say(char *reasons, size_t nbytes, const char *device, const char *wh
     snprintf(reasons + used, nbytes - used, "%s%s: %s", used ? "; " : "", device, why);
 }
 
+/* *native: why it can't be opened just now, which says nothing of the device. */
 static size_t look_at(const pplx_libibverbs *lib, const char *file, struct ibv_device *device,
-                      const verbs_options *options, found *out, size_t capacity, char *reasons, size_t nbytes) {
+                      const verbs_options *options, found *out, size_t capacity, char *reasons, size_t nbytes,
+                      int *native) {
     const char *name = lib->get_device_name(device);
     size_t count = 0;
     if (unfit(device)) {
@@ -149,6 +151,7 @@ static size_t look_at(const pplx_libibverbs *lib, const char *file, struct ibv_d
     struct ibv_context *context = lib->open_device(device);
     struct ibv_device_attr attr;
     if (!context || lib->query_device(context, &attr)) {
+        if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) *native = errno;
         say(reasons, nbytes, name, strerror(errno));
         if (context) lib->close_device(context);
         return 0;
@@ -179,14 +182,14 @@ pplx_status verbs_discover(const pplx_option *options, size_t noptions, pplx_dev
     if (status != PPLX_OK) return status;
     const pplx_libibverbs *lib = functions;
 
-    int n = 0;
+    int n = 0, native = 0;
     struct ibv_device **list = lib->get_device_list(&n);
     if (!list && errno != ENOSYS)
         return verbs_fail(error, PPLX_NATIVE, errno, "ibv_get_device_list: %s", strerror(errno));
     found *all = calloc(MOST_FOUND, sizeof *all);
     size_t nall = 0;
     for (int i = 0; list && all && i < n; i++)
-        nall += look_at(lib, file, list[i], &parsed, all + nall, MOST_FOUND - nall, reasons, sizeof reasons);
+        nall += look_at(lib, file, list[i], &parsed, all + nall, MOST_FOUND - nall, reasons, sizeof reasons, &native);
     if (list) lib->free_device_list(list);
     if (!all) return verbs_fail(error, PPLX_NO_MEMORY, 0, "out of memory");
     qsort(all, nall, sizeof *all, by_preference);
@@ -194,6 +197,7 @@ pplx_status verbs_discover(const pplx_option *options, size_t noptions, pplx_dev
     free(all);
     *count = nall;
     if (nall) return PPLX_OK;
+    if (native) return verbs_fail(error, PPLX_NATIVE, native, "ibv_open_device: %s", reasons);
     if (reasons[0]) return verbs_fail(error, PPLX_UNAVAILABLE, 0, "no RDMA device can be used: %s", reasons);
     return verbs_fail(error, PPLX_UNAVAILABLE, 0,
                       "this machine has no RDMA device (none under /sys/class/infiniband): a NIC and its driver, or "

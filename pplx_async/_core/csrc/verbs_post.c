@@ -21,6 +21,7 @@ static pplx_status check(const verbs_endpoint *endpoint, const pplx_work_request
     if (mr->domain != endpoint->domain || request->local_address < mr->address || request->nbytes > mr->nbytes ||
         request->local_address - mr->address > mr->nbytes - request->nbytes)
         return PPLX_LOCAL_ACCESS;
+    if (request->opcode <= PPLX_READ && request->remote_key > UINT32_MAX) return PPLX_REMOTE_ACCESS; /* nobody's */
     if (request->opcode == PPLX_SEND && request->nbytes > endpoint->peer.message_nbytes) return PPLX_TOO_LARGE;
     return PPLX_OK;
 }
