@@ -232,7 +232,7 @@ async def test_all_waiters_hear_the_end_of_the_engine(fabric):
                 await asyncio.wait_for(task, SOON)
 
 
-@pytest.mark.fabrics("tcp", "rxm", "efa", "ipc")
+@pytest.mark.fabrics("tcp", "rxm", "efa", "ipc", "verbs")
 async def test_fabrics_must_agree(fabric):
     async with engine_on(fabric) as one, TransferEngine(fabric="loopback") as two:
         with pytest.raises(BrokenResourceError, match="fabric"):

@@ -15,7 +15,7 @@ from helpers.engines import SOON, engine_on, pattern
 from helpers.process import helper
 from pplx_async import ClosedResourceError, PeerLost
 
-pytestmark = [pytest.mark.fabrics("tcp", "rxm", "ipc"), pytest.mark.tcp]
+pytestmark = [pytest.mark.fabrics("tcp", "rxm", "ipc", "verbs"), pytest.mark.tcp]
 
 SIZE = 1 << 20
 

@@ -25,6 +25,8 @@ from pplx_async.libraries import libfabric_files
 ROOT = Path(__file__).parents[2]
 FAKE_SOURCES = ROOT / "tests" / "fake_libfabric"
 FAKE_LIBRARY = ROOT / "build" / "c" / "libfabric_fake.so.1"
+FAKE_VERBS_SOURCES = ROOT / "tests" / "fake_ibverbs"
+FAKE_VERBS_LIBRARY = ROOT / "build" / "c" / "libibverbs_fake.so.1"
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def _rxm() -> Fabric:
 
 
 def _efa() -> Fabric:
-    reason = _build_fake()
+    reason = _build_fake(FAKE_LIBRARY, FAKE_SOURCES, "rdma/fabric.h", "libfabric-dev")
     if reason is not None:
         return _missing("efa", "efa", reason)
     return _from_library("efa", "efa", str(FAKE_LIBRARY))
@@ -104,7 +106,23 @@ def _verbs() -> Fabric:
     return Fabric("verbs", "verbs")
 
 
-_FIND = {"loopback": _loopback, "ipc": _ipc, "tcp": _tcp, "rxm": _rxm, "efa": _efa, "verbs": _verbs}
+def _verbs_fake() -> Fabric:
+    """Take the tests' own libibverbs: as strict as a device, within one process."""
+    reason = _build_fake(FAKE_VERBS_LIBRARY, FAKE_VERBS_SOURCES, "infiniband/verbs.h", "libibverbs-dev")
+    if reason is not None:
+        return Fabric("verbs-fake", "verbs", missing=f"the tests' own libibverbs not available: {reason}")
+    return Fabric("verbs-fake", "verbs", {"library": str(FAKE_VERBS_LIBRARY)})
+
+
+_FIND = {
+    "loopback": _loopback,
+    "ipc": _ipc,
+    "tcp": _tcp,
+    "rxm": _rxm,
+    "efa": _efa,
+    "verbs": _verbs,
+    "verbs-fake": _verbs_fake,
+}
 
 
 def _missing(fabric_id: str, name: str, reason: str) -> Fabric:
@@ -133,27 +151,27 @@ def _system_libfabric() -> str | None:
     return None
 
 
-def _build_fake() -> str | None:
-    """Compile the tests' own libfabric, if need be; return why that can't be done."""
-    if not list(FAKE_SOURCES.glob("*.c")):
-        return "tests/fake_libfabric has no sources"
+def _build_fake(library: Path, sources: Path, header: str, package: str) -> str | None:
+    """Compile one of the tests' own libraries, if need be; return why that can't be done."""
+    if not list(sources.glob("*.c")):
+        return f"{sources.relative_to(ROOT)} has no sources"
     for tool in ("make", "gcc"):
         if shutil.which(tool) is None:
-            return f"{tool} is not installed, which builds the tests' own libfabric"
+            return f"{tool} is not installed, which builds {library.name}"
     headers = subprocess.run(
         ["gcc", "-E", "-x", "c", "-o", "/dev/null", "-"],
-        input="#include <rdma/fabric.h>\n",
+        input=f"#include <{header}>\n",
         capture_output=True,
         text=True,
     )
     if headers.returncode != 0:
-        return "its headers are not installed (package libfabric-dev)"
-    target = str(FAKE_LIBRARY.relative_to(ROOT))
+        return f"its headers are not installed (package {package})"
+    target = str(library.relative_to(ROOT))
     # A failure of this is no reason to skip: the sources are ours.
     built = subprocess.run(
         ["make", "-f", "tests/c/Makefile", "CC=gcc", target], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
-    assert built.returncode == 0, f"tests/fake_libfabric does not compile:\n{built.stdout}\n{built.stderr}"
+    assert built.returncode == 0, f"{sources.relative_to(ROOT)} does not compile:\n{built.stdout}\n{built.stderr}"
     return None
 
 

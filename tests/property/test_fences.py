@@ -141,7 +141,7 @@ async def connected(fabric):
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.fabrics("ipc", "tcp")
+@pytest.mark.fabrics("ipc", "tcp", "verbs")
 @settings(EXAMPLES, max_examples=40)
 @given(block=blocks(LARGE), shared=st.booleans())
 async def test_nothing_changes_the_pages_after_a_scope_without_a_plan(connected, block, shared):
@@ -151,7 +151,7 @@ async def test_nothing_changes_the_pages_after_a_scope_without_a_plan(connected,
     await connected.forget()
 
 
-@pytest.mark.fabrics("ipc", "tcp")
+@pytest.mark.fabrics("ipc", "tcp", "verbs")
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "ordinary"])
 async def test_nothing_changes_the_pages_after_a_scope_of_another_process(fabric, shared):
     """The memory is ours, the scopes are those of another process."""
@@ -174,7 +174,7 @@ async def test_nothing_changes_the_pages_after_a_scope_of_another_process(fabric
             await process.ask("close")
 
 
-@pytest.mark.fabrics("ipc", "tcp")
+@pytest.mark.fabrics("ipc", "tcp", "verbs")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 async def test_nothing_changes_our_pages_after_a_scope_whose_peer_is_lost(fabric, how):
     """Writes and reads are under way when the peer dies, or stops until it is lost; that one goes on in the end."""

@@ -14,7 +14,7 @@ from helpers.counting import LARGE
 from helpers.engines import SOON, engine_on, eventually
 from helpers.process import helper
 
-pytestmark = [pytest.mark.fabrics("tcp", "ipc"), pytest.mark.tcp]
+pytestmark = [pytest.mark.fabrics("tcp", "ipc", "verbs"), pytest.mark.tcp]
 
 SLOTS = 4  # counters that a process may count at, at a time
 OPENED = 250  # counters in all, for each process

@@ -16,7 +16,7 @@ from helpers.engines import SOON, eventually
 from helpers.survivor import open_survivor
 from pplx_async import PeerLost
 
-pytestmark = [pytest.mark.fabrics("tcp", "rxm", "ipc"), pytest.mark.tcp]
+pytestmark = [pytest.mark.fabrics("tcp", "rxm", "ipc", "verbs"), pytest.mark.tcp]
 
 ROUNDS = 100
 WARM_UP = 20  # rounds until every pool has its size

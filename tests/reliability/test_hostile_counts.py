@@ -16,7 +16,7 @@ from pplx_async import ClosedResourceError, wire
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.fabrics("loopback", "ipc", "tcp", "rxm"),
+    pytest.mark.fabrics("loopback", "ipc", "tcp", "rxm", "verbs"),
 ]
 
 

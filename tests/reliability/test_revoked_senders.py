@@ -18,7 +18,7 @@ from helpers.engines import engine_on, eventually, pattern
 from helpers.process import helper
 from pplx_async import PeerLost, UnreleasedMemory
 
-pytestmark = [pytest.mark.fabrics("tcp", "ipc"), pytest.mark.tcp]
+pytestmark = [pytest.mark.fabrics("tcp", "ipc", "verbs"), pytest.mark.tcp]
 
 SIZE = 4 << 20
 THEIRS, OURS = 0x77, 0xA5
