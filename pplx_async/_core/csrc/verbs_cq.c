@@ -31,7 +31,7 @@ static pplx_status status_of(enum ibv_wc_status status) {
 }
 
 /* All up to `through` have been done. False: no room. */
-static bool finish_through(verbs_queue *queue, uint32_t through, verbs_sink *sink) {
+static inline bool finish_through(verbs_queue *queue, uint32_t through, verbs_sink *sink) {
     verbs_endpoint *endpoint = queue->endpoint;
     const uint32_t first = queue->first;
     bool all = true;
@@ -65,7 +65,7 @@ static bool send_failed(verbs_queue *queue, uint32_t sequence, enum ibv_wc_statu
     return true;
 }
 
-static bool send_ended(verbs_domain *domain, const struct ibv_wc *wc, verbs_sink *sink) {
+static inline bool send_ended(verbs_domain *domain, const struct ibv_wc *wc, verbs_sink *sink) {
     const uint32_t name = (uint32_t)(wc->wr_id >> 32), tag = name & 0x1fffffff, sequence = (uint32_t)wc->wr_id;
     verbs_endpoint *endpoint = domain->slots[tag & 0xffff];
     if (!endpoint || endpoint->tag != tag) return true; /* it was closed */
@@ -88,7 +88,7 @@ static bool imm_arrived(verbs_domain *domain, const struct ibv_wc *wc, verbs_sin
 }
 
 /* False: no room, and it has to come again. */
-static bool deal_with(verbs_domain *domain, const struct ibv_wc *wc, verbs_sink *sink) {
+static inline bool deal_with(verbs_domain *domain, const struct ibv_wc *wc, verbs_sink *sink) {
     switch ((enum verbs_kind)(wc->wr_id >> 62)) {
     case VERBS_WR_SEND: return send_ended(domain, wc, sink);
     case VERBS_WR_IMM: return imm_arrived(domain, wc, sink);
@@ -104,7 +104,7 @@ static void break_domain(verbs_domain *domain, int32_t native) {
 }
 
 /* Into `wcs`, which is empty. False: no more than these are there; asking again would only say so, at a cost. */
-static bool fetch(verbs_domain *domain) {
+static inline bool fetch(verbs_domain *domain) {
     const int n = domain->broken ? 0 : ibv_poll_cq(domain->cq, VERBS_BATCH, domain->wcs);
     domain->wc_first = 0;
     domain->wc_count = n > 0 ? (uint32_t)n : 0;

@@ -85,6 +85,7 @@ static pplx_status open_queue(verbs_endpoint *endpoint, enum verbs_which which, 
     queue->endpoint = endpoint;
     queue->which = (uint8_t)which;
     queue->ops = endpoint->rings[which];
+    queue->wr_id = verbs_wr_id(queue);
     const int native = verbs_qp_open(queue, srq);
     if (queue->qp) {
         verbs_queue **bucket = &domain->buckets[bucket_of(queue->qp->qp_num)];

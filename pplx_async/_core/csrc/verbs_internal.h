@@ -102,8 +102,8 @@ typedef struct verbs_queue {
     verbs_op **ops;     /* NULL: of our own, or it has ended */
     uint32_t first;     /* the oldest that hasn't ended */
     uint32_t next;      /* that of the next post */
+    uint64_t wr_id;     /* of its work requests, without the sequence number */
     uint32_t seen;      /* a failed queue: completions have told of those before it */
-    uint32_t unsignalled, unsignalled_nbytes; /* since the last that was signalled */
     uint32_t max_inline;
     uint32_t psn; /* of our first packet, in epoch 0 */
     uint8_t which; /* enum verbs_which */
@@ -227,8 +227,8 @@ struct verbs_domain {
  * valid, and an endpoint that is gone is not found. */
 enum verbs_kind { VERBS_WR_SEND, VERBS_WR_IMM, VERBS_WR_MESSAGE };
 
-static inline uint64_t verbs_wr_id(const verbs_queue *queue, uint32_t sequence) {
-    return (uint64_t)queue->which << 61 | (uint64_t)queue->endpoint->tag << 32 | sequence;
+static inline uint64_t verbs_wr_id(const verbs_queue *queue) {
+    return (uint64_t)queue->which << 61 | (uint64_t)queue->endpoint->tag << 32;
 }
 
 static inline uint64_t verbs_receive_id(enum verbs_kind kind, uint32_t buffer) { return (uint64_t)kind << 62 | buffer; }

@@ -3,8 +3,8 @@
 
 /* Posting: work requests are chained, and handed to the device by one call.
  *
- * Few are signalled: the last of a batch, and of a long batch some on the way, so that what is done is known
- * soon. An error is told of any of them. */
+ * Few are signalled: the last of a batch, one half way through a long batch, and long requests, so that what is
+ * done is known soon. An error is told of any of them. */
 #if PPLX_HAVE_LIBIBVERBS
 
 #include <arpa/inet.h>
@@ -12,64 +12,80 @@
 
 #include "verbs_internal.h"
 
-enum { SIGNAL_EVERY = 16, SIGNAL_NBYTES = 64 << 10 };
+enum { SIGNALLED_TOO = VERBS_BATCH / 2 - 1, SIGNAL_NBYTES = 4 << 10 };
 
-static pplx_status check(const verbs_endpoint *endpoint, const pplx_work_request *request) {
+/* Of any opcode that there is. */
+static inline pplx_status check(const verbs_endpoint *endpoint, const pplx_work_request *request) {
     const verbs_mr *mr = (const verbs_mr *)request->local_mr;
-    if (!request->op || !mr || request->opcode > PPLX_RECV) return PPLX_INVALID;
+    if (!request->op || !mr) return PPLX_INVALID;
     if (request->nbytes > endpoint->domain->caps.max_message) return PPLX_TOO_LARGE;
-    if (mr->domain != endpoint->domain || request->local_address < mr->address || request->nbytes > mr->nbytes ||
+    /* an address below the region's is, by unsigned numbers, far above it */
+    if (mr->domain != endpoint->domain || request->nbytes > mr->nbytes ||
         request->local_address - mr->address > mr->nbytes - request->nbytes)
         return PPLX_LOCAL_ACCESS;
-    if (request->opcode <= PPLX_READ && request->remote_key > UINT32_MAX) return PPLX_REMOTE_ACCESS; /* nobody's */
+    if (request->remote_key >> 32 && request->opcode <= PPLX_READ) return PPLX_REMOTE_ACCESS; /* nobody's */
     if (request->opcode == PPLX_SEND && request->nbytes > endpoint->peer.message_nbytes) return PPLX_TOO_LARGE;
     return PPLX_OK;
 }
 
-static enum verbs_which which_of(const pplx_work_request *request) {
-    return request->opcode == PPLX_SEND ? VERBS_MESSAGES : VERBS_WRITES;
+/* For how many more there is room. */
+static uint32_t room_of(const verbs_queue *queue) {
+    const verbs_domain *domain = queue->endpoint->domain;
+    const uint32_t inflight = queue->next - queue->first, most = domain->caps.max_inflight;
+    const uint32_t own = inflight < most ? most - inflight : 0, all = domain->cq_room - domain->inflight;
+    return own < all ? own : all;
 }
 
-/* Of one queue, with `more` before it that are not posted yet. */
-static bool fits(const verbs_queue *queue, const pplx_work_request *request, uint32_t more) {
+/* An immediate alone may go beyond our own cap. */
+static bool is_reserved_for(const verbs_queue *queue, const pplx_work_request *request, uint32_t more) {
     const verbs_domain *domain = queue->endpoint->domain;
-    const uint32_t inflight = queue->next - queue->first + more;
-    uint32_t most = domain->caps.max_inflight;
-    if (request->opcode == PPLX_WRITE_IMM && request->nbytes == 0) most += PPLX_RESERVED_IMMS;
-    return inflight < most && domain->inflight + more < domain->cq_room;
+    return request->opcode == PPLX_WRITE_IMM && request->nbytes == 0 &&
+           queue->next - queue->first + more < domain->caps.max_inflight + PPLX_RESERVED_IMMS &&
+           domain->inflight + more < domain->cq_room;
+}
+
+/* What all work requests of a run have in common, and the compiler may keep in registers. */
+typedef struct run {
+    struct ibv_send_wr *wrs;
+    struct ibv_sge *sges;
+    uint64_t wr_id;
+    uint32_t max_inline;
+} run;
+
+static inline run run_of(const verbs_queue *queue) {
+    verbs_domain *domain = queue->endpoint->domain;
+    return (run){domain->wrs, domain->sges, queue->wr_id, queue->max_inline};
 }
 
 /* Into place `i` of the chain. */
-static void fill(verbs_queue *queue, uint32_t i, uint32_t sequence, const verbs_op *op) {
+static inline void fill(const run *run, uint32_t i, uint32_t sequence, const verbs_op *op) {
     static const uint8_t opcodes[] = {
         [PPLX_WRITE] = IBV_WR_RDMA_WRITE,
         [PPLX_WRITE_IMM] = IBV_WR_RDMA_WRITE_WITH_IMM,
         [PPLX_READ] = IBV_WR_RDMA_READ,
         [PPLX_SEND] = IBV_WR_SEND,
     };
-    verbs_domain *domain = queue->endpoint->domain;
-    struct ibv_send_wr *wr = &domain->wrs[i];
-    domain->sges[i] = (struct ibv_sge){op->local_address, op->nbytes, op->lkey};
-    wr->wr_id = verbs_wr_id(queue, sequence);
+    struct ibv_send_wr *wr = &run->wrs[i];
+    run->sges[i] = (struct ibv_sge){op->local_address, op->nbytes, op->lkey};
+    wr->wr_id = run->wr_id | sequence;
     wr->num_sge = op->nbytes != 0;
     wr->opcode = opcodes[op->opcode];
     wr->imm_data = htonl(op->imm);
     wr->wr.rdma.remote_addr = op->remote_address;
     wr->wr.rdma.rkey = op->rkey;
-    wr->send_flags = 0;
-    if (op->nbytes <= queue->max_inline && op->host && op->opcode != PPLX_READ) wr->send_flags = IBV_SEND_INLINE;
-    queue->unsignalled_nbytes += op->nbytes;
-    if (++queue->unsignalled < SIGNAL_EVERY && queue->unsignalled_nbytes < SIGNAL_NBYTES) return;
-    wr->send_flags |= IBV_SEND_SIGNALED;
-    queue->unsignalled = queue->unsignalled_nbytes = 0;
+    if (op->nbytes <= run->max_inline)
+        wr->send_flags = op->host && op->opcode != PPLX_READ ? IBV_SEND_INLINE : 0;
+    else
+        wr->send_flags = op->nbytes >= SIGNAL_NBYTES ? IBV_SEND_SIGNALED : 0;
 }
 
 /* The first `count` of the chain. Returns how many the device took, and why not all. */
-static uint32_t submit(verbs_queue *queue, uint32_t count, int *native) {
+static inline uint32_t submit(verbs_queue *queue, uint32_t count, int *native) {
     verbs_domain *domain = queue->endpoint->domain;
     struct ibv_send_wr *last = &domain->wrs[count - 1], *next = last->next, *bad = NULL;
     last->next = NULL;
     last->send_flags |= IBV_SEND_SIGNALED;
+    if (count > SIGNALLED_TOO) domain->wrs[SIGNALLED_TOO].send_flags |= IBV_SEND_SIGNALED;
     *native = ibv_post_send(queue->qp, domain->wrs, &bad);
     last->next = next;
     if (*native && bad) {
@@ -80,13 +96,12 @@ static uint32_t submit(verbs_queue *queue, uint32_t count, int *native) {
     } else {
         queue->tail = false;
     }
-    queue->unsignalled = queue->unsignalled_nbytes = 0;
     queue->next += count;
     domain->inflight += count;
     return count;
 }
 
-static pplx_status ready(const verbs_endpoint *endpoint, enum verbs_which which, int32_t *provider_error) {
+static inline pplx_status ready(const verbs_endpoint *endpoint, enum verbs_which which, int32_t *provider_error) {
     if (endpoint->closing) return PPLX_CLOSED;
     if (endpoint->state == VERBS_LOST) {
         *provider_error = endpoint->lost_error;
@@ -99,32 +114,37 @@ static pplx_status ready(const verbs_endpoint *endpoint, enum verbs_which which,
 /* Requests for one queue, from the first on; *taken says how many. */
 static pplx_status post_run(verbs_endpoint *endpoint, const pplx_work_request *requests, size_t count, size_t *taken,
                             int32_t *provider_error) {
-    const enum verbs_which which = which_of(requests);
+    const bool sends = requests->opcode == PPLX_SEND;
+    const enum verbs_which which = sends ? VERBS_MESSAGES : VERBS_WRITES;
+    const uint32_t low = sends ? PPLX_SEND : PPLX_WRITE, span = sends ? 0 : PPLX_READ; /* its opcodes */
     verbs_queue *queue = &endpoint->queues[which];
     const pplx_status open = ready(endpoint, which, provider_error);
+    const uint32_t room = room_of(queue), next = queue->next;
+    const run run = run_of(queue);
     pplx_status status = PPLX_OK;
     uint32_t n = 0;
     int native = 0;
     *taken = 0;
     for (; n < count && n < VERBS_BATCH; n++) {
         const pplx_work_request *request = &requests[n];
-        if (n && (which_of(request) != which || request->opcode == PPLX_RECV)) break;
+        if (request->opcode - low > span) break;
         status = check(endpoint, request);
         if (status == PPLX_OK) status = open;
-        if (status == PPLX_OK && !fits(queue, request, n)) status = PPLX_AGAIN;
+        if (status == PPLX_OK && n >= room && !is_reserved_for(queue, request, n)) status = PPLX_AGAIN;
         if (status != PPLX_OK) break;
         const verbs_mr *mr = (const verbs_mr *)request->local_mr;
-        verbs_op *op = (verbs_op *)request->op;
-        op->local_address = request->local_address;
-        op->remote_address = request->remote_address;
-        op->nbytes = (uint32_t)request->nbytes;
-        op->lkey = mr->lkey;
-        op->rkey = (uint32_t)request->remote_key;
-        op->imm = request->imm;
-        op->opcode = request->opcode;
-        op->host = mr->host;
-        *verbs_place(queue, queue->next + n) = op;
-        fill(queue, n, queue->next + n, op);
+        const verbs_op op = {.local_address = request->local_address,
+                             .remote_address = request->remote_address,
+                             .nbytes = (uint32_t)request->nbytes,
+                             .lkey = mr->lkey,
+                             .rkey = (uint32_t)request->remote_key,
+                             .imm = request->imm,
+                             .opcode = request->opcode,
+                             .host = mr->host};
+        verbs_op *kept = (verbs_op *)request->op;
+        *kept = op;
+        *verbs_place(queue, next + n) = kept;
+        fill(&run, n, next + n, &op);
     }
     if (n == 0) return status;
     *taken = submit(queue, n, &native);
@@ -143,7 +163,9 @@ pplx_status verbs_post(pplx_provider_endpoint *handle, const pplx_work_request *
     *provider_error = 0;
     while (done < count && status == PPLX_OK) {
         size_t taken = 0;
-        if (requests[done].opcode == PPLX_RECV) {
+        if (requests[done].opcode > PPLX_RECV) {
+            status = PPLX_INVALID;
+        } else if (requests[done].opcode == PPLX_RECV) {
             status = check(endpoint, &requests[done]);
             if (status == PPLX_OK) status = verbs_post_receive(endpoint, &requests[done]);
             taken = status == PPLX_OK;
@@ -159,14 +181,13 @@ pplx_status verbs_post(pplx_provider_endpoint *handle, const pplx_work_request *
 /* One of ours: nobody is told of its end. */
 static int post_own(verbs_queue *queue, struct ibv_send_wr *wr) {
     struct ibv_send_wr *bad = NULL;
-    wr->wr_id = verbs_wr_id(queue, queue->next);
+    wr->wr_id = queue->wr_id | queue->next;
     wr->send_flags = IBV_SEND_SIGNALED;
     *verbs_place(queue, queue->next) = NULL;
     const int native = ibv_post_send(queue->qp, wr, &bad);
     if (native) return native;
     queue->next++;
     queue->endpoint->domain->inflight++;
-    queue->unsignalled = queue->unsignalled_nbytes = 0;
     return 0;
 }
 
@@ -186,12 +207,13 @@ void verbs_post_tail(verbs_queue *queue) {
 
 int verbs_post_again(verbs_queue *queue, uint32_t from) {
     const uint32_t end = queue->next;
+    const run run = run_of(queue);
     int native = 0;
     queue->endpoint->domain->inflight -= end - from;
     queue->next = from;
     for (uint32_t at = from; at != end && !native;) {
         uint32_t n = 0;
-        for (; n < VERBS_BATCH && at + n != end; n++) fill(queue, n, at + n, *verbs_place(queue, at + n));
+        for (; n < VERBS_BATCH && at + n != end; n++) fill(&run, n, at + n, *verbs_place(queue, at + n));
         at += submit(queue, n, &native);
     }
     queue->endpoint->domain->inflight += end - queue->next; /* what was not taken waits for its end all the same */
