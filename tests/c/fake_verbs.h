@@ -7,6 +7,7 @@
 
 #include <dlfcn.h>
 #include <limits.h>
+#include <stdbool.h>
 
 #include "../fake_ibverbs/fake_control.h"
 #include "check.h"
@@ -31,16 +32,11 @@ static void *fake_symbol(void *library, const char *name) {
     return symbol;
 }
 
-/* `old`: the one without what came after rdma-core 23. */
-static void fake_load(bool old) {
+static void fake_load_from(const char *path) {
     pplx_error error = {0};
     const void *functions = NULL;
     const char *file = NULL;
-    const ssize_t length = readlink("/proc/self/exe", fake_path, sizeof fake_path - 1);
-    CHECK(length > 0);
-    fake_path[length] = 0;
-    char *slash = strrchr(fake_path, '/');
-    snprintf(slash, sizeof fake_path - (size_t)(slash - fake_path), "/libibverbs_fake%s.so.1", old ? "_old" : "");
+    snprintf(fake_path, sizeof fake_path, "%s", path);
     if (pplx_library_load(&pplx_library_libibverbs, fake_path, &functions, &file, &error) != PPLX_OK)
         check_failed(__FILE__, __LINE__, error.text);
     fake_lib = functions;
@@ -53,6 +49,16 @@ static void fake_load(bool old) {
     *(void **)&fake.refuse = fake_symbol(library, "fake_ibv_refuse");
     *(void **)&fake.breaks = fake_symbol(library, "fake_ibv_break");
     *(void **)&fake.counts = fake_symbol(library, "fake_ibv_counts");
+}
+
+/* `old`: the one without what came after rdma-core 23. */
+__attribute__((unused)) static void fake_load(bool old) {
+    char path[PATH_MAX];
+    const ssize_t length = readlink("/proc/self/exe", path, sizeof path - 32);
+    CHECK(length > 0);
+    path[length] = 0;
+    strcpy(strrchr(path, '/'), old ? "/libibverbs_fake_old.so.1" : "/libibverbs_fake.so.1");
+    fake_load_from(path);
 }
 
 __attribute__((unused)) static struct fake_counts fake_now(void) {
