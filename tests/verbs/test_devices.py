@@ -1,0 +1,183 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""Engines on verbs, over devices that tests make up: which are chosen, several of them, and what their failures say."""
+
+import asyncio
+import ctypes
+import errno
+import time
+
+import numpy as np
+import pytest
+
+from helpers.engines import Pair, connect, engine_on, pattern
+from helpers.require import find_fabric
+from pplx_async import NativeCallError, PeerLost, ProviderUnavailable
+
+PORT_ERR, DEVICE_FATAL = 10, 8  # of enum ibv_event_type
+BOTH = {"devices": ("x0", "x1"), "domains": 2}
+
+
+class Counts(ctypes.Structure):
+    """The struct fake_counts of tests/fake_ibverbs/fake_control.h."""
+
+    _fields_ = [
+        ("contexts", ctypes.c_uint64),
+        ("objects", ctypes.c_uint64),
+        ("doorbells", ctypes.c_uint64),
+        ("requests", ctypes.c_uint64),
+        ("signalled", ctypes.c_uint64),
+        ("arms", ctypes.c_uint64),
+        ("events", ctypes.c_uint64),
+        ("polls", ctypes.c_uint64),
+        ("refused", ctypes.c_uint64),
+        ("complaints", ctypes.c_uint64),
+    ]
+
+
+class Devices:
+    """The fake libibverbs, and what tests ask of it."""
+
+    def __init__(self, path):
+        self.library = ctypes.CDLL(path)
+
+    def layout(self, text):
+        assert self.library.fake_ibv_layout(text.encode()) == 0, text
+
+    def event(self, device, port, kind):
+        assert self.library.fake_ibv_event(device.encode(), port, kind) == 0
+
+    def cut(self, device, lost=True):
+        assert self.library.fake_ibv_cut(device.encode(), 1, int(lost)) == 0
+
+    def counts(self):
+        counts = Counts()
+        self.library.fake_ibv_counts(ctypes.byref(counts))
+        return counts
+
+
+@pytest.fixture(scope="module")
+def fake():
+    found = find_fabric("verbs-fake")
+    if found.missing is not None:
+        pytest.skip(found.missing)
+    return found
+
+
+@pytest.fixture
+def devices(fake):
+    """Nothing stays open, and nothing was misused."""
+    made = Devices(fake.options["library"])
+    before = made.counts()
+    yield made
+    after = made.counts()
+    assert (after.contexts, after.objects) == (0, 0)
+    assert after.complaints == before.complaints
+    made.layout("fake0 roce gbps=100 ip=10.77.0.1")
+
+
+async def check(fake, a, b, nbytes):
+    ab, ba = await connect(a, b)
+    pair = Pair(fake, a, b, ab, ba)
+    await pair.write(nbytes)
+    await pair.forget()
+    return ab
+
+
+async def test_a_peer_is_reached_over_nics_of_different_speed(fake, devices):
+    devices.layout("x0 roce gbps=100 ip=10.0.0.1; x1 roce gbps=25 ip=10.0.0.2")
+    async with (
+        engine_on(fake, **BOTH) as a,
+        engine_on(fake, **BOTH) as b,
+    ):
+        await check(fake, a, b, 3 << 20)
+        (peer,) = a.stats().peers
+        assert all(link.posted["write_imm"] for link in peer.links)
+        assert len(peer.links) == 2
+        assert "25 Gb/s" in str(a.explain())
+
+
+async def test_peers_may_have_different_numbers_of_nics(fake, devices):
+    devices.layout("x0 roce ip=10.0.0.1; x1 roce ip=10.0.0.2; x2 roce ip=10.0.0.3")
+    async with engine_on(fake, **BOTH) as a, engine_on(fake, devices=("x2",)) as b:
+        await check(fake, a, b, 1 << 20)
+        await check(fake, b, a, 1 << 20)
+
+
+async def test_infiniband_needs_no_address(fake, devices):
+    devices.layout("x0 ib lid=4 gbps=400; x1 ib lid=5 gbps=400")
+    async with engine_on(fake, devices=("x0",)) as a, engine_on(fake, devices=("x1",)) as b:
+        await check(fake, a, b, 1 << 16)
+        assert "InfiniBand" in str(a.explain())
+
+
+@pytest.mark.parametrize(
+    ("layout", "reason"),
+    [
+        ("none", "no RDMA device"),
+        ("nosys", "no RDMA device"),
+        ("x0 roce down ip=10.0.0.1", "x0: port 1 is down"),
+        ("x0 roce", "give its interface an IP address"),
+        ("x0 iwarp ip=10.0.0.1", "iWARP"),
+    ],
+)
+async def test_what_cannot_be_used_is_said_with_its_reason(fake, devices, layout, reason):
+    devices.layout(layout)
+    with pytest.raises(ProviderUnavailable, match=reason):
+        async with engine_on(fake):
+            pass
+
+
+async def lose(fake, break_it):
+    """Write until the peer is lost, and return how long that took."""
+    async with engine_on(fake, devices=("x0",), name="a") as a, engine_on(fake, devices=("x1",), name="b") as b:
+        ab, _ = await connect(a, b)
+        source = await a.register(pattern(4096))
+        target = np.zeros(4096, dtype=np.uint8)
+        region = await b.register(target)
+        remote = ab.region(region.to_bytes())
+        assert await a.write(source, remote) == 4096
+        break_it()
+        start = time.monotonic()
+        with pytest.raises(PeerLost):
+            async with asyncio.timeout(10):
+                while True:
+                    try:
+                        await a.write(source, remote)
+                    except NativeCallError as error:
+                        if error.errno != errno.EIO:  # a device that has failed takes no work, and says so first
+                            raise
+                        await asyncio.sleep(0)
+        return time.monotonic() - start
+
+
+async def test_a_cable_that_is_cut_loses_the_peer_within_a_second(fake, devices):
+    devices.layout("x0 roce ip=10.0.0.1; x1 roce ip=10.0.0.2")
+    assert await lose(fake, lambda: devices.cut("x1")) < 2
+
+
+async def test_a_port_that_goes_down_loses_the_peer_within_a_second(fake, devices):
+    devices.layout("x0 roce ip=10.0.0.1; x1 roce ip=10.0.0.2")
+    assert await lose(fake, lambda: devices.event("x0", 1, PORT_ERR)) < 2
+
+
+async def test_a_device_that_fails_loses_the_peer_at_once(fake, devices):
+    devices.layout("x0 roce ip=10.0.0.1; x1 roce ip=10.0.0.2")
+    assert await lose(fake, lambda: devices.event("x0", 0, DEVICE_FATAL)) < 1
+
+
+async def test_one_of_two_nics_that_loses_its_cable_ends_transfers_typed(fake, devices):
+    devices.layout("x0 roce ip=10.0.0.1; x1 roce ip=10.0.0.2")
+    async with (
+        engine_on(fake, **BOTH) as a,
+        engine_on(fake, **BOTH) as b,
+    ):
+        ab, _ = await connect(a, b)
+        source = await a.register(pattern(4 << 20))
+        region = await b.register(np.zeros(4 << 20, dtype=np.uint8))
+        remote = ab.region(region.to_bytes())
+        assert await a.write(source, remote) == 4 << 20
+        devices.cut("x1")
+        with pytest.raises(PeerLost):
+            async with asyncio.timeout(10):
+                await a.write(source, remote)
