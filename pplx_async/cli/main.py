@@ -11,6 +11,7 @@ import typer
 from pplx_async import __version__
 from pplx_async.cli import demo, info
 from pplx_async.cli.bench.command import bench
+from pplx_async.cli.doctor.command import doctor
 
 __all__ = ["app", "main"]
 
@@ -36,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("info")(info.info)
+app.command("doctor")(doctor)
 app.command("bench")(bench)
 app.add_typer(demo.app, name="demo")
 

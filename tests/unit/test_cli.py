@@ -44,7 +44,7 @@ def test_help_lists_exit_codes():
         assert code in result.stdout
 
 
-@pytest.mark.parametrize("command", [["info"], ["bench"], ["demo", "weights"], ["demo", "pages"]])
+@pytest.mark.parametrize("command", [["info"], ["doctor"], ["bench"], ["demo", "weights"], ["demo", "pages"]])
 def test_each_command_has_json_and_debug(command):
     result = cli(*command, "--help")
     assert result.returncode == 0
