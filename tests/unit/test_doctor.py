@@ -471,7 +471,7 @@ def test_the_command_on_a_broken_host(tmp_path):
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "\n    sudo ip link set dev eth0 mtu 4200  # on both hosts, and on the switch\n" in result.stdout
-    assert result.stdout.endswith("1 problems, 1 warnings\n")
+    assert result.stdout.endswith("1 problem, 1 warning\n")
     result = cli("doctor", "--root", str(root), "--json")
     assert result.returncode == 1
     told = json.loads(result.stdout)

@@ -107,6 +107,12 @@ root 0000:20 node 0
     assert [names(share.nics) for share in pair(machine)] == [["mlx5_0"]]
 
 
+def test_two_devices_below_one_root_port_meet_in_a_switch(tmp_path):
+    text = "root 0000:10 node 0\n  bridge 0000:10:01.0\n    gpu 0000:11:00.0\n    nic 0000:12:00.0 mlx5_0\n"
+    machine = read_machine(build(text, tmp_path))
+    assert distance(machine.gpus[0], by_name(machine, "mlx5_0")) == (Distance.SWITCH, -2)
+
+
 # ---- pairs ----
 
 

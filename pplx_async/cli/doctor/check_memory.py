@@ -16,7 +16,8 @@ __all__ = ["gpu_memory", "memlock", "shared_memory"]
 _LITTLE = 64 << 20
 _DMA_BUF_KERNEL = (5, 12)
 _PEER_MEMORY = ("nvidia_peermem", "nv_peer_mem", "efa_nv_peermem")
-_SMALL_SHM = 1 << 30
+# A container has 64 MiB, where nobody says otherwise.
+_SMALL_SHM = 512 << 20
 
 
 def memlock(system: System) -> Iterator[Finding]:

@@ -83,7 +83,8 @@ def _show(output: Output, found: list[tuple[str, Finding]], counts: Counter[Leve
             output.line((f"{check}: ", "bold"), (finding.text, _STYLES[finding.level]))
             output.line("    ", finding.fix)
     problems, warnings = (counts[level] for level in (Level.PROBLEM, Level.WARNING))
-    output.line((f"{problems} problems, {warnings} warnings", _STYLES[_worst(counts)]))
+    summary = f"{problems} problem{'s'[: problems != 1]}, {warnings} warning{'s'[: warnings != 1]}"
+    output.line((summary, _STYLES[_worst(counts)]))
 
 
 def _worst(counts: Counter[Level]) -> Level:
