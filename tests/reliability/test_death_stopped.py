@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from helpers.doomed import BLOCKED_WRITES, HELD
-from helpers.engines import SOON, open_pair
+from helpers.engines import SOON, eventually, open_pair
 from helpers.require import find_fabric
 from helpers.survivor import NOTICED, Ending, all_end, check_lost, open_survivor, resume, stop
 
@@ -109,6 +109,33 @@ async def test_closing_what_a_stopped_peer_holds_disturbs_nobody(hasty):
     await hasty.bury(pid)
     await hasty.forget(peer)
     await counter.close()
+
+
+@PROCESSES
+async def test_stopped_for_a_moment_while_another_is_given_up(hasty):
+    """Both hold the same memory. That one has to lose it is no reason to lose the other, nor to hold up a third."""
+    engine = hasty.engine
+    both = [await hasty.meet("writes") for _ in range(2)]
+    for _ in both:
+        hasty.sink[-1] = 1
+        await eventually(lambda: hasty.sink[-1] == 0, "it writes here")
+    (given_up, gone), (pid, peer) = both
+    async with hasty.stream():
+        await stop(given_up)
+        await asyncio.wait_for(gone.wait_closed(), SOON)
+        await stop(pid)
+        await asyncio.sleep(LIMIT / 3)
+        resume(pid)
+        await eventually(lambda: gone not in engine._peers, "its endpoints are closed")
+        assert peer.is_open
+        await peer.lookup("memory")
+        hasty.sink[-1] = 1
+        await eventually(lambda: hasty.sink[-1] == 0, "it writes here again")
+    for each in (given_up, pid):
+        await hasty.kill(each)
+        await hasty.bury(each)
+    await asyncio.wait_for(peer.wait_closed(), SOON)
+    await hasty.forget(peer)
 
 
 @PROCESSES

@@ -11,6 +11,7 @@
  * another process, but we can take our memory elsewhere (pplx_ipc_segment_move): what the peer writes
  * from then on goes to pages that we have given up. Before that the other peers that have the memfd are
  * told to let go of it, so that no write of theirs goes there; they get at the memory through staging.
+ * One of those may stand still for a moment itself, which is no reason to lose it: it has longer.
  *
  * The same for a region that is closed: who was told of it lets go, or its pages move.
  *
@@ -216,7 +217,7 @@ pplx_status pplx_ipc_endpoint_close(pplx_provider_endpoint *handle) {
     if (!exposed(endpoint) || now_ns < endpoint->fence_ns) return PPLX_UNRELEASED;
     if (!endpoint->moving) {
         endpoint->moving = true;
-        endpoint->fence_ns = now_ns + IPC_FENCE_NS;
+        endpoint->fence_ns = now_ns + IPC_HOLDERS_NS;
         start_moving(endpoint);
     }
     for (ipc_endpoint *other; (other = other_holder(domain)) != NULL;) {

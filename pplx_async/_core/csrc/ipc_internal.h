@@ -77,6 +77,9 @@ static const uint64_t IPC_MAX_MESSAGE = UINT64_C(1) << 40;
 /* An early peer is waited for as long as a connect may take. */
 static const uint64_t IPC_EARLY_NS = UINT64_C(10000000000);
 
+/* Who has to let go because of another peer is waited for so long, beyond the silence that makes a peer lost. */
+static const uint64_t IPC_HOLDERS_NS = UINT64_C(4000000000);
+
 /* What an epoll event points to. */
 enum ipc_watch_kind { IPC_WATCH_LISTENER, IPC_WATCH_VISITOR, IPC_WATCH_SOCKET, IPC_WATCH_PEER };
 typedef struct ipc_watch {

@@ -244,14 +244,15 @@ void pplx_ipc_answer_map(ipc_endpoint *endpoint, uint64_t key) {
     bool passed = false;
     ipc_region *region = endpoint->closing ? NULL : pplx_ipc_region_find(endpoint->domain, key);
     ipc_export *export = region ? export_of(region, endpoint) : NULL;
-    if (export && (export->state != IPC_EXPORT_HELD || (region->segment && region->segment->moving))) {
+    if (export && export->state != IPC_EXPORT_HELD) {
         note.extent = IPC_LATER;
-        if (export->state == IPC_EXPORT_HELD && !export->segment) free_export(export);
     } else if (export) {
         note.extent = IPC_STAGED;
         note.access = region->access;
         note.nbytes = region->nbytes;
-        if (region->segment && region->segment->fd >= 0) fd = descriptor_for(region, &passed);
+        /* While its pages are to be moved we copy for the peer, as afterwards: that may have to wait for others. */
+        if (region->segment && region->segment->fd >= 0 && !region->segment->moving)
+            fd = descriptor_for(region, &passed);
         if (fd >= 0) {
             note.extent = IPC_MAPPABLE;
             note.offset = region->address - (uint64_t)(uintptr_t)region->segment->address;

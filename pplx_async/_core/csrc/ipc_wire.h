@@ -60,7 +60,7 @@ enum ipc_extent {
     IPC_NO_KEY = 0,   /* no such region */
     IPC_STAGED = 1,   /* reached by commands only */
     IPC_MAPPABLE = 2, /* a piece of the memfd that comes with it */
-    IPC_LATER = 3,    /* its pages are being moved: ask again */
+    IPC_LATER = 3,    /* let go of it first, as told: ask again */
     IPC_ADDRESSED = 4 /* `offset` is its address in the sender's process: ipc_direct.c */
 };
 
