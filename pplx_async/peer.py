@@ -272,6 +272,9 @@ class Peer:
         if record is None:
             record = RemoteRecord(self._record, parsed.region, parsed.nbytes, parsed.access, parsed.keys)
             self._regions[parsed.region] = record
+        elif not record.is_as_told(parsed.nbytes, parsed.access, parsed.keys):
+            # Which of them is it? A damaged one that came first must not speak for this one.
+            raise ValueError(f"another descriptor tells otherwise of this region of peer {self.label}: one is damaged")
         return RemoteRegion(self, record)
 
     def counter(self, descriptor: bytes | bytearray | memoryview) -> RemoteCounter:

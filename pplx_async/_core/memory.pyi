@@ -97,6 +97,7 @@ class RemoteRecord(Used):
     def __init__(
         self, peer: PeerRecord, region: int, nbytes: int, access: int, keys: Sequence[tuple[int, int]]
     ) -> None: ...
+    def is_as_told(self, nbytes: int, access: int, keys: Sequence[tuple[int, int]]) -> bool: ...
 
 @disjoint_base
 class RemoteSlice:

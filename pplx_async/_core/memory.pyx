@@ -274,6 +274,14 @@ cdef class RemoteRecord(Used):
             self.remote.keys[i].key = key
             self.remote.keys[i].base = base
 
+    def is_as_told(self, uint64_t nbytes, uint32_t access, keys) -> bool:
+        """Say whether a descriptor tells the same."""
+        if nbytes != self.nbytes or access != self.access or len(keys) != self.remote.domains:
+            return False
+        return all(
+            key == self.remote.keys[i].key and base == self.remote.keys[i].base for i, (key, base) in enumerate(keys)
+        )
+
 
 cdef class RemoteSlice:
     """A range of a peer's memory. Free to make; says nothing about what the peer thinks of it."""

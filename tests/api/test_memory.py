@@ -8,6 +8,7 @@ import gc
 import mmap
 import random
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -308,6 +309,17 @@ async def test_descriptor_with_another_number_of_keys_is_refused(pair):
     )
     with pytest.raises(ValueError, match="keys"):
         pair.ab.region(forged)
+
+
+async def test_descriptor_that_tells_otherwise_of_a_known_region_is_refused(pair):
+    target = await pair.target(100)
+    parsed = wire.decode_region(target.region.to_bytes())
+    (key, base), *others = parsed.keys
+    for changed in ({"nbytes": 10}, {"access": 1}, {"keys": (wire.RemoteKey(key ^ 1, base), *others)}):
+        forged = wire.encode_region(msgspec.structs.replace(parsed, **changed))
+        with pytest.raises(ValueError, match="tells otherwise"):
+            pair.ab.region(forged)
+    assert pair.ab.region(target.region.to_bytes()).nbytes == 100
 
 
 # ---- names ----
