@@ -90,47 +90,45 @@ async def test_stopped_for_longer_than_the_limit_counts_as_lost(hasty, record_pr
     await asyncio.wait_for(new.wait_closed(), SOON)
 
 
+@contextlib.asynccontextmanager
+async def held(hasty, holders):
+    """Regions that each of these has written to, and keeps, where the fabric has that; and who they are."""
+    engine = hasty.engine
+    async with contextlib.AsyncExitStack() as stack:
+        counter = await stack.enter_async_context(engine.counter())
+        regions = [await stack.enter_async_context(await engine.register(engine.empty(4096))) for _ in range(HELD)]
+        engine.publish("holds", counter)
+        for i, region in enumerate(regions):
+            engine.publish(f"held {i}", region)
+        met = [await hasty.meet("holds") for _ in range(holders)]
+        await asyncio.wait_for(counter.wait(holders), SOON)
+        yield regions, met
+
+
 @PROCESSES
 async def test_closing_what_a_stopped_peer_holds_disturbs_nobody(hasty):
     """Each region that ends is fenced. Who waits for that in vain, once for each, is lost to the others."""
-    engine = hasty.engine
-    counter = engine.counter()
-    engine.publish("holds", counter)
-    regions = [await engine.register(engine.empty(4096)) for _ in range(HELD)]
-    for i, region in enumerate(regions):
-        engine.publish(f"held {i}", region)
-    pid, peer = await hasty.meet("holds")
-    await asyncio.wait_for(counter.wait(1), SOON)
-    async with hasty.stream():
+    async with held(hasty, 1) as (regions, [(pid, peer)]), hasty.stream():
         await stop(pid)
         await asyncio.wait_for(asyncio.gather(*(region.close() for region in regions)), SOON)
         await asyncio.wait_for(peer.wait_closed(), SOON)
     await hasty.kill(pid)
     await hasty.bury(pid)
     await hasty.forget(peer)
-    await counter.close()
 
 
 @PROCESSES
 async def test_stopped_for_a_moment_while_another_is_given_up(hasty):
     """Both hold the same memory. That one has to lose it is no reason to lose the other, nor to hold up a third."""
-    engine = hasty.engine
-    both = [await hasty.meet("writes") for _ in range(2)]
-    for _ in both:
-        hasty.sink[-1] = 1
-        await eventually(lambda: hasty.sink[-1] == 0, "it writes here")
-    (given_up, gone), (pid, peer) = both
-    async with hasty.stream():
+    async with held(hasty, 2) as (_, [(given_up, gone), (pid, peer)]), hasty.stream():
         await stop(given_up)
         await asyncio.wait_for(gone.wait_closed(), SOON)
         await stop(pid)
         await asyncio.sleep(LIMIT / 3)
         resume(pid)
-        await eventually(lambda: gone not in engine._peers, "its endpoints are closed")
+        await eventually(lambda: gone not in hasty.engine._peers, "its endpoints are closed")
         assert peer.is_open
         await peer.lookup("memory")
-        hasty.sink[-1] = 1
-        await eventually(lambda: hasty.sink[-1] == 0, "it writes here again")
     for each in (given_up, pid):
         await hasty.kill(each)
         await hasty.bury(each)
