@@ -64,6 +64,9 @@ _ENTER_IT = "Enter it with `async with` first."
 # would be descriptors for them all.
 _MOST_MEETINGS = 32
 _DESCRIPTORS_A_PEER = 4
+# What peers that are gone may have left unread.
+_MOST_UNREAD = 1 << 14
+_MOST_UNREAD_NBYTES = 64 << 20
 # Engines whose memory a provider never let go of: kept, with all they hold, until the process ends.
 _quarantined: list[CoreEngine] = []
 
@@ -125,6 +128,7 @@ class TransferEngine(Operations):
         self._complaints = Throttle(_log)
         self._news = asyncio.Event()  # an accepted peer or a message came, or the end
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._calls: set[asyncio.Task[Any]] = set()  # of ours, to those who may never answer
         self._publications: dict[str, tuple[MemoryRegion | ImmCounter, bytes]] = {}
         self._counters: dict[int, ImmCounter] = {}
         self._next_region = 1
@@ -329,6 +333,8 @@ class TransferEngine(Operations):
 
     async def _close(self) -> None:
         timeout = self.options.drain_timeout
+        for call in self._calls:
+            call.cancel()
         # Who has our Ready may write already: the handshake goes to its end, or its goodbye would cut those short.
         if meeting := [self._loop.create_task(peer._met.wait()) for peer in self._peers if peer._said_ready]:
             await asyncio.wait(meeting, timeout=timeout)
@@ -626,21 +632,42 @@ class TransferEngine(Operations):
             raise TypeError(f'address must be a str, "host:port", not {type(address).__name__}')
         seconds = self.options.connect_timeout if timeout is None else check_timeout(timeout)
         deadline = self._loop.time() + seconds
-        channel = await control.connect_channel(
-            address,
-            self._identity,
-            secret=self.options.secret_bytes,
-            ssl=self.options.ssl_client,
-            timeout=seconds,
+        calling = self._loop.create_task(
+            control.connect_channel(
+                address,
+                self._identity,
+                secret=self.options.secret_bytes,
+                ssl=self.options.ssl_client,
+                timeout=seconds,
+            )
         )
+        self._calls.add(calling)
+        try:
+            channel = await calling
+        except asyncio.CancelledError:
+            if self._closing and calling.cancelled():
+                self._check_open()
+            raise
+        finally:
+            self._calls.discard(calling)
         peer = await self._meet(channel, deadline)
         self._check_open()  # closed meanwhile: that took the peer with it
         return peer
+
+    def _check_unread(self) -> None:
+        """Let nobody in who may leave still more, if those that are gone left more than we should hold."""
+        gone = [message for message, token in self._messages if not token]
+        if len(gone) > _MOST_UNREAD or sum(len(message.data) for message in gone) > _MOST_UNREAD_NBYTES:
+            raise BrokenResourceError(
+                f"{len(gone)} messages of peers that are gone have not been read here",
+                hint="Its program has to read messages() before others can connect.",
+            )
 
     async def _on_channel(self, channel: control.ControlChannel) -> None:
         """Meet somebody who called; not all at once, since each takes endpoints and memory."""
         deadline = self._loop.time() + self.options.connect_timeout
         try:
+            self._check_unread()
             async with asyncio.timeout_at(deadline) as turn, self._meetings.place(channel):
                 turn.reschedule(None)  # the meeting has the same deadline, and says what it waited for
                 peer = await self._meet(channel, deadline)
@@ -716,7 +743,11 @@ class TransferEngine(Operations):
         await self._news.wait()
 
     def _peer_gone(self, peer: Peer) -> None:
-        """Forget a peer whose endpoints are closed; what it left to read stays."""
+        """Forget a peer whose endpoints are closed; what it left to read stays, but not its buffers."""
+        for place, (message, token) in enumerate(self._messages):
+            if message.peer is peer and token:
+                self._core.message_release(token)
+                self._messages[place] = (message, 0)
         self._peers.discard(peer)
         self._servers.pop(peer, None)
         if peer in self._accepted:
@@ -757,7 +788,8 @@ class TransferEngine(Operations):
     def _next_message(self) -> Message:
         # Its buffer goes back only now: a program that does not read stops its senders, not us.
         message, token = self._messages.popleft()
-        self._core.message_release(token)
+        if token:
+            self._core.message_release(token)
         return message
 
     def messages(self) -> MessageStream:

@@ -207,3 +207,19 @@ async def test_close_waits_for_who_may_write_already(fabric, monkeypatch):
         await ab.wait_closed()
         assert ab.lost is None
         assert target == b"x" * len(target)
+
+
+async def test_close_ends_a_call_that_nobody_answers(fabric):
+    async def listen(reader, writer):
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(listen, "127.0.0.1", 0)
+    async with silent, engine_on(fabric) as engine:
+        port = silent.sockets[0].getsockname()[1]
+        calling = asyncio.create_task(engine.connect(f"127.0.0.1:{port}"))
+        await eventually(lambda: engine._calls, "it calls")
+        async with asyncio.timeout(2):
+            await engine.close()
+            with pytest.raises(ClosedResourceError, match="the engine is closed"):
+                await calling

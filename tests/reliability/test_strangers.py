@@ -151,6 +151,24 @@ async def test_a_thousand_connections_at_once(fabric):
         await works(pair)
 
 
+async def test_what_peers_that_are_gone_left_unread_is_bounded(fabric, monkeypatch):
+    """All of it can be read; until then nobody comes who could leave more."""
+    monkeypatch.setattr(engine_module, "_MOST_UNREAD", 2)
+    async with engine_on(fabric) as engine, engine_on(fabric, name="guest") as guest:
+        for number in range(3):
+            peer = await guest.connect(engine.address)
+            await peer.send(b"%d" % number)
+            await eventually(lambda count=number + 1: len(engine._messages) == count, "it is here")
+            await peer.close()
+            await eventually(lambda: not engine._peers, "the guest is gone")
+        assert [token for _, token in engine._messages] == [0, 0, 0]  # their buffers are given back
+        with pytest.raises(BrokenResourceError, match="3 messages of peers that are gone have not been read"):
+            await guest.connect(engine.address)
+        messages = engine.messages()
+        assert [(await anext(messages)).data for _ in range(3)] == [b"0", b"1", b"2"]
+        await (await guest.connect(engine.address)).close()
+
+
 # ---- the ports of the NICs ----
 
 

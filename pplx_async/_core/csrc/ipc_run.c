@@ -5,6 +5,8 @@
  * heartbeats are timely however much is copied. Endpoints take turns, a piece each. */
 #include "ipc_internal.h"
 
+enum { BARREN_ROUNDS = 64 };
+
 static void report(ipc_record *record, pplx_completion *completion) {
     const bool receive = record->request.opcode == PPLX_RECV;
     *completion = (pplx_completion){
@@ -54,18 +56,22 @@ static ipc_endpoint *following(const ipc_domain *domain, const ipc_endpoint *end
     return endpoint->next ? endpoint->next : domain->endpoints;
 }
 
+/* A peer whose news never end makes rounds that move nothing: after a few of them everyone else has a turn. */
 static void run(ipc_domain *domain, ipc_turn *turn) {
     if (!domain->endpoints) return;
     ipc_endpoint *first = domain->turn ? domain->turn : domain->endpoints;
     domain->turn = following(domain, first);
     bool more = true;
-    while (more && turn->nbytes > 0 && turn->count < turn->capacity) {
+    for (int barren = 0; more && barren < BARREN_ROUNDS && turn->nbytes > 0 && turn->count < turn->capacity;) {
+        const uint64_t nbytes = turn->nbytes;
+        const size_t count = turn->count;
         ipc_endpoint *endpoint = first;
         more = false;
         do {
             more |= run_endpoint(endpoint, turn);
             endpoint = following(domain, endpoint);
         } while (endpoint != first);
+        barren = turn->nbytes == nbytes && turn->count == count ? barren + 1 : 0;
     }
 }
 
