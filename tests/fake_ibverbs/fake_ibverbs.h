@@ -38,7 +38,7 @@
  *     cqe=N wr=N srq=N inline=N reads=N qps=N mrs=N sge=N   limits of the device
  *     td, dmabuf                it has thread domains, takes dma-bufs
  *     noopen                    it is listed, and can't be opened
- *     delay=N                   microseconds from the post to its execution
+ *     delay=N                   microseconds that a work request takes, after the one before
  *     retry=N                   milliseconds until an answer is missed, whatever the queue pair says
  *     stale                     completions of a queue pair outlive it
  *   Without devices: `none`; `nosys`, the kernel has no RDMA at all.
@@ -207,6 +207,7 @@ struct fake_qp {
     fake_rq *rq;                      /* own_rq or a shared one's */
     fake_rq own_rq;
     uint32_t psn, expected_psn; /* of the next packet, out and in */
+    uint64_t executed_ns;       /* when the last one was, if they take time */
     uint64_t waiting_since_ns;  /* of the oldest send that isn't executed; 0: it wasn't tried */
     uint64_t deadline_ns;       /* ... and it is given up then; 0: never */
     bool waits_for_receive;

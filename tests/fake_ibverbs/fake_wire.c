@@ -19,11 +19,16 @@ static bool has_thread, has_condition;
 
 enum { LINGER_NS = 20000000 };
 
+/* When its oldest send is executed: each takes its time, after the one before. */
+static uint64_t start_ns(const fake_qp *qp) {
+    const uint64_t posted = qp->sends[qp->executed % qp->cap.max_send_wr].posted_ns;
+    return (posted > qp->executed_ns ? posted : qp->executed_ns) + (uint64_t)qp->device->delay_us * 1000;
+}
+
 /* When its oldest send has to be looked at again; 0: when somebody comes by. */
 static uint64_t due_ns(const fake_qp *qp) {
     if (qp->qp.state != IBV_QPS_RTS || qp->executed == qp->posted || qp->device->held || qp->device->dead) return 0;
-    if (qp->waiting_since_ns) return qp->deadline_ns;
-    return qp->sends[qp->executed % qp->cap.max_send_wr].posted_ns + (uint64_t)qp->device->delay_us * 1000;
+    return qp->waiting_since_ns ? qp->deadline_ns : start_ns(qp);
 }
 
 static void *keep_time(void *nothing) {
@@ -307,7 +312,8 @@ void fake_pump(fake_qp *qp) {
     fake_device *device = qp->device;
     while (qp->qp.state == IBV_QPS_RTS && qp->executed != qp->posted && !device->held && !device->dead) {
         const fake_send *send = &qp->sends[qp->executed % qp->cap.max_send_wr];
-        if (device->delay_us && fake_now_ns() < send->posted_ns + (uint64_t)device->delay_us * 1000) {
+        const uint64_t now = device->delay_us ? fake_now_ns() : 0;
+        if (device->delay_us && now < start_ns(qp)) {
             need_time();
             return;
         }
@@ -321,6 +327,7 @@ void fake_pump(fake_qp *qp) {
             status = device->break_status;
             device->break_status = 0;
         }
+        qp->executed_ns = now;
         complete(qp, (enum ibv_wc_status)status);
         if (status != IBV_WC_SUCCESS) fake_fail_qp(qp);
     }
