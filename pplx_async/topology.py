@@ -212,9 +212,10 @@ def _choose_verbs(options: EngineOptions, node: str, why: str) -> Choice:
         raise ProviderUnavailable(
             f"verbs has no usable device {', '.join(unknown)}; it has {', '.join(names)}", provider="verbs"
         )
-    chosen = _cycle(options.devices or names, options.domains)
+    near: list[str] = []
+    chosen = _cycle(options.devices or _by_distance(names, options, near), options.domains)
     shown = [f"{d['name']}: {d['description']}, {d['address']}" for d in devices if d["name"] in chosen]
-    return Choice((Part("verbs", "verbs", chosen, given),), (why, *shown))
+    return Choice((Part("verbs", "verbs", chosen, given),), (why, *shown, *near))
 
 
 def _verbs_options(options: EngineOptions, node: str) -> dict[str, str]:

@@ -311,3 +311,16 @@ def test_an_engine_takes_the_nics_nearest_its_gpu(recorded, monkeypatch):
     named = topology.choose(EngineOptions(fabric="efa", devices=("rdmap80s0-rdm",), near="gpu2"))
     assert named.devices == ("rdmap80s0-rdm",)
     assert not any("first" in why for why in named.why)
+
+
+def test_an_engine_on_verbs_takes_the_nics_nearest_its_gpu(recorded, monkeypatch):
+    found = [{"name": name, "description": "RoCE v2", "address": "::"} for name in names(recorded["dgx"].rdma_nics)]
+    monkeypatch.setattr(placement, "read_machine", lambda: recorded["dgx"])
+    monkeypatch.setattr(placement, "_mask", lambda mask: set(range(224)))
+    monkeypatch.setattr(topology.rt, "discover", lambda provider, options: found)
+    choice = topology.choose(EngineOptions(fabric="verbs", near="0000:9d:00.0"))
+    assert (choice.devices, choice.cpu) == (("mlx5_6",), 69)
+    assert choice.why[-2:] == (
+        "mlx5_6 first: by a common PCI switch with 0000:9d:00.0",
+        "the proxy thread on CPU 69, near 0000:9d:00.0",
+    )
