@@ -112,6 +112,10 @@ sanitize: $(STAMP)/test  ## C tests under AddressSanitizer with UBSan, then unde
 	$(MAKE) -f tests/c/Makefile PY=$(PY) SANITIZE=address,undefined run
 	$(MAKE) -f tests/c/Makefile PY=$(PY) SANITIZE=thread run
 
+.PHONY: sanitize-python
+sanitize-python: $(STAMP)/test  ## The Python suite on extensions with AddressSanitizer and UBSan, 5 min (ARGS=tests/unit)
+	PY=$(PY) tools/sanitize-python $(ARGS)
+
 .PHONY: soak
 soak: $(STAMP)/ext $(STAMP)/test  ## Do everything between four processes that are killed (SECONDS=600 FABRIC=tcp SEED=7)
 	$(PY) -m tests.soak --seconds $(SECONDS) --fabric '$(FABRIC)' $(SEED:%=--seed %) $(ARGS)
@@ -152,7 +156,7 @@ types: $(STAMP)/ext $(STAMP)/dev $(STAMP)/test  ## mypy --strict, then the stubs
 ##@ Help
 .PHONY: help
 help:  ## Print this list
-	@awk 'BEGIN { FS = ":.*## " } /^##@/ { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^##@/ { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 # --- set-up -----------------------------------------------------------------------------------
 
