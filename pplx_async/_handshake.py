@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from pplx_async import wire
 from pplx_async._frames import HEAD, Frames
+from pplx_async._users import is_connected, stranger
 
 __all__ = ["Identity", "PeerGone", "PeerRefused", "WeRefuse", "handshake", "host_identity", "refuse"]
 
@@ -74,8 +75,13 @@ class PeerGone(Exception):
     """The connection ended; how."""
 
 
-async def handshake(frames: Frames, ours: wire.Hello, secret: bytes | None, *, connecting: bool) -> wire.Hello:
-    """Go through the steps at the head of this file, and return the peer's Hello."""
+async def handshake(
+    frames: Frames, ours: wire.Hello, secret: bytes | None, *, connecting: bool, same_user: bool = False
+) -> wire.Hello:
+    """Go through the steps at the head of this file, and return the peer's Hello.
+
+    With `same_user` the peer is a process of this host, and must be of our user.
+    """
     sent = wire.encode_message(ours)
     if connecting:
         frames.write(ours)
@@ -89,6 +95,10 @@ async def handshake(frames: Frames, ours: wire.Hello, secret: bytes | None, *, c
         )
     theirs = _decode(got, wire.Hello)
     problem = _mismatch(ours, theirs) if connecting else _mismatch(theirs, ours)
+    if problem is None and same_user:
+        problem = stranger(frames.sockname, frames.peername)
+        if problem and not is_connected(frames.sockname, frames.peername):
+            raise PeerGone("the peer closed the connection")  # whose it was, nobody can say any more
     if problem:
         raise WeRefuse(problem)
     if not connecting:

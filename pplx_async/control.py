@@ -32,6 +32,7 @@ from typing import Any, Self
 from pplx_async import wire
 from pplx_async._frames import Frames, peer_name, say
 from pplx_async._handshake import Identity, PeerGone, PeerRefused, WeRefuse, handshake, host_identity, refuse
+from pplx_async._users import is_loopback
 from pplx_async.errors import BrokenResourceError, ClosedResourceError
 from pplx_async.options import split_address
 
@@ -180,6 +181,7 @@ async def connect_channel(
     *,
     secret: bytes | None = None,
     ssl: SSLContext | None = None,
+    allow_insecure: bool = False,
     timeout: float = 10.0,
 ) -> ControlChannel:
     """Connect to the engine that listens at an address.
@@ -194,6 +196,8 @@ async def connect_channel(
         Shared with that engine; both have one, or neither has.
     ssl : ssl.SSLContext, optional
         A client's context; the certificate is checked against the host, as the context says.
+    allow_insecure : bool
+        Without it, a secret or TLS only a process of our own user is taken for a peer on this host.
     timeout : float
         Seconds for all of it.
 
@@ -218,7 +222,8 @@ async def connect_channel(
     try:
         async with asyncio.timeout(timeout):
             await asyncio.get_running_loop().create_connection(lambda: frames, host, port, **tls)
-            theirs = await handshake(frames, hello, secret, connecting=True)
+            same_user = not (secret or ssl or allow_insecure) and is_loopback(frames.peername[0])
+            theirs = await handshake(frames, hello, secret, connecting=True, same_user=same_user)
         return ControlChannel(frames, theirs)
     except TimeoutError as error:
         frames.fail("timed out")

@@ -638,6 +638,7 @@ class TransferEngine(Operations):
                 self._identity,
                 secret=self.options.secret_bytes,
                 ssl=self.options.ssl_client,
+                allow_insecure=self.options.allow_insecure,
                 timeout=seconds,
             )
         )

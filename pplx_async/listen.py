@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -17,6 +16,7 @@ from typing import Any, Final, Self
 from pplx_async import wire
 from pplx_async._frames import Frames, Throttle, peer_name, say
 from pplx_async._handshake import Identity, PeerGone, PeerRefused, WeRefuse, handshake, refuse
+from pplx_async._users import is_loopback
 from pplx_async.control import ControlChannel
 from pplx_async.errors import BrokenResourceError, PplxAsyncError
 from pplx_async.options import join_address
@@ -74,6 +74,7 @@ class ControlServer:
         on_channel: Callable[[ControlChannel], Awaitable[None]],
         *,
         secret: bytes | None,
+        same_user: bool,
         tls: dict[str, Any],
         handshake_timeout: float,
         max_pending: int,
@@ -84,6 +85,7 @@ class ControlServer:
         self._identity = identity
         self._on_channel = on_channel
         self._secret = secret
+        self._same_user = same_user
         self._tls = tls
         self._handshake_timeout = handshake_timeout
         self._max_pending = max_pending
@@ -125,7 +127,8 @@ class ControlServer:
         ssl : ssl.SSLContext, optional
             A server's context.
         allow_insecure : bool
-            As for `check_bind`, which is asked about the address that `host` turns out to be.
+            As for `check_bind`, which is asked about the address that `host` turns out to be. Without it,
+            a secret or certificates only processes of our own user are let in.
         handshake_timeout : float
             Seconds for a peer's handshake, TLS included.
         max_pending : int
@@ -161,6 +164,7 @@ class ControlServer:
             identity,
             on_channel,
             secret=secret,
+            same_user=not (_is_protected(secret, ssl) or allow_insecure),
             tls=tls,
             handshake_timeout=handshake_timeout,
             max_pending=max_pending,
@@ -269,7 +273,7 @@ class ControlServer:
         try:
             async with asyncio.timeout(self._handshake_timeout):
                 await self._loop.connect_accepted_socket(lambda: frames, connection, **self._tls)
-                theirs = await handshake(frames, hello, self._secret, connecting=False)
+                theirs = await handshake(frames, hello, self._secret, connecting=False, same_user=self._same_user)
             return ControlChannel(frames, theirs)
         except TimeoutError:
             frames.fail("timed out")
@@ -414,8 +418,7 @@ def check_bind(host: str, secret: bytes | None, ssl: SSLContext | None, allow_in
 def _check_bound(
     addresses: Iterable[str], host: str, secret: bytes | None, ssl: SSLContext | None, allow_insecure: bool
 ) -> None:
-    certified = ssl is not None and ssl.verify_mode == CERT_REQUIRED
-    if secret or certified or allow_insecure or all(map(_is_loopback, addresses)):
+    if _is_protected(secret, ssl) or allow_insecure or all(map(is_loopback, addresses)):
         return
     raise ValueError(
         f"listening on {host!r} would let everyone in who can reach it. Set EngineOptions.secret "
@@ -424,7 +427,6 @@ def _check_bound(
     )
 
 
-def _is_loopback(address: str) -> bool:
-    ip = ipaddress.ip_address(address)
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return (mapped or ip).is_loopback
+def _is_protected(secret: bytes | None, ssl: SSLContext | None) -> bool:
+    """Whether who connects must prove more than that it can."""
+    return bool(secret) or (ssl is not None and ssl.verify_mode == CERT_REQUIRED)

@@ -118,7 +118,8 @@ class EngineOptions:
     ssl_server, ssl_client : ssl.SSLContext, optional
         TLS of the control channel, for connections to us and from us; no environment variable.
     allow_insecure : bool
-        Listen beyond loopback with neither secret nor client certificates.
+        With neither secret nor client certificates listen beyond loopback; and take peers of any user of
+        this host, not of our own only.
     ring_entries : int
         Requests that the submit ring holds, a power of two.
     max_pending : int
