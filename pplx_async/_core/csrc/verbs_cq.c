@@ -164,6 +164,7 @@ size_t verbs_poll(pplx_provider_domain *handle, pplx_completion *completions, si
         if (domain->armed) take_event(domain);
         verbs_events_take(domain);
     }
+    if (domain->port_down) verbs_port_check(domain);
     if (domain->kept_count) take_kept(domain, &sink);
     const bool empty = read_queue(domain, &sink);
     if (domain->nbusy) {
@@ -177,7 +178,7 @@ size_t verbs_poll(pplx_provider_domain *handle, pplx_completion *completions, si
 
 pplx_status verbs_arm(pplx_provider_domain *handle) {
     verbs_domain *domain = (verbs_domain *)handle;
-    bool waits = false;
+    bool waits = domain->port_down; /* for a time to be up */
     if (domain->kept_count || domain->wc_first < domain->wc_count) return PPLX_AGAIN;
     for (const verbs_endpoint *endpoint = domain->endpoints; endpoint && domain->nbusy; endpoint = endpoint->next) {
         if (endpoint->state == VERBS_DRAINED || endpoint->state == VERBS_RESETTING || endpoint->greet_again ||

@@ -4,8 +4,9 @@
 /* What a device tells by itself: a queue pair that broke at the peer's request, which fails no work request of
  * ours; the port, the device.
  *
- * A port that goes down may come up again in a moment: its peers are lost when the retries are used up, and
- * until then nobody. A device that has failed takes all with it. */
+ * A port that goes down may come up again in a moment: it has as long as a peer has to answer. Not every device
+ * says for each queue pair that nobody does (rdma_rxe sends nothing then, and counts no retries), so after that
+ * its peers are lost. A device that has failed takes all with it. */
 #if PPLX_HAVE_LIBIBVERBS
 
 #include "verbs_internal.h"
@@ -25,17 +26,33 @@ static void queue_event(verbs_queue *queue, bool last_wqe) {
     }
 }
 
+static void lose_all(verbs_domain *domain, enum ibv_wc_status status) {
+    for (verbs_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next)
+        verbs_lose(endpoint, (int32_t)status);
+}
+
+/* All tries of a packet, at 4.096 us * 2^timeout each. */
+static uint64_t patience_ns(const verbs_domain *domain) {
+    return (UINT64_C(4096) << domain->options.timeout) * (uint64_t)(domain->options.retry_count + 1);
+}
+
+void verbs_port_check(verbs_domain *domain) {
+    if (verbs_now_ns() - domain->port_down_ns > patience_ns(domain)) lose_all(domain, IBV_WC_RETRY_EXC_ERR);
+}
+
 static void device_event(verbs_domain *domain, enum ibv_event_type type) {
     switch (type) {
-    case IBV_EVENT_PORT_ERR: domain->port_down = true; break;
+    case IBV_EVENT_PORT_ERR:
+        domain->port_down = true;
+        domain->port_down_ns = verbs_now_ns();
+        break;
     case IBV_EVENT_PORT_ACTIVE: domain->port_down = false; break;
     case IBV_EVENT_DEVICE_FATAL:
     case IBV_EVENT_CQ_ERR:
     case IBV_EVENT_SRQ_ERR:
         domain->broken = true;
         domain->broken_error = (int32_t)type;
-        for (verbs_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next)
-            verbs_lose(endpoint, IBV_WC_FATAL_ERR);
+        lose_all(domain, IBV_WC_FATAL_ERR);
         break;
     default: break;
     }

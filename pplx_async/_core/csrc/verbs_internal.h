@@ -185,7 +185,7 @@ struct verbs_domain {
     struct ibv_device_attr attr;
     bool relaxed, broken, port_down;
     int32_t broken_error;
-    uint32_t max_inline;
+    uint64_t port_down_ns; /* since when it is down */
 
     /* Room in the completion queue: each work request may take an entry. */
     uint32_t cq_room;  /* for sends */
@@ -332,6 +332,7 @@ uint64_t verbs_now_ns(void);
 
 /* verbs_events.c: what the device has to say */
 void verbs_events_take(verbs_domain *domain);
+void verbs_port_check(verbs_domain *domain); /* it is down: for too long? */
 
 static inline bool verbs_emit(verbs_sink *sink, verbs_op *op, pplx_status status, int32_t native, uint64_t nbytes) {
     if (sink->count == sink->capacity) return false;
