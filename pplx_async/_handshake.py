@@ -98,7 +98,7 @@ async def handshake(
     if problem is None and same_user:
         problem = stranger(frames.sockname, frames.peername)
         if problem and not is_connected(frames.sockname, frames.peername):
-            raise PeerGone("the peer closed the connection")  # whose it was, nobody can say any more
+            _decode(await _next(frames), wire.Refused)  # it has gone: there may be a last word, and no user to name
     if problem:
         raise WeRefuse(problem)
     if not connecting:
