@@ -4,12 +4,14 @@
 /* What a device tells by itself: a queue pair that broke at the peer's request, which fails no work request of
  * ours; the port, the device.
  *
- * A port that goes down may come up again in a moment: it has as long as a peer has to answer. Not every device
+ * A port that goes down may come up again in a moment: it has half a second, as a peer has to answer. Not every device
  * says for each queue pair that nobody does (rdma_rxe sends nothing then, and counts no retries), so after that
  * its peers are lost. A device that has failed takes all with it. */
 #if PPLX_HAVE_LIBIBVERBS
 
 #include "verbs_internal.h"
+
+static const uint64_t PORT_DOWN_NS = 500000000;
 
 /* An event may be an old one, of before the queue was made new: so it is asked for its state. */
 static void queue_event(verbs_queue *queue, bool last_wqe) {
@@ -31,13 +33,8 @@ static void lose_all(verbs_domain *domain, enum ibv_wc_status status) {
         verbs_lose(endpoint, (int32_t)status);
 }
 
-/* All tries of a packet, at 4.096 us * 2^timeout each. */
-static uint64_t patience_ns(const verbs_domain *domain) {
-    return (UINT64_C(4096) << domain->options.timeout) * (uint64_t)(domain->options.retry_count + 1);
-}
-
 void verbs_port_check(verbs_domain *domain) {
-    if (verbs_now_ns() - domain->port_down_ns > patience_ns(domain)) lose_all(domain, IBV_WC_RETRY_EXC_ERR);
+    if (verbs_now_ns() - domain->port_down_ns > PORT_DOWN_NS) lose_all(domain, IBV_WC_RETRY_EXC_ERR);
 }
 
 static void device_event(verbs_domain *domain, enum ibv_event_type type) {
