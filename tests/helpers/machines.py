@@ -68,7 +68,7 @@ P5EN = "\n".join(
 )
 
 # Which ConnectX-7 belongs to which GPU, and their buses (ibp24s0 is bus 0x18): table "Network Modules" of NVIDIA's
-# DGX H100 User Guide. The GPUs' addresses are those that nvidia-smi shows there. Two Xeon 8480C, 56 cores each. The
+# DGX H100 User Guide. The GPUs' addresses are made up. Two Xeon 8480C, 56 cores each. The
 # other two cards, two ports each, are for storage and on no GPU's switch.
 _DGX = [
     (0x15, 0, "1b", "18", "mlx5_0"),

@@ -14,7 +14,8 @@ from helpers.process import ROOT, environment, run_program, take_interrupts
 from helpers.require import find_fabric
 
 HEAD = """
-import asyncio, os, sys, gc, signal
+import asyncio, os, sys, gc, signal, warnings
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # of fork, since 3.12
 from pplx_async import *
 from pplx_async import TransferEngine
 options = eval(sys.argv[1])
