@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """So many writes of 64 bytes in one process, for counting instructions: many tasks, one await after another.
 
-The event loop turns the engine itself and never spins, so that nothing depends on times or other threads.
+The event loop turns the engine itself and never spins, so that nothing depends on times or other threads; and
+no garbage is collected, since whom that falls on depends on what was allocated long before.
 """
 
 import asyncio
+import gc
 import sys
 
 from pplx_async import TransferEngine
@@ -33,4 +35,5 @@ async def main():
         await counter.wait(WRITES)
 
 
+gc.disable()
 asyncio.run(main())
