@@ -1,13 +1,15 @@
 # SPDX-FileCopyrightText: 2026 The pplx_async authors
 # SPDX-License-Identifier: Apache-2.0
-"""The public API over the other libfabrics. A process loads one, so each gets a process of its own.
+"""The public API over the other libraries. A process loads one of a kind, so each gets a process of its own.
 
 ``tcp;ofi_rxm`` is the system library's, ``efa`` the tests' own, which speaks EFA's rules: unordered
-delivery, address handles on both sides, EAGAIN, no wait fd, no immediate without a target.
+delivery, address handles on both sides, EAGAIN, no wait fd, no immediate without a target. ``verbs-fake`` is the
+tests' own libibverbs, as strict as a device.
 """
 
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 
@@ -25,8 +27,10 @@ def loop(request):
 
 @pytest.mark.fabric
 @pytest.mark.deadline(LIMIT)
-@pytest.mark.parametrize("name", ["rxm", "efa"])
-@pytest.mark.parametrize("folder", ["api", "lowlevel"])
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [*product(["api", "lowlevel"], ["rxm", "efa"]), ("api", "verbs-fake"), ("verbs", "verbs-fake")],
+)
 def test_public_api(folder, name, loop, request):
     if request.config.getoption("--fabric"):
         pytest.skip("the fabrics were chosen by --fabric")
@@ -44,9 +48,9 @@ def test_public_api(folder, name, loop, request):
     print(run.stdout[-20_000:], run.stderr[-5000:])
     assert run.returncode == 0, f"pytest --fabric {name} failed: its output is below"
     # Skipped because the library is missing: say so here as well, in its own words.
-    reason = [line.partition("libfabric ")[2] for line in run.stdout.splitlines() if " not available: " in line]
-    if reason:
-        pytest.skip("libfabric " + reason[0])
+    reasons = [line.partition(": ")[2] for line in run.stdout.splitlines() if " not available: " in line]
+    if reasons:
+        pytest.skip(reasons[0])
     assert " passed" in run.stdout
 
 
