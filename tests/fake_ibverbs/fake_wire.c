@@ -69,6 +69,7 @@ static void need_time(void) {
         pthread_cond_signal(&changed);
     } else if (pthread_create(&thread, NULL, keep_time, NULL) == 0) {
         has_thread = true;
+        pthread_setname_np(thread, "fake-ibverbs"); /* else that of the thread which made it */
         pthread_detach(thread);
     } else {
         abort();
