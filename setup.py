@@ -43,9 +43,8 @@ class BuildExt(build_ext):
             found = subprocess.run(command, input=source, text=True, capture_output=True).returncode == 0
             flags += [f"-D{macro}={found:d}", *(query.stdout.split() if found else [])]
         sanitizer = os.environ.get("PPLX_ASYNC_SANITIZE")
-        sanitize = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g"]
-        if not sanitizer:
-            sanitize = []
+        careful = ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g"]
+        sanitize = [f"-fsanitize={sanitizer}", *careful] if sanitizer else []
         CONFIGURATION.parent.mkdir(exist_ok=True)
         if not CONFIGURATION.exists() or CONFIGURATION.read_text() != " ".join(flags + sanitize):
             CONFIGURATION.write_text(" ".join(flags + sanitize))

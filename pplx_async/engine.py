@@ -646,8 +646,9 @@ class TransferEngine(Operations):
         try:
             channel = await calling
         except asyncio.CancelledError:
-            if self._closing and calling.cancelled():
-                self._check_open()
+            current = asyncio.current_task()
+            if self._closing and current is not None and not current.cancelling():
+                self._check_open()  # it was the engine that ended the call; else our caller has
             raise
         finally:
             self._calls.discard(calling)

@@ -223,3 +223,20 @@ async def test_close_ends_a_call_that_nobody_answers(fabric):
             await engine.close()
             with pytest.raises(ClosedResourceError, match="the engine is closed"):
                 await calling
+
+
+async def test_call_that_is_cancelled_while_the_engine_closes_is_cancelled(fabric):
+    async def listen(reader, writer):
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(listen, "127.0.0.1", 0)
+    async with silent, engine_on(fabric) as engine:
+        port = silent.sockets[0].getsockname()[1]
+        calling = asyncio.create_task(engine.connect(f"127.0.0.1:{port}"))
+        await eventually(lambda: engine._calls, "it calls")
+        closing = asyncio.create_task(engine.close())
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        await closing
