@@ -151,6 +151,9 @@ class EngineStats:
         Submitted and not released.
     turns, sleeps, wakes : int
         Turns of the proxy thread's loop, times it slept, times it woke the event loop.
+    spin_ns : int
+        How long the proxy thread now turns without finding anything before it sleeps, in nanoseconds:
+        `EngineOptions.spin` at most, less where that has brought nothing.
     stray_imms, stray_messages : int
         Immediates and messages that belonged to nothing, and were dropped.
     regions, counters : int
@@ -167,6 +170,7 @@ class EngineStats:
     turns: int
     sleeps: int
     wakes: int
+    spin_ns: int
     stray_imms: int
     stray_messages: int
     regions: int

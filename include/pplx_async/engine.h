@@ -93,6 +93,7 @@ bool pplx_arm(pplx_engine *engine);        /* false: something came meanwhile, r
 typedef struct pplx_engine_stats {
     uint64_t turns;          /* of the proxy's loop */
     uint64_t sleeps;         /* times it blocked */
+    uint64_t spin_ns;        /* no count: how long it now turns in vain before it blocks; adapts */
     uint64_t wakes;          /* times it rang the owner */
     uint64_t requests;       /* taken from the ring */
     uint64_t overflowed;     /* that found the ring full and went through the pending list */

@@ -735,6 +735,7 @@ cdef class Engine(Waker):
         return {
             "turns": stats.turns,
             "sleeps": stats.sleeps,
+            "spin_ns": stats.spin_ns,
             "wakes": stats.wakes,
             "requests": stats.requests,
             "overflowed": stats.overflowed,

@@ -171,45 +171,34 @@ static void call_under_a_lease(void) {
     pair_close(&pair);
 }
 
-/* Turns of the proxy from one request to the next, 20 ms later. */
-static uint64_t turns_until_next(pplx_engine *engine, pair *pair, transfer *t) {
-    pplx_engine_stats before, after;
-    pplx_engine_read_stats(engine, &before);
-    prepare(pair, t, 64);
-    pplx_submit_there(engine, &t->request);
-    AWAIT(t->end.released);
-    pump_ms(20);
-    pplx_engine_read_stats(engine, &after);
-    return after.turns - before.turns;
+static uint64_t spin_ns(const pplx_engine *engine) {
+    pplx_engine_stats stats;
+    pplx_engine_read_stats(engine, &stats);
+    return stats.spin_ns;
 }
 
-/* Requests that come too far apart are not spun for any more; those that come close are, again. Turns
- * are counted: other work on the machine only ever takes some away. */
-static bool spins_where_it_pays(void) {
-    enum { ROUNDS = 12 };
+/* Requests that come too far apart are not spun for any more; those that come close are, again. A busy
+ * machine makes pauses longer, and then it takes more of them. */
+static void spinning_that_pays(void) {
+    enum { MOST_MS = 20 };
+    const uint64_t most = MOST_MS * UINT64_C(1000000), start = check_now_ns();
     pair pair;
     transfer t;
     pplx_engine_config config = default_config;
-    config.spin_us = 5000;
+    config.spin_us = MOST_MS * 1000;
+    config.heartbeat_interval_ms = 1000; /* else they are what comes, in pauses of their own */
     pair_open_with(&pair, 1, 1, "", NBYTES, &config);
-    const uint64_t first = turns_until_next(pair.a.engine, &pair, &t);
-    for (int i = 0; i < ROUNDS; i++) turns_until_next(pair.a.engine, &pair, &t);
-    const uint64_t last = turns_until_next(pair.a.engine, &pair, &t);
-    const bool gave_up = last * 8 < first;
-    for (int i = 0; i < ROUNDS; i++) { /* the proxy falls asleep between them, for less than spin_us */
-        pump_ms(2);
+    pplx_engine *engine = pair.a.engine;
+    CHECK_EQ(spin_ns(engine), most);
+    for (bool gave_up = false; !gave_up || spin_ns(engine) < most;) {
+        check_patience(start, PATIENCE_S);
+        pump_ms(gave_up ? spin_ns(engine) / 1000000 + 2 : 3 * MOST_MS); /* it has just fallen asleep, or long ago */
         prepare(&pair, &t, 64);
-        pplx_submit_there(pair.a.engine, &t.request);
+        pplx_submit_there(engine, &t.request);
         AWAIT(t.end.released);
+        if (spin_ns(engine) <= most / 16) gave_up = true;
     }
-    const bool came_back = turns_until_next(pair.a.engine, &pair, &t) > last * 4;
     pair_close(&pair);
-    return gave_up && came_back;
-}
-
-static void spinning_that_pays(void) {
-    int tries = 1;
-    while (!spins_where_it_pays()) CHECK(tries++ < 5);
 }
 
 int main(void) {

@@ -26,8 +26,9 @@ enum {
     PPLX_CHUNK = 1024      /* counters per chunk of the table */
 };
 
-/* Single writer, any reader: a plain add that a reader can't see half of. */
-#define PPLX_COUNT(word, n) __atomic_store_n(&(word), (word) + (n), __ATOMIC_RELAXED)
+/* Single writer, any reader: a plain store that a reader can't see half of. */
+#define PPLX_TELL(word, value) __atomic_store_n(&(word), (value), __ATOMIC_RELAXED)
+#define PPLX_COUNT(word, n) PPLX_TELL(word, (word) + (n))
 
 #define PPLX_CONTAINER(type, member, pointer) ((type *)(void *)((char *)(pointer) - offsetof(type, member)))
 
@@ -200,7 +201,6 @@ struct pplx_engine {
     _Atomic uint32_t stop; /* owner */
     uint64_t now_ns; /* read once a turn */
     uint64_t active_ns;
-    uint64_t spin_ns;  /* how long to go on turning after that; adapts */
     uint64_t moved_ns; /* when the proxy last left a core that it shared with a peer */
     pplx_peer *peers;
     pplx_peer *busy;  /* those that may have something to post: a turn costs nothing for the others */

@@ -247,12 +247,14 @@ static bool sleep_until(const pplx_engine *engine, uint64_t deadline) {
  * longer sleep says that the spin before it was for nothing. */
 static void adapt_spin(pplx_engine *engine, uint64_t slept_ns) {
     const uint64_t most = engine->config.spin_us * UINT64_C(1000);
+    uint64_t spin_ns = engine->stats.spin_ns;
     if (slept_ns >= most)
-        engine->spin_ns /= 2;
-    else if (engine->spin_ns < most / SPIN_STEPS)
-        engine->spin_ns = most / SPIN_STEPS;
+        spin_ns /= 2;
+    else if (spin_ns < most / SPIN_STEPS)
+        spin_ns = most / SPIN_STEPS;
     else
-        engine->spin_ns = engine->spin_ns * 2 < most ? engine->spin_ns * 2 : most;
+        spin_ns = spin_ns * 2 < most ? spin_ns * 2 : most;
+    PPLX_TELL(engine->stats.spin_ns, spin_ns);
 }
 
 /* The kernel may wake us on the core of the peer that rang, though another one is idle. That peer goes
@@ -337,12 +339,12 @@ void *pplx_proxy_main(void *argument) {
     pplx_engine *engine = argument;
     prepare_thread(engine);
     engine->now_ns = engine->active_ns = pplx_now_ns();
-    engine->spin_ns = engine->config.spin_us * UINT64_C(1000);
+    PPLX_TELL(engine->stats.spin_ns, engine->config.spin_us * UINT64_C(1000));
     take_token(engine);
     while (!atomic_load_explicit(&engine->stop, memory_order_relaxed)) { /* relaxed: block() looks again */
         if (pplx_turn(engine, NULL))
             engine->active_ns = engine->now_ns;
-        else if (engine->now_ns - engine->active_ns >= engine->spin_ns)
+        else if (engine->now_ns - engine->active_ns >= engine->stats.spin_ns)
             block(engine);
         pplx_token_give(engine); /* the owner may want it */
         take_token(engine);

@@ -132,6 +132,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
     ctypedef struct pplx_engine_stats:
         uint64_t turns
         uint64_t sleeps
+        uint64_t spin_ns
         uint64_t wakes
         uint64_t requests
         uint64_t overflowed
