@@ -117,7 +117,7 @@ sanitize-python: $(STAMP)/test  ## The Python suite on extensions with AddressSa
 	PY=$(PY) tools/sanitize-python $(ARGS)
 
 .PHONY: soak
-soak: $(STAMP)/ext $(STAMP)/test  ## Do everything between four processes that are killed (SECONDS=600 FABRIC=tcp SEED=7)
+soak: $(STAMP)/ext $(STAMP)/test  ## Do everything between four processes that are killed and stopped (SECONDS=600 FABRIC=tcp SEED=7)
 	$(PY) -m tests.soak --seconds $(SECONDS) --fabric '$(FABRIC)' $(SEED:%=--seed %) $(ARGS)
 
 .PHONY: fuzz

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The pplx_async authors
 # SPDX-License-Identifier: Apache-2.0
-"""All operations between four processes, every byte checked, while one after the other is killed.
+"""All operations between four processes, every byte checked, while one after the other is killed, or stopped.
 
     python -m tests.soak --seconds 600 --fabric ipc --seed 7
 

@@ -32,11 +32,12 @@ def soak(
     kill_every: Annotated[float, typer.Option(min=0.5, help="Seconds from one kill to the next.")] = 10.0,
     actors: Annotated[int, typer.Option(min=1, help="Exercises that each member begins at a time.")] = 4,
     limit: Annotated[float, typer.Option(min=1.0, help="Seconds that one exercise may take.")] = 60.0,
+    cycles: Annotated[int, typer.Option(min=1, help="Kills at least, however long they take.")] = 1,
     sabotage: Annotated[str, typer.Option(help="To see that it is found: byte, hang, die, leak.", hidden=True)] = "",
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Have four processes do everything with each other, check every byte, and kill one again and again.
+    """Have four processes do everything with each other, check every byte, and kill or stop one again and again.
 
     Contents, choices and the engines' options follow from the seed; what happens at the same time does
     not: a seed repeats the load, and not its timing.
@@ -46,7 +47,7 @@ def soak(
         if fabric == "loopback":
             raise CommandError("loopback does not leave its process", code=ExitCode.USAGE)
         chosen = secrets.randbelow(1 << 31) if seed is None else seed
-        plan = Plan(seconds, fabric, chosen, kill_every, actors, limit, sabotage)
+        plan = Plan(seconds, fabric, chosen, kill_every, actors, limit, cycles, sabotage)
         output.err.print(f"soak: {seconds:g} s on {fabric}, seed {chosen}", markup=False)
         result = _run(plan, output)
         if not json:

@@ -39,6 +39,8 @@ class MemberProcess:
         What it held, and when, in seconds since the run began.
     killed : bool
         By us: nobody need wonder.
+    given_up : bool
+        It was stopped for longer than its peers bear: they lose it, and it loses them.
     is_done : bool
         It has closed its engine.
     """
@@ -53,6 +55,7 @@ class MemberProcess:
         self.samples: list[tuple[float, Sampled]] = []
         self.paused = False
         self.killed = False
+        self.given_up = False
         self.is_done = False
         self.recent: list[str] = []
         self.stderr: list[str] = []
@@ -113,10 +116,19 @@ class MemberProcess:
         self.killed = True
         self.process.send_signal(signal.SIGKILL)
 
+    def stop(self) -> None:
+        """Have all of its threads stand still, in the middle of whatever they do."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self.process.send_signal(signal.SIGCONT)
+
     def dump_stacks(self) -> None:
         """Have it write the stacks of its threads to stderr."""
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGUSR1)
+            self.resume()  # it may have been stopped
 
     async def end(self) -> None:
         """End it, whatever it does."""

@@ -24,7 +24,7 @@ _WIDTH = 100
 def show(output: Output, plan: Plan, result: Result) -> None:
     """Print the table, and below it what was killed and what is held."""
     table = Table("exercise", box=None, pad_edge=False)
-    for column in ("verified", "bytes", "ended by a kill", "refused", "longest"):
+    for column in ("verified", "bytes", "ended by a loss", "refused", "longest"):
         table.add_column(column, justify="right")
     total = Totals()
     for kind, totals in result.totals.items():
@@ -43,6 +43,18 @@ def show(output: Output, plan: Plan, result: Result) -> None:
         f"{result.kills} of {result.starts} processes; all others knew within {span(statistics.median(noticed))} "
         f"(median), {span(max(noticed))} (longest)",
     )
+    if result.outlasted:
+        shortest, longest = span(min(result.outlasted)), span(max(result.outlasted))
+        output.line(
+            ("stops     ", "bold"),
+            f"{len(result.outlasted)} for {shortest} to {longest}: nobody was lost",
+        )
+    if result.given_up:
+        output.line(
+            ("          ", "bold"),
+            f"{len(result.given_up)} for longer than the limit: lost within {span(statistics.median(result.given_up))} "
+            f"(median), {span(max(result.given_up))} (longest), and back as new peers",
+        )
     for label, flat in result.flat.items():
         output.line(
             ("held      ", "bold"),
@@ -74,6 +86,8 @@ def to_dict(plan: Plan, result: Result) -> dict[str, Any]:
         "starts": result.starts,
         "kills": result.kills,
         "noticed": result.noticed,
+        "outlasted": result.outlasted,
+        "given_up": result.given_up,
         "stray": result.stray,
         "held": {label: dataclasses.asdict(flat) for label, flat in result.flat.items()},
     }

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pplx_async import EngineOptions
 from tests.soak import variants
 from tests.soak.events import (
     Close,
@@ -52,6 +53,11 @@ _END_S = 60.0  # for engines to close
 _TOO_SHORT_S = 1.0  # for one more cycle
 _WORDS_S = 3.0  # for the last words of the others, once something is wrong
 _KILL_AGAIN = 0.2  # of the members that are started again are killed while they connect
+# Of `peer_timeout`: one that stands still for so long is lost to nobody. The rest is for a busy machine.
+_SHORT = (0.05, 0.4)
+# Of `peer_timeout`: nobody has lost one that stands still before that. Its last heartbeat may have been late.
+_TOO_EARLY = 0.5
+_LATER_S = 1.0  # at most, until it goes on when all have lost it
 
 
 class SoakFailed(Exception):
@@ -86,6 +92,8 @@ class Plan:
         Exercises at a time that each member begins.
     limit : float
         Seconds that an exercise may take.
+    cycles : int
+        Of a stop and a kill, at least: on a slow machine they take longer than `kill_every`.
     sabotage : str
         What the spared member is to do wrong.
     """
@@ -96,6 +104,7 @@ class Plan:
     kill_every: float
     actors: int
     limit: float
+    cycles: int = 1
     sabotage: str = ""
 
 
@@ -113,6 +122,10 @@ class Result:
         Of processes.
     noticed : list of float
         Seconds until all that were connected with one that was killed knew it.
+    outlasted : list of float
+        Seconds that one was stopped for, and was lost to nobody.
+    given_up : list of float
+        Seconds from when one was stopped for good until all had lost it. Each has come back as a new peer.
     stray : int
         Immediates and messages that belonged to nothing any more.
     flat : dict of Flatness
@@ -126,6 +139,8 @@ class Result:
     starts: int = 0
     kills: int = 0
     noticed: list[float] = field(default_factory=list)
+    outlasted: list[float] = field(default_factory=list)
+    given_up: list[float] = field(default_factory=list)
     stray: int = 0
     flat: dict[str, Flatness] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
@@ -146,6 +161,8 @@ class Soak:
         self._failure: SoakFailed | None = None
         self._losses: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self._cycles = 0
+        self._closing = False
         self._began = time.monotonic()
 
     async def run(self) -> Result:
@@ -161,8 +178,8 @@ class Soak:
                 await self._start(name)
             await self._until(self._is_whole, _MESH_S, "everyone is connected with everyone")
             self._began = time.monotonic()
-            while (left := self._plan.seconds - self._seconds) > _TOO_SHORT_S:
-                await self._cycle(min(left, self._plan.kill_every))
+            while (left := self._plan.seconds - self._seconds) > _TOO_SHORT_S or self._cycles < self._plan.cycles:
+                await self._cycle(min(max(left, _TOO_SHORT_S), self._plan.kill_every))
             self._result.seconds = self._seconds
             await self._close()
         except SoakFailed as failure:
@@ -250,8 +267,13 @@ class Soak:
             member.links == labels - {member.label} for member in self._members.values()
         )
 
-    def _was_killed(self, label: str) -> bool:
-        return any(member.label == label and member.killed for member in self._all)
+    def _may_lose(self, member: MemberProcess, label: str) -> bool:
+        """Whether one of the two was killed, or stands still for longer than a peer may."""
+        peer = next(other for other in self._all if other.label == label)
+        return any(each.killed or each.given_up for each in (member, peer))
+
+    def _is_known(self, label: str) -> bool:
+        return any(label in member.links for member in self._members.values())
 
     def _on_event(self, member: MemberProcess, event: Event) -> None:
         match event:
@@ -263,14 +285,16 @@ class Soak:
             case Connected():
                 member.links.add(event.peer)
             case NotConnected():
-                if not self._was_killed(event.peer) and not member.killed:
+                if not self._may_lose(member, event.peer):
                     self._fail(f"{member.label} could not connect with {event.peer}, which lives: {event.why}")
             case Lost():
                 member.links.discard(event.peer)
-                if not self._was_killed(event.peer) and not member.killed:
+                if not self._may_lose(member, event.peer):
                     self._losses.add(asyncio.create_task(self._lose(member, event)))
             case Left():
                 member.links.discard(event.peer)
+                if not self._closing:
+                    self._fail(f"{event.peer} has said goodbye to {member.label}, and was not told to")
             case Tally():
                 member.totals = event.totals
                 self._view.show(self._seconds, self._sum(), self._result.kills)
@@ -313,9 +337,12 @@ class Soak:
     # ---- what is done to them ----
 
     async def _cycle(self, length: float) -> None:
-        """Load, a kill in the middle of it, a new start, load; then a sample of what all of them hold."""
+        """Load, one stands still, one is killed and started again, load; then a sample of what all of them hold."""
         end = time.monotonic() + length
-        await self._sleep(self._random.uniform(0.2, 0.6) * length)
+        await self._sleep(self._random.uniform(0.1, 0.3) * length)
+        self._cycles += 1
+        await (self._stop_for_a_moment() if self._cycles % 2 else self._stop_for_good())
+        await self._sleep(self._random.uniform(0.1, 0.3) * length)
         name = self._random.choice([name for name in _NAMES if name != _SPARED])
         await self._kill(name)
         await self._sleep(self._random.uniform(0.0, 0.1) * length)
@@ -328,16 +355,52 @@ class Soak:
         await self._until(self._is_whole, _MESH_S, f"everyone is connected with {member.label}")
         await self._sleep(end - time.monotonic())
         await self._sample()
-        self._view.log(self._seconds, f"{self._result.kills} kills, {self._count_done()} exercises verified")
+        self._view.log(
+            self._seconds,
+            f"{self._result.kills} kills, {len(self._result.outlasted)} short and {len(self._result.given_up)} long "
+            f"stops, {self._count_done()} exercises verified",
+        )
+
+    async def _stop_for_a_moment(self) -> None:
+        """Who stands still for less than its peers' limit is lost to nobody, and loses nobody."""
+        victim = self._members[self._random.choice(_NAMES)]
+        victim.stop()
+        began = time.monotonic()
+        await self._sleep(self._random.uniform(*_SHORT) * _limit(victim))
+        self._result.outlasted.append(time.monotonic() - began)
+        victim.resume()  # whoever loses it from now on fails the run, as ever
+
+    async def _stop_for_good(self) -> None:
+        """Who stands still for longer is lost; when it goes on it has lost everyone itself, and may come again."""
+        victim = self._members[self._random.choice(_NAMES)]
+        victim.given_up = True
+        victim.stop()
+        began = time.monotonic()
+        await self._until(
+            lambda: not self._is_known(victim.label),
+            _limit(victim) + _NOTICE_S,
+            f"everyone has lost {victim.label}, which was stopped",
+        )
+        took = time.monotonic() - began
+        if took < _TOO_EARLY * _limit(victim):
+            self._fail(f"{victim.label} was lost {took:.2f} s after it was stopped, which is too early")
+        self._result.given_up.append(took)
+        await self._sleep(self._random.uniform(0.0, _LATER_S))
+        victim.resume()
+        await self._until(lambda: not victim.links, _NOTICE_S, f"{victim.label}, which stood still, has lost everyone")
+        victim.given_up = False
+        others = [member for member in self._members.values() if member is not victim]
+        victim.tell(Connect({member.label: member.address for member in others}))
+        await self._until(self._is_whole, _MESH_S, f"everyone is connected with {victim.label} again")
 
     async def _kill(self, name: str) -> None:
         victim = self._members.pop(name)
-        known = any(victim.label in member.links for member in self._members.values())
+        known = self._is_known(victim.label)
         victim.kill()
         began = time.monotonic()
         self._result.kills += 1
         await self._until(
-            lambda: not any(victim.label in member.links for member in self._members.values()),
+            lambda: not self._is_known(victim.label),
             _NOTICE_S,
             f"everyone has lost {victim.label}, which was killed",
         )
@@ -368,6 +431,7 @@ class Soak:
 
     async def _close(self) -> None:
         await self._pause()
+        self._closing = True
         for member in self._members.values():
             member.tell(Close())
         await self._until(lambda: all(m.is_done for m in self._members.values()), _END_S, "all engines are closed")
@@ -413,3 +477,8 @@ class Soak:
             parts.append(f"--- {member.label}, {member.job.loop}, {member.job.engine}")
             parts += [*member.recent, *(f"stderr: {line}" for line in member.stderr)]
         return "\n".join(parts)
+
+
+def _limit(member: MemberProcess) -> float:
+    """Seconds of silence after which its peers lose it: all have the same."""
+    return EngineOptions(**member.job.engine).peer_timeout

@@ -25,15 +25,17 @@ def soak(*arguments):
 @pytest.mark.slow
 @pytest.mark.deadline(120)
 @pytest.mark.parametrize("name", ["ipc", "tcp"])
-def test_everything_between_four_processes_that_are_killed(name):
+def test_everything_between_four_processes_that_are_killed_and_stopped(name):
     if (missing := find_fabric(name).missing) is not None:
         pytest.skip(missing)
-    result = soak("--seconds", "5", "--kill-every", "2.5", "--fabric", name)
+    result = soak("--seconds", "5", "--kill-every", "2.5", "--cycles", "2", "--fabric", name)
     assert result.returncode == 0, result.stderr
     values = json.loads(result.stdout)
     assert values["ok"]
     assert values["kills"] >= 2
     assert values["noticed"]
+    assert values["outlasted"]
+    assert values["given_up"]
     assert sum(totals["done"] for totals in values["exercises"].values()) > 20
     assert sum(totals["nbytes"] for totals in values["exercises"].values()) > 1 << 20
 
@@ -50,7 +52,8 @@ def test_everything_between_four_processes_that_are_killed(name):
     ],
 )
 def test_what_is_wrong_is_told_with_the_seed_and_what_was_done_last(sabotage, told):
-    result = soak("--seconds", "6", "--kill-every", "1.5", "--actors", "1", "--limit", "5", "--sabotage", sabotage)
+    quick = ["--seconds", "6", "--kill-every", "1.5", "--cycles", "5", "--actors", "1", "--limit", "5"]
+    result = soak(*quick, "--sabotage", sabotage)
     assert result.returncode == 1, result.stderr
     error = json.loads(result.stdout)["error"]
     assert error["kind"] == "SoakFailed"
