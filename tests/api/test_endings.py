@@ -219,7 +219,7 @@ async def test_close_ends_a_call_that_nobody_answers(fabric):
         port = silent.sockets[0].getsockname()[1]
         calling = asyncio.create_task(engine.connect(f"127.0.0.1:{port}"))
         await eventually(lambda: engine._calls, "it calls")
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(5):  # half of its time to connect
             await engine.close()
             with pytest.raises(ClosedResourceError, match="the engine is closed"):
                 await calling

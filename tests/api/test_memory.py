@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from helpers.engines import open_pair, pattern
+from helpers.engines import eventually, open_pair, pattern
 from pplx_async import BrokenResourceError, ClosedResourceError, LeakWarning, MemoryRegion, RemoteRegion, wire
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -141,11 +141,7 @@ async def test_forgotten_region_warns_and_is_deregistered(pair):
     with pytest.warns(LeakWarning, match="never closed"):  # noqa: PT031
         del region
         gc.collect()
-    for _ in range(500):
-        if pair.a.stats().regions == before:
-            break
-        await asyncio.sleep(0.005)
-    assert pair.a.stats().regions == before
+    await eventually(lambda: pair.a.stats().regions == before, "it is deregistered")
     buffer.extend(b"free again")
 
 

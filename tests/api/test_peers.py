@@ -141,8 +141,8 @@ async def test_somebody_else_listens(fabric):
     async with server, engine_on(fabric) as engine:
         start = time.monotonic()
         with pytest.raises(TimeoutError, match="no answer"):
-            await engine.connect(f"127.0.0.1:{port}", timeout=0.2)
-        assert time.monotonic() - start < 3
+            await engine.connect(f"127.0.0.1:{port}", timeout=0.5)
+        assert time.monotonic() - start < 5  # half of the usual limit
         task = asyncio.create_task(engine.connect(f"127.0.0.1:{port}"))
         await asyncio.sleep(0.05)
         task.cancel()
@@ -325,7 +325,7 @@ async def test_attempt_that_is_given_up_is_told_to_the_other(fabric, monkeypatch
 
         monkeypatch.setattr(TransferEngine, "_meet", watched)
         with pytest.raises(TimeoutError, match="the NICs did not connect in time"):
-            await a.connect(b.address, timeout=0.3)
+            await a.connect(b.address, timeout=1.0)
         await eventually(lambda: len(failures) == 2, "b has given up too")
         assert str(dict(failures)[b]).startswith(f"peer a ({a.id[:1].hex()}:")
         assert "does not connect: it took too long" in str(dict(failures)[b])

@@ -77,12 +77,19 @@ async def test_a_call_that_pends_holds_nobody_up(wakeup, progress):
         counter, remote = pair.counter()
         connecting = asyncio.create_task(pair.a.connect(silent.address))
         await asyncio.sleep(0.1)
-        times = []
-        for _ in range(200):
-            began = time.perf_counter()
-            await ping(pair, counter, remote, 1, pause=0)
-            times.append(time.perf_counter() - began)
+        pending = await median_of_pings(pair, counter, remote)
         assert not connecting.done()
         connecting.cancel()
         await asyncio.wait({connecting})
-        assert sorted(times)[100] < 0.001  # a lease of the owner's is 2 ms
+        # A lease of the owner's is 2 ms; and what this machine takes without a call, it takes with one.
+        alone = await median_of_pings(pair, counter, remote)
+        assert pending < 0.001 + 2 * alone, (pending, alone)
+
+
+async def median_of_pings(pair, counter, remote):
+    times = []
+    for _ in range(200):
+        began = time.perf_counter()
+        await ping(pair, counter, remote, 1, pause=0)
+        times.append(time.perf_counter() - began)
+    return sorted(times)[100]

@@ -138,19 +138,19 @@ async def test_peer_that_does_not_answer_is_cut_off(fabric):
 
 async def test_what_a_peer_has_in_flight_when_it_is_cut_off_never_lands():
     """It is delayed for longer than the revoke waits."""
-    delayed = FaultPlan(delay_us=(200_000, 300_000))
+    delayed = FaultPlan(delay_us=(1_000_000, 1_200_000))
     async with open_pair("loopback", faults=delayed, b={"faults": FaultPlan(), "revoke_timeout": 0.05}) as pair:
         source, target = await pair.source(4096), await pair.target(4096)
         transfers = [pair.a.write(source, target.remote) for _ in range(50)]
         await eventually(lambda: pair.ab.stats().links[0].inflight >= 50, "they are in flight")
         start = time.monotonic()
         await target.region.revoke()
-        assert 0.05 <= time.monotonic() - start < 3
+        assert 0.05 <= time.monotonic() - start < 5
         assert not target.array.any()
         target.array[:] = 7
         for result in await asyncio.gather(*transfers, return_exceptions=True):
             assert isinstance(result, CompletionError), result
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(1.3)
         assert (target.array == 7).all()
         assert isinstance(pair.ba.lost, PeerLost)
 

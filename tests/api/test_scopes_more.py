@@ -26,7 +26,7 @@ DRAIN = 0.5
 async def open_silent(**options):
     """Yield (engine, source, remote): what is written hangs, its memory is never let go; soon the peer is lost."""
     loopback = find_fabric("loopback")
-    options = {"heartbeat_interval": 0.05, "peer_timeout": 0.5, "drain_timeout": DRAIN} | options
+    options = {"heartbeat_interval": 0.05, "peer_timeout": 1.0, "drain_timeout": DRAIN} | options
     a = engine_on(loopback, faults=FaultPlan(drop_after=40, release=False), **options)
     async with engine_on(loopback, **options) as b:
         await a.open()
@@ -36,7 +36,7 @@ async def open_silent(**options):
         remote = ab.region(target.to_bytes())
         while True:
             transfer = a.write(source, remote)
-            done, _ = await asyncio.wait({transfer}, timeout=0.05)
+            done, _ = await asyncio.wait({transfer}, timeout=0.25)
             if not done:
                 break
         yield a, source, remote
@@ -68,7 +68,7 @@ async def test_scope_ends_though_a_lost_peers_memory_is_not_let_go():
                 scope.write(source, remote)
         assert caught.group_contains(PeerLost)
         assert len(only_unreleased(caught.value)) == 1
-        assert DRAIN <= time.monotonic() - start < 5
+        assert DRAIN <= time.monotonic() - start < 8
 
 
 async def test_scope_ends_though_a_cancelled_transfer_is_not_let_go():
@@ -167,7 +167,7 @@ class Buffer(bytearray):
     pass
 
 async def main():
-    options = {"fabric": "loopback", "heartbeat_interval": 0.05, "peer_timeout": 0.3}
+    options = {"fabric": "loopback", "heartbeat_interval": 0.05, "peer_timeout": 1.0}
     options |= {"drain_timeout": 0.2, "revoke_timeout": 0.1}
     a = TransferEngine(faults=FaultPlan(drop_after=40, release=False), **options)
     await a.open()

@@ -59,7 +59,7 @@ async def test_many_tasks_and_messages_at_once(fabric, wakeup, progress):
 async def test_awaits_that_need_not_suspend_let_others_run(fabric, wakeup, progress):
     async with open_pair(fabric, wakeup=wakeup, progress=progress) as pair:
         source, target = await pair.source(8), await pair.target(8)
-        ticks = 0
+        ticks = awaits = 0
 
         async def tick():
             nonlocal ticks
@@ -68,11 +68,11 @@ async def test_awaits_that_need_not_suspend_let_others_run(fabric, wakeup, progr
                 ticks += 1
 
         ticking = asyncio.create_task(tick())
-        end = time.monotonic() + 0.2
-        while time.monotonic() < end:
+        while awaits < 4000:
             await pair.a.write(source, target.remote)
+            awaits += 1
         ticking.cancel()
-        assert ticks > 10
+        assert awaits <= 200 * (ticks + 1)
 
 
 async def test_waiting_costs_nothing_after_a_moment(fabric, wakeup, progress):
@@ -82,9 +82,9 @@ async def test_waiting_costs_nothing_after_a_moment(fabric, wakeup, progress):
         await asyncio.sleep(0.1)
         before = time.process_time()
         await asyncio.sleep(1)
-        # Who has no wait fd polls on a timer.
+        # Who has no wait fd polls on a timer. Who spins takes a whole second.
         polled = not all(caps["wait_fd"] for engine in (pair.a, pair.b) for caps in engine._core.caps())
-        assert time.process_time() - before < (0.2 if polled else 0.05)
+        assert time.process_time() - before < (0.5 if polled else 0.25)
         await pair.a.notify(remote)
         async with asyncio.timeout(SOON):
             assert await wait == 1

@@ -16,7 +16,7 @@ from helpers.require import Fabric, find_fabric
 from pplx_async import ImmCounter, MemoryRegion, Peer, RemoteCounter, RemoteRegion, TransferEngine
 
 # Waiting for something that must happen "soon" on a busy machine.
-SOON = 10.0
+SOON = 20.0
 
 
 def pattern(nbytes: int, seed: int = 0) -> np.ndarray:

@@ -22,7 +22,7 @@ from typing import Any
 
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
-TIMEOUT = 20.0
+TIMEOUT = 40.0
 
 
 def take_interrupts() -> None:
@@ -38,7 +38,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return kept | {"PYTHONFAULTHANDLER": "1"} | dict(extra or {})
 
 
-def run_program(program: str, *arguments: str, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
+def run_program(program: str, *arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
     """Run a program text in a new interpreter, to its end."""
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],

@@ -309,7 +309,7 @@ async def test_every_target_of_a_failed_scatter_hears_what_it_misses():
                     for target, (_, remote) in zip(targets, counters, strict=True)
                 )
             ends = await asyncio.wait_for(
-                asyncio.gather(*(counter.wait(1) for counter, _ in counters), return_exceptions=True), 5
+                asyncio.gather(*(counter.wait(1) for counter, _ in counters), return_exceptions=True), SOON
             )
             assert all(end == 1 or isinstance(end, BrokenResourceError) for end in ends), ends
             both_broken += all(isinstance(end, BrokenResourceError) for end in ends)
@@ -342,7 +342,7 @@ async def test_peer_that_never_answers_ends_connecting():
 @pytest.mark.parametrize("silent", ["a", "b"])
 async def test_silent_nic_loses_the_peer_in_time(silent):
     """A NIC dies: no completion, no arrival. Heartbeats notice on both sides."""
-    options = {"heartbeat_interval": 0.05, "peer_timeout": 0.3, "drain_timeout": 1.0}
+    options = {"heartbeat_interval": 0.05, "peer_timeout": 1.0, "drain_timeout": 1.0}
     # What b does are heartbeats only.
     plans = {"a": FaultPlan(), "b": FaultPlan(), silent: FaultPlan(drop_after=60 if silent == "a" else 10)}
     async with open_pair(faults=plans["a"], b={"faults": plans["b"]}, **options) as pair:
@@ -354,16 +354,15 @@ async def test_silent_nic_loses_the_peer_in_time(silent):
                 await pair.a.write(source, target.remote, counter=remote)
         with pytest.raises((PeerLost, ClosedResourceError)):
             await counter.wait(10**9)
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < SOON
         assert isinstance(pair.ab.lost or pair.ba.lost, PeerLost)
         assert caught.value.hint
         await eventually(lambda: not pair.ab.is_open and not pair.ba.is_open, "both sides know")
 
 
-@pytest.mark.deadline(30)
 async def test_memory_that_is_never_released_is_quarantined():
     """Neither a completion nor a closed endpoint lets go: the memory is kept, and it is said."""
-    options = {"heartbeat_interval": 0.05, "peer_timeout": 0.3, "drain_timeout": 0.3}
+    options = {"heartbeat_interval": 0.05, "peer_timeout": 1.0, "drain_timeout": 0.3}
     plan = FaultPlan(drop_after=40, release=False)
     a = TransferEngine(fabric="loopback", faults=plan, **options)
     async with TransferEngine(fabric="loopback", **options) as b:
