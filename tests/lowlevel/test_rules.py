@@ -167,7 +167,7 @@ async def test_waiting_costs_no_processor_time(fabric):
         started = time.process_time()
         await asyncio.sleep(0.5)
         used = time.process_time() - started
-        assert used < (0.05 if fabric.name != "efa" else 0.4)
+        assert used < (0.2 if fabric.name != "efa" else 0.4)  # who spins takes half a second
         await a.endpoint.write(source, to_b, target.remote, context="awake")
         assert (await reading)[0].context == "awake"
 

@@ -14,12 +14,12 @@ pytestmark = [
     pytest.mark.fabrics("tcp", "rxm"),
     pytest.mark.tcp,
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.deadline(40),
 ]
 
-LIMIT = 1.5
-SOONER = 0.4  # heartbeats that were sent shortly before the cut
-LATER = 1.0  # on a busy machine
+LIMIT = 2.5
+MOMENT = 0.4
+SOONER = LIMIT / 2  # the last heartbeat before the cut may have been late
+LATER = 3.0  # on a busy machine
 CUT, PLUG = ["link set cable down"], ["link set cable up"]
 
 
@@ -41,7 +41,7 @@ async def test_cable_that_is_out_for_a_moment(cable):
     await cable.connect()
     await cable.both("stream")
     await cable.a.ask("ip", commands=CUT)
-    await asyncio.sleep(LIMIT / 4)
+    await asyncio.sleep(MOMENT)
     await cable.a.ask("ip", commands=PLUG)
     before = await cable.both("state")
     await asyncio.sleep(LIMIT)

@@ -178,9 +178,9 @@ async def test_nothing_changes_the_pages_after_a_scope_of_another_process(fabric
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 async def test_nothing_changes_our_pages_after_a_scope_whose_peer_is_lost(fabric, how):
     """Writes and reads are under way when the peer dies, or stops until it is lost; that one goes on in the end."""
-    given = {"fabric": fabric.name, **fabric.options, "peer_timeout": 0.6}
+    given = {"fabric": fabric.name, **fabric.options, "peer_timeout": 1.5}
     given["uvloop"] = isinstance(asyncio.get_running_loop(), uvloop.Loop)
-    async with helper("receiver", json.dumps(given)) as process, engine_on(fabric, peer_timeout=0.6) as engine:
+    async with helper("receiver", json.dumps(given)) as process, engine_on(fabric, peer_timeout=1.5) as engine:
         address = await process.ask("open", nbytes=LARGE)
         process.post("accept")
         peer = await engine.connect(address)

@@ -236,10 +236,8 @@ WARNING = re.compile(r"(LeakWarning|ResourceWarning|Task was destroyed|was never
 @pytest.mark.parametrize("program", LEAKY.values(), ids=LEAKY)
 def test_end_with_things_left_open(program, options, loops):
     for loop in loops:
-        started = time.monotonic()
         ended = run(program, options, loop)
         assert ended.returncode == 0, ended.stderr
-        assert time.monotonic() - started < 15
         assert "Traceback" not in ended.stderr
         assert "Fatal" not in ended.stderr
         assert "Exception ignored" not in ended.stderr
@@ -275,7 +273,7 @@ def test_engine_left_open_to_the_end_warns(program, options, loops):
     for loop in loops:
         with start(program, options, loop, PYTHONWARNINGS="always::ResourceWarning") as process:
             try:
-                _, err = process.communicate(timeout=20)
+                _, err = process.communicate(timeout=60)
             finally:
                 process.kill()
         assert process.returncode == 0, err
@@ -382,7 +380,7 @@ finally:
             assert process.stdout.readline() == "ready\n"
             time.sleep(0.1)
             process.send_signal(number)
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=60)
         finally:
             process.kill()
     return process.returncode, out, err

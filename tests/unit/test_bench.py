@@ -62,7 +62,6 @@ def way(request):
 # ---- it works ----
 
 
-@pytest.mark.deadline(60)
 @pytest.mark.parametrize("wakeup", ["eventfd", "spin"])
 def test_all_of_it(way, wakeup, programs, tmp_path):
     written, picture = tmp_path / "bench.json", tmp_path / "bench.png"
@@ -339,7 +338,7 @@ def test_a_side_that_dies(way, victim):
         sides = children(process)
         time.sleep(1.5)  # into its work
         os.kill(sides[victim], signal.SIGKILL)
-        out, err = process.communicate(timeout=15)
+        out, err = process.communicate(timeout=50)
     assert process.returncode == ExitCode.FAILED, err
     assert json.loads(out)["error"]["message"] == f"{victim}: its process was ended by SIGKILL before it was through"
     assert are_gone(sides.values())
@@ -360,12 +359,12 @@ def programs_of(process):
 def test_no_process_is_left_behind(programs, number):
     with start("--works", "idle") as process:
         sides = children(process)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 40
         while len(pids := programs_of(process)) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert len(pids) == 2
         process.send_signal(number)
-        _, err = process.communicate(timeout=15)
+        _, err = process.communicate(timeout=50)
     codes = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED, signal.SIGKILL: -number}
     assert process.returncode == codes[number]
     assert "Traceback" not in err
@@ -374,11 +373,11 @@ def test_no_process_is_left_behind(programs, number):
 
 def test_a_c_program_that_dies(programs):
     with start("--works", "stream-1M", "--runs", "1000", "--json", "-") as process:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 40
         while len(pids := programs_of(process)) < 4 and time.monotonic() < deadline:
             time.sleep(0.05)
         os.kill(pids[0], signal.SIGKILL)
-        out, _ = process.communicate(timeout=15)
+        out, _ = process.communicate(timeout=50)
     assert process.returncode == ExitCode.FAILED
     assert json.loads(out)["error"]["kind"] == "ProgramFailed"
     assert are_gone(pids)
@@ -389,7 +388,7 @@ def test_a_repetition_that_takes_too_long():
         sides = children(process)
         for pid in sides.values():  # both: one alone would be missed by the other
             os.kill(pid, signal.SIGSTOP)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=50)
     assert process.returncode == ExitCode.FAILED, err
     assert "nothing moved for 2 s (" in json.loads(out)["error"]["message"]
     assert are_gone(sides.values())

@@ -35,7 +35,7 @@ SMALL = [
 
 
 def run(program, arguments, *more):
-    return subprocess.run([program, *arguments.split(), *more], capture_output=True, text=True, timeout=18)
+    return subprocess.run([program, *arguments.split(), *more], capture_output=True, text=True, timeout=50)
 
 
 def check_lines(result, arguments, wait):
@@ -121,7 +121,7 @@ def test_the_library_is_missing(programs):
 FOREVER = ["stream --count 1000000", "idle --seconds 100"]
 
 
-def is_gone(pid, seconds=5):
+def is_gone(pid, seconds=20):
     end = time.monotonic() + seconds
     while Path(f"/proc/{pid}").exists():
         if time.monotonic() > end:
@@ -135,7 +135,7 @@ def start(program, arguments, wait):
     process = subprocess.Popen(
         [program, *arguments.split(), f"--wait={wait}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    children, end = "", time.monotonic() + 5
+    children, end = "", time.monotonic() + 20
     while not children and time.monotonic() < end:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     time.sleep(0.3)  # into its work
@@ -147,7 +147,7 @@ def start(program, arguments, wait):
 def test_the_target_dies(programs, arguments, wait):
     process, target = start(programs("shm_bench"), arguments, wait)
     os.kill(target, signal.SIGKILL)
-    _, said = process.communicate(timeout=5)
+    _, said = process.communicate(timeout=20)
     assert process.returncode == 1
     assert "the other side has ended" in said
 
@@ -157,7 +157,7 @@ def test_the_target_dies(programs, arguments, wait):
 def test_the_timed_side_dies(programs, arguments, wait):
     process, target = start(programs("shm_bench"), arguments, wait)
     process.kill()
-    process.communicate(timeout=5)
+    process.communicate(timeout=20)
     assert is_gone(target)
 
 
@@ -182,7 +182,7 @@ def test_one_repetition_at_a_time(programs):
         # Both would spin, if they did not block between repetitions.
         before = processor_seconds(pids)
         time.sleep(0.5)
-        assert processor_seconds(pids) - before < 0.1
+        assert processor_seconds(pids) - before < 0.25
         assert program.step()["run"] == 3
     assert all(is_gone(pid) for pid in pids)
 
@@ -338,13 +338,16 @@ def test_others_are_told_from_us():
     ours = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         mine, all_of_it = Load([os.getpid(), ours.pid]), Load()
-        time.sleep(1.0)
+        began, before = time.monotonic(), processor_seconds([ours.pid])
+        while (used := processor_seconds([ours.pid]) - before) < 0.5:
+            time.sleep(0.05)
         with_us, without_us = all_of_it.cores(), mine.cores()
     finally:
         ours.kill()
         ours.wait()
-    # However busy the machine is, ours had a good part of a core.
-    assert with_us - without_us > 0.2
+    # However busy the machine is, the difference is what ours had of it.
+    had = used / (time.monotonic() - began)
+    assert 0.5 * had < with_us - without_us < 1.5 * had + 0.2
     mine.start()
     assert mine.cores() >= 0  # too short to tell: as before
 
@@ -360,7 +363,7 @@ class Local(Peer):
         return Path(sys.executable).parent.parent
 
 
-def run_local(variant, works="pingpong-8", timeout=18.0):
+def run_local(variant, works="pingpong-8", timeout=50.0):
     lines = []
     run_peer(Local("here", "uvloop", variant), [f"--works={works}", "--runs=2", "--patience=0"], timeout, lines.append)
     return lines
@@ -388,7 +391,7 @@ def test_a_peer_that_fails(variant, works, said):
     began = time.monotonic()
     with pytest.raises(PeerFailed, match=f"exit status 1: .*{said}"):
         run_local(variant, works)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 45  # not until it took too long
 
 
 def test_a_peer_that_hangs():
@@ -408,7 +411,7 @@ def test_the_runner(programs, tmp_path):
     ours.write_text(json.dumps({"rows": [row("pingpong-8", "us", 2.0, p99=4.0)]}))
     arguments = ["c-shm-poll", "--works=pingpong-8,idle", "--runs=2", "--patience=0", "--idle-seconds=1"]
     command = [sys.executable, "-m", "benchmarks.peers.run", *arguments, f"--include={ours}", f"--json={written}"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=19)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads(written.read_text())
     assert [(made["name"], rows.key(made)) for made in found["rows"]] == [
@@ -432,6 +435,6 @@ def test_the_runner(programs, tmp_path):
 )
 def test_the_runner_says_what_it_cannot_take(arguments, said):
     command = [sys.executable, "-m", "benchmarks.peers.run", *arguments]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=18)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert result.returncode == 2
     assert said in result.stderr

@@ -20,6 +20,7 @@ import msgspec
 import pytest
 import uvloop
 
+from helpers.engines import eventually
 from pplx_async import _frames, listen, wire
 from pplx_async.control import Identity, connect_channel, host_identity
 from pplx_async.errors import BrokenResourceError, ClosedResourceError
@@ -28,6 +29,8 @@ from pplx_async.listen import ControlServer, check_bind
 CLIENT = Identity(engine=b"c" * 16, networks=("tcp",), name="client")
 SERVER = Identity(engine=b"s" * 16, networks=("tcp",) * 4, name="server")
 SECRET = b"a shared secret"
+# Seconds that what need not wait may take on a busy machine: half of what a handshake is given.
+LATER = 5.0
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -38,9 +41,8 @@ def run(request):
     async def checked(main):
         problems = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
-        result = await asyncio.wait_for(main(), 30)
-        await asyncio.sleep(0.01)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+        result = await asyncio.wait_for(main(), 50)
+        await eventually(lambda: asyncio.all_tasks() == {asyncio.current_task()}, "no task is left")
         assert problems == []
         return result
 
@@ -274,14 +276,14 @@ def test_peer_that_does_not_read(run):
             started = time.monotonic()
             await client.aclose()
             await server.aclose()
-            assert time.monotonic() - started < _frames.CLOSE_TIMEOUT + 1
+            assert time.monotonic() - started < _frames.CLOSE_TIMEOUT + LATER
 
             client, server = await peers.pair()
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(asyncio.gather(*[send() for _ in range(3)]), 0.5)
             started = time.monotonic()
             await client.aclose()  # what is queued can't go out
-            assert time.monotonic() - started < _frames.CLOSE_TIMEOUT + 1
+            assert time.monotonic() - started < _frames.CLOSE_TIMEOUT + LATER
             await server.aclose()
 
     run(main)
@@ -414,7 +416,7 @@ def test_nobody_there(run):
             started = time.monotonic()
             with pytest.raises(TimeoutError, match=r"no answer in 0\.2 s"):
                 await connect_channel(address, CLIENT, timeout=0.2)
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < 0.2 + LATER
             connecting = asyncio.create_task(connect_channel(address, CLIENT))
             await asyncio.sleep(0.05)
             connecting.cancel()
@@ -473,7 +475,7 @@ def test_slow_strangers_are_closed(run, caplog, tls, request):
                 await shut(writer)
 
             await asyncio.gather(silent(), loris())
-            assert 0.3 < time.monotonic() - started < 2
+            assert 0.3 < time.monotonic() - started < 0.4 + LATER
             assert not peers.server._callers
 
     run(main)
@@ -571,7 +573,7 @@ def test_strangers_keep_no_friend_out(run, tls, speak, request):
                 client, server = await peers.pair(secret=SECRET, ssl=client_tls)
                 await client.aclose()
                 await server.aclose()
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < LATER
             assert len(peers.server._callers) <= 64
             assert len(peers.server._serving) <= 64
             for _, writer in strangers:

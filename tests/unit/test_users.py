@@ -180,7 +180,7 @@ async def test_who_cannot_be_told_is_kept_out(monkeypatch):
 async def test_another_user_is_let_in_with_a_secret_or_where_both_say_so(options, theirs, answer, caplog):
     async with server(**options) as there:
         process = start("call", there.address, *theirs)
-        said, _ = await asyncio.to_thread(process.communicate, timeout=20)
+        said, _ = await asyncio.to_thread(process.communicate, timeout=50)
         assert answer in said
         assert (said.strip() == "in") == (answer == "in")
         assert ("of user 65534" in caplog.text) == (options == {})
