@@ -719,7 +719,7 @@ static void test_keeps_the_mapping(void) {
         CHECK(victim.arena[MAPPED][1000] == memory[1000]);
         uint64_t start = check_now_ns();
         close_endpoint(&victim, NULL);
-        CHECK(check_now_ns() - start < 1000000000);
+        CHECK(check_now_ns() - start < IPC_HOLDERS_NS); /* nobody else is waited for */
         unsigned char *before = malloc(ARENA);
         CHECK(before);
         memcpy(before, victim.arena[MAPPED], ARENA);
@@ -762,7 +762,7 @@ static void test_many_connections(void) {
         pplx_work_request request = request_of(&a, PLAIN, &b, (enum kind)i, &w, PPLX_WRITE, 0, ARENA, 0);
         CHECK_EQ(perform(&a, &b, &request), PPLX_OK);
     }
-    CHECK(check_now_ns() - start < 1000000000);
+    CHECK(check_now_ns() - start < COUNT / IPC_VISITORS / 2 * (uint64_t)IPC_VISIT_NS); /* it waits for none of them */
     for (int i = 0; i < COUNT; i++) close(fds[i]);
     run_for(&a, &b, 0.02);
     pair_close(&a, &b);

