@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -35,6 +36,11 @@ async def eventually(condition: Callable[[], Any], what: str, timeout: float = S
 def engine_on(fabric: Fabric, **options: Any) -> TransferEngine:
     """Make an engine on a fabric; the environment has no say."""
     return TransferEngine(**({"fabric": fabric.name} | fabric.options | options))
+
+
+def patience(engine: TransferEngine, seconds: float) -> None:
+    """Have an engine that is open give so long to those that it connects with from now on."""
+    engine.options = dataclasses.replace(engine.options, connect_timeout=seconds)
 
 
 async def connect(a: TransferEngine, b: TransferEngine) -> tuple[Peer, Peer]:

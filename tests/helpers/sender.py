@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,13 +46,17 @@ class Sender:
             remote = self.peer.region(bytes.fromhex(regions[number % len(regions)]))
             self.writes.append(asyncio.ensure_future(write(remote, remote.nbytes >> number)))
 
-    async def queue(self, regions: list[str], count: int, seconds: float) -> None:
-        """Queue so many writes to each, and then compute for so long: the event loop hears nothing meanwhile."""
+    async def queue(self, regions: list[str], count: int, until: str) -> None:
+        """Queue so many writes to each, and then compute until this file is there: the event loop hears nothing."""
         remotes = [self.peer.region(bytes.fromhex(region)) for region in regions]
         self.writes = [
             self.engine.write(self.source[0 : remote.nbytes], remote) for _ in range(count) for remote in remotes
         ]
-        asyncio.get_running_loop().call_later(0.01, time.sleep, seconds)  # when this has been answered
+        asyncio.get_running_loop().call_later(0.01, self._compute, Path(until))  # when this has been answered
+
+    def _compute(self, until: Path) -> None:
+        while not until.exists():
+            time.sleep(0.01)
 
     async def write_with_gap(self, region: str, page: int) -> None:
         """Write a region out of memory that lacks a page; returns when the copy is held up there."""

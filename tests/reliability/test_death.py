@@ -229,7 +229,7 @@ async def test_hundred_write_failures_after_a_death_are_all_told(survivor):
     transfers = [survivor.engine.write(survivor.source, plain) for _ in range(100)]
     start = await survivor.kill(pid)
     results = await asyncio.gather(*transfers, return_exceptions=True)
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < NOTICED
     failures = [result for result in results if isinstance(result, CompletionError)]
     assert len(failures) + results.count(survivor.source.nbytes) == 100
     for failure in failures:

@@ -21,7 +21,8 @@ PROCESSES = pytest.mark.fabrics("tcp", "rxm", "ipc", "verbs")
 # With verbs the NIC answers for a process that is stopped: what is written to it, and read from it, ends.
 UNANSWERED = pytest.mark.fabrics("tcp", "rxm", "ipc")
 
-LIMIT = 1.5
+LIMIT = 2.0
+SHORT = 0.3  # and so much less than the limit that a busy machine makes no loss of it
 INTERVAL = 0.1
 
 
@@ -41,7 +42,7 @@ async def test_stopped_for_less_than_the_limit_loses_nobody(hasty):
         await stop(pid)
         write = Ending(hasty.engine.write(hasty.source, plain, counter=counter))
         lookup = Ending(peer.lookup("memory"))
-        await asyncio.sleep(LIMIT / 3)
+        await asyncio.sleep(SHORT)
         assert not lookup.done
         resume(pid)
         await all_end({"write": write, "lookup": lookup}, time.monotonic())
@@ -76,7 +77,7 @@ async def test_stopped_for_longer_than_the_limit_counts_as_lost(hasty, record_pr
         for name, ending in endings.items():
             check_lost(ending.failure, peer, name)
             assert "heartbeat" in ending.failure.reason
-        assert min(took.values()) > LIMIT - 3 * INTERVAL
+        assert min(took.values()) > LIMIT / 2  # its last heartbeat may have been late
         assert max(took.values()) < LIMIT + NOTICED
         record_property("noticed_ms", round(max(took.values()) * 1e3, 1))
     # When it goes on it finds itself cut off; another one is welcome.
@@ -124,7 +125,7 @@ async def test_stopped_for_a_moment_while_another_is_given_up(hasty):
         await stop(given_up)
         await asyncio.wait_for(gone.wait_closed(), SOON)
         await stop(pid)
-        await asyncio.sleep(LIMIT / 3)
+        await asyncio.sleep(SHORT)
         resume(pid)
         await eventually(lambda: gone not in hasty.engine._peers, "its endpoints are closed")
         assert peer.is_open
@@ -149,13 +150,15 @@ async def test_killed_while_our_loop_stands_still(hasty, record_property):
     endings = {"write": Ending(endless()), "wait": Ending(hasty.engine.counter(peer=peer).wait(1))}
     await asyncio.sleep(0.02)
     await hasty.kill(pid)
-    time.sleep(LIMIT + 0.5)
+    deadline = time.monotonic() + SOON
+    while not hasty.engine._core.lost_reason(peer._record) and time.monotonic() < deadline:
+        time.sleep(0.01)  # the loop stands still
     took = await all_end(endings, time.monotonic())
     for name, ending in endings.items():
         check_lost(ending.failure, peer, name)
         assert "control channel" not in ending.failure.reason
         assert (ending.failure.provider_error != 0) == (peer.fabric != "ipc")
-    assert max(took.values()) < 0.5, took
+    assert max(took.values()) < NOTICED, took
     await hasty.bury(pid)
     await hasty.forget(peer)
 
@@ -185,7 +188,6 @@ async def blocked_processes(stack, fabric, seconds):
     return blocked, landed, back
 
 
-@pytest.mark.deadline(60)
 async def test_blocked_loops_lose_nobody():
     """Ten seconds, more than three times the limit, on each fabric at once; liveness is the proxy threads' business."""
     seconds = 10.0

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from helpers.engines import SOON, connect, engine_on, eventually, open_pair
+from helpers.engines import SOON, connect, engine_on, eventually, open_pair, patience
 from helpers.process import helper
 from pplx_async import BrokenResourceError, ClosedResourceError, PeerLost, _frames, wire
 from pplx_async import peer as peer_module
@@ -212,7 +212,8 @@ async def test_endpoints_that_lie(fabric, how, caplog):
     """It is refused, or never connected; b goes on, and keeps nothing of it."""
     if fabric.id == "loopback" and how == "its own address":
         pytest.skip("loopback connects an endpoint with itself, where it reaches its own engine only")
-    async with open_pair(fabric, b={"connect_timeout": 0.5}) as pair:
+    async with open_pair(fabric) as pair:
+        patience(pair.b, 0.5)
         async with meeting(pair.b) as (channel, theirs):
             channel.post(forged(theirs, how))
             channel.post(wire.Ready())
@@ -229,7 +230,7 @@ async def test_endpoints_that_lie(fabric, how, caplog):
 @pytest.mark.fabrics("tcp")
 async def test_nobody_takes_the_address_of_another_peer(fabric):
     """Else what the first one counts could be taken for the second one's."""
-    async with open_pair(fabric, b={"connect_timeout": 0.5}) as pair:
+    async with open_pair(fabric) as pair:
         mine = pair.a._core.peer_endpoints(pair.ab._record)["addresses"]
         async with meeting(pair.b) as (channel, theirs):
             fields = {name: getattr(theirs, name) for name in theirs.__struct_fields__} | {"addresses": tuple(mine)}

@@ -104,11 +104,13 @@ async def test_busy_sender_confirms_and_stays(fabric):
         assert (receiver.memory[-1] == THEIRS).all()
 
 
-async def test_slow_sender_is_waited_for(fabric):
+async def test_slow_sender_is_waited_for(fabric, tmp_path):
     """Its event loop computes for a while: it neither hears nor confirms, and its proxy thread goes on writing."""
     async with connected(fabric, revoke_timeout=10.0) as receiver:
-        await receiver.process.ask("queue", regions=await receiver.add_both(), count=100, seconds=0.5)
+        through = tmp_path / "through"
+        await receiver.process.ask("queue", regions=await receiver.add_both(), count=100, until=str(through))
         await receiver.written()
+        asyncio.get_running_loop().call_later(0.5, through.touch)
         await receiver.take_back()
         receiver.check()
         assert set(await receiver.process.ask("outcomes")) == {"written"}  # all of it before the revoke ended
@@ -116,12 +118,14 @@ async def test_slow_sender_is_waited_for(fabric):
         assert receiver.peer.is_open
 
 
-async def test_stuck_sender_is_cut_off(fabric):
+async def test_stuck_sender_is_cut_off(fabric, tmp_path):
     """As above, but for longer than we wait, with more under way than it can write in that time."""
     async with connected(fabric, revoke_timeout=QUICK) as receiver:
-        await receiver.process.ask("queue", regions=await receiver.add_both(), count=4000, seconds=1.0)
+        through = tmp_path / "through"
+        await receiver.process.ask("queue", regions=await receiver.add_both(), count=4000, until=str(through))
         await receiver.written()
         took = await receiver.take_back()
+        through.touch()
         assert QUICK <= took < QUICK + MARGIN
         assert isinstance(receiver.peer.lost, PeerLost)
         ends = await receiver.process.ask("outcomes")

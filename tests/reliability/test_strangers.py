@@ -25,6 +25,7 @@ from pplx_async.control import connect_channel
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SECRET = "a shared secret of these tests"
+LATER = 5.0  # on a busy machine; half of what a handshake is given
 
 
 async def works(pair):
@@ -85,7 +86,7 @@ async def test_who_connects_and_says_nothing_keeps_nobody_out(fabric, endpoints,
         started = time.monotonic()
         for _ in range(3):
             await (await friend.connect(engine.address)).close()
-        assert time.monotonic() - started < 3 * (listen._FIRST_PATIENCE + 1)
+        assert time.monotonic() - started < 3 * (listen._FIRST_PATIENCE + LATER)
         refusals = [asyncio.create_task(refusal_of(guest)) for guest in guests]
         await asyncio.wait(refusals, return_when=asyncio.FIRST_COMPLETED)
         told = [refusal.result() for refusal in refusals if refusal.done()]
@@ -140,7 +141,7 @@ async def test_a_thousand_connections_at_once(fabric):
             waited = time.monotonic() - started
             held = tracemalloc.get_traced_memory()[0]
             print(f"a friend waited {waited:.2f} s; {held >> 10} KiB")
-            assert waited < 5
+            assert waited < LATER
             assert held < 16 << 20
             assert len(pair.b._server._callers) <= 64
         finally:
