@@ -519,6 +519,69 @@ static void test_holes(void) {
     side_close(&victim);
 }
 
+/* ------------------------------------------------------------------ news without end */
+
+static _Atomic uint64_t held_up; /* polls of the victim that came back, and the copy had not ended */
+
+/* Says over and over that there is news. If a poll() does not come back for that, it is this thread that tells. */
+static void *cry_wolf(void *argument) {
+    const attacker *a = argument;
+    uint64_t start = check_now_ns(), known = 0;
+    for (unsigned i = 0; !atomic_load(&over); i++) {
+        atomic_fetch_add(&a->inbox.head->news, 1);
+        if (i % 4096 != 0) continue;
+        const uint64_t now = atomic_load(&held_up);
+        if (now != known) start = check_now_ns();
+        known = now;
+        check_patience(start, PATIENCE);
+    }
+    return NULL;
+}
+
+/* A copy into the peer's memory has ended when there is no news of the peer: where that never ends, the copy does
+ * not either, but all others have their turns. */
+static void test_news_without_end(void) {
+    static side victim;
+    static watched w;
+    attacker a;
+    pthread_t thread;
+    size_t posted;
+    int32_t native;
+    if (sysconf(_SC_NPROCESSORS_ONLN) < 2) {
+        printf("# skipped: one core, so nobody says anything while a poll() runs\n");
+        return;
+    }
+    side_open(&victim);
+    attacker_connects(&a, &victim);
+    const int memfd = pplx_ipc_memfd("attacker", 1 << 20);
+    CHECK(memfd >= 0);
+    const ipc_note note = {.kind = IPC_MAPPED, .extent = IPC_MAPPABLE, .access = 3, .key = 77, .nbytes = 1 << 20};
+    pplx_work_request request = request_of(&victim, PLAIN, NULL, PLAIN, &w, PPLX_WRITE, 0, 64, 0);
+    request.remote_key = note.key;
+    CHECK_EQ(ipc->post(victim.endpoint, &request, 1, &posted, &native), PPLX_OK);
+    side_poll(&victim); /* it asks */
+    CHECK(pplx_ipc_send(a.socket, &note, sizeof note, memfd) == sizeof note);
+    CHECK_EQ(wait_for(&victim, NULL, &w), PPLX_OK);
+    atomic_store(&over, false);
+    atomic_store(&held_up, 0);
+    CHECK(pthread_create(&thread, NULL, cry_wolf, &a) == 0);
+    while (atomic_load(&held_up) < 100) {
+        if (w.completions) { /* it ends where the other thread has no core at the moment */
+            CHECK_EQ(w.status, PPLX_OK);
+            w.completions = 0;
+            CHECK_EQ(ipc->post(victim.endpoint, &request, 1, &posted, &native), PPLX_OK);
+        }
+        side_poll(&victim);
+        if (!w.completions) atomic_fetch_add(&held_up, 1);
+    }
+    atomic_store(&over, true);
+    pthread_join(thread, NULL);
+    close(memfd);
+    attacker_leaves(&a);
+    close_endpoint(&victim, NULL);
+    side_close(&victim);
+}
+
 typedef struct scribbler {
     attacker *attacker;
     uint64_t keys[2]; /* real ones */
@@ -778,6 +841,7 @@ int main(void) {
     RUN(test_lying_heads);
     RUN(test_commands_out_of_range);
     RUN(test_holes);
+    RUN(test_news_without_end);
     RUN(test_garbage_in_the_rings);
     RUN(test_what_is_passed);
     RUN(test_keeps_the_mapping);
