@@ -14,6 +14,7 @@ import pytest
 
 import pplx_async
 
+pytestmark = pytest.mark.deadline(300)  # it builds
 ROOT = Path(__file__).parents[2]
 
 
