@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from helpers.engines import eventually, pattern
-from pplx_async import TransferScope
+from pplx_async import BrokenResourceError, TransferScope
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -86,7 +86,10 @@ async def test_pages_are_dropped_each_whole_or_not(pair):
     landed = int((rows == pattern(page, 4)).all(axis=1).sum())
     assert int(rows.any(axis=1).sum()) == landed
     assert cancelled == (landed < pages) or landed == pages
-    await counter.wait(landed)
+    with contextlib.suppress(BrokenResourceError):  # it may be told of those that are missing before it has counted all
+        await counter.wait(landed)
+    while counter.value < landed:
+        await asyncio.sleep(0.001)
     assert counter.value == landed
 
 
