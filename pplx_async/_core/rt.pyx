@@ -19,6 +19,7 @@ from pplx_async._core.includes.pplx cimport (
     pplx_error,
     pplx_provider,
 )
+from pplx_async._core.includes.verbs cimport pplx_verbs_objects
 
 from pplx_async import errors
 
@@ -26,6 +27,7 @@ __all__ = ["Options", "core_version", "discover", "status_names", "status_text"]
 
 cdef const pplx_api *api = pplx_core_api()
 cdef const void *fabric_objects = pplx_fabric_objects()
+cdef const void *verbs_objects = pplx_verbs_objects()
 
 _C_API = PyCapsule_New(<void *>api, PPLX_API_CAPSULE, NULL)
 
