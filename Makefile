@@ -116,6 +116,12 @@ sanitize: $(STAMP)/test  ## C tests under AddressSanitizer with UBSan, then unde
 sanitize-python: $(STAMP)/test  ## The Python suite on extensions with AddressSanitizer and UBSan, 5 min (ARGS=tests/unit)
 	PY=$(PY) tools/sanitize-python $(ARGS)
 
+# Where there is a device it is used; else soft-RoCE, in a virtual machine that is made for this.
+.PHONY: test-rdma
+test-rdma: $(STAMP)/ext $(STAMP)/test  ## The verbs tests on RDMA devices: on this machine's, or on soft-RoCE in a QEMU
+	if [ -n "$$(ls /sys/class/infiniband 2>/dev/null)" ]; then vm=; else vm=tests/rdma_vm/run-in-vm; fi; \
+	PY=$(abspath $(PY)) $$vm tests/rdma_vm/suite $(ARGS)
+
 .PHONY: soak
 soak: $(STAMP)/ext $(STAMP)/test  ## Do everything between four processes that are killed and stopped (SECONDS=600 FABRIC=tcp SEED=7)
 	$(PY) -m tests.soak --seconds $(SECONDS) --fabric '$(FABRIC)' $(SEED:%=--seed %) $(ARGS)
