@@ -88,6 +88,7 @@ cdef class QueuePair:
     cdef readonly Queue send_queue
     cdef readonly Queue receive_queue
     cdef readonly dict address
+    cdef bint connecting  # by a thread that has let go of the GIL
     cdef str peer
 
     cdef int end(self) except -1

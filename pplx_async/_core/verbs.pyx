@@ -10,7 +10,8 @@ and holds its memory: so the device never touches memory that is gone, and a com
 outlives its queue pair (rdma_rxe leaves them in the queue) names nothing and is dropped.
 
 The GIL guards all of it. It is released only where the library may take long: opening, closing,
-registering. Posting and reading don't wait, and an object in use can't be closed meanwhile.
+registering, connecting. Posting and reading don't wait, and an object in use can't be closed meanwhile.
+So it is while a queue pair is connected, though others run then: closing it is refused.
 """
 
 from collections import deque
@@ -570,7 +571,12 @@ cdef class QueuePair:
         memcpy(address.gid, <const unsigned char *>gid, 16)
         address.number, address.psn, address.mtu, address.lid, address.reads = number, psn, mtu, lid, reads
         connection.timeout, connection.retries, connection.rnr_retries = timeout, retries, rnr_retries
-        error.status = verbs.pair_connect(self.ptr, &address, &connection, &error)
+        if self.connecting:
+            raise RuntimeError("the queue pair is being connected by another thread")
+        self.connecting = True
+        with nogil:  # the kernel may have to ask the network for the way
+            error.status = verbs.pair_connect(self.ptr, &address, &connection, &error)
+        self.connecting = False
         check(&error, f"connect a queue pair to {peer}", "verbs")
         self.peer = peer
 
@@ -657,6 +663,8 @@ cdef class QueuePair:
         """Close it. What it had posted ends, with the completions that the library has or as flushed."""
         if not self.opened:
             return
+        if self.connecting:
+            raise RuntimeError("the queue pair is being connected by another thread: close it afterwards")
         self.opened = False  # first: the library is called without the GIL
         try:
             if self.pd.context.lives():
