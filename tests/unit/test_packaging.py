@@ -51,7 +51,9 @@ def test_metadata():
     about = metadata.metadata("pplx_async")
     assert about["License-Expression"] == "Apache-2.0"
     assert about["Requires-Python"] == ">=3.11"
-    assert {"bench", "demo", "dev", "fabric", "fuzz", "numpy", "test", "uvloop"} == set(about.get_all("Provides-Extra"))
+    assert {"bench", "demo", "dev", "fabric", "fuzz", "numpy", "rdma", "test", "uvloop"} == set(
+        about.get_all("Provides-Extra")
+    )
     needed = {re.split(r"[<>=;\[ ]", line)[0] for line in metadata.requires("pplx_async") if "extra ==" not in line}
     assert needed == {"msgspec", "rich", "typer"}
 
