@@ -1,14 +1,19 @@
 # SPDX-FileCopyrightText: 2026 The pplx_async authors
 # SPDX-License-Identifier: Apache-2.0
-"""Both ends of the low layer over libibverbs in one process."""
+"""Both ends of the low layer over libibverbs in one process, and an end in a process of its own.
+
+``python -m helpers.verbs_low`` is the second process of `helpers.process`; requests are the methods of `Remote`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from helpers.require import Fabric
+from helpers.process import serve
+from helpers.require import Fabric, find_fabric
 from pplx_async import verbs
 
 # Half a second until a peer that is gone is noticed, 20 ms where a test waits for that; soft-RoCE in a
@@ -59,3 +64,31 @@ async def sides(
     finally:
         for side in opened:
             side.context.close()
+
+
+class Remote:
+    """The other end, in a process of its own; requests are its methods."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.side = Side(find_fabric("verbs"), options["device"], receive_depth=512, entries=1024)
+        self.arrived: list[Any] = []
+
+    async def open(self, nbytes: int) -> dict[str, str]:
+        self.buffer, memory = self.side.memory(nbytes)
+        for _ in range(512):
+            self.side.pair.recv_nowait()
+        return {"address": self.side.pair.address.to_bytes().hex(), "memory": memory.remote.to_bytes().hex()}
+
+    async def connect(self, address: str, **connection: int) -> None:
+        self.side.pair.connect(bytes.fromhex(address), **connection)
+
+    async def wait(self, count: int) -> dict[str, Any]:
+        """Wait for so many immediates; their sum, and what is in memory."""
+        while len(self.arrived) < count:
+            self.arrived += [completion.raise_for_error() for completion in await self.side.queue.poll()]
+        imms = [completion.imm for completion in self.arrived]
+        return {"count": len(imms), "sum": sum(imms), "sha256": hashlib.sha256(self.buffer).hexdigest()}
+
+
+if __name__ == "__main__":
+    serve(Remote)
