@@ -63,13 +63,13 @@ def verbs(tmp_path_factory):
     return str(made), str(ROOT / library)
 
 
-# Of those of a plain loop. Alone, a write bears all that a batch shares: it is checked, kept in case it has to be
-# posted again, found from its completion, and told of in the engine's own form.
-MOST_TIMES = {32: 1.5, 1: 2.5}
+# Of those of a plain loop. Beyond these a write is checked, kept in case it has to be posted again, found from its
+# completion, and told of in the engine's own form.
+MOST_TIMES = 1.5
 
 
 @pytest.mark.deadline(120)
-@pytest.mark.parametrize("batch", MOST_TIMES)
+@pytest.mark.parametrize("batch", [32, 1])
 def test_verbs_takes_few_more_instructions_than_a_plain_loop(verbs, batch):
     counts = {}
     for name in ("count_plain", "count_verbs"):
@@ -77,7 +77,7 @@ def test_verbs_takes_few_more_instructions_than_a_plain_loop(verbs, batch):
         counts[name] = collected / int(calls[name])
     assert counts["count_plain"] > 100, f"the loop does too little for a write: {counts}"
     times = counts["count_verbs"] / counts["count_plain"]
-    assert times <= MOST_TIMES[batch], f"a write of {batch} at once takes {times:.2f} times as many: {counts}"
+    assert times <= MOST_TIMES, f"a write of {batch} at once takes {times:.2f} times as many: {counts}"
 
 
 # Collecting starts where the first of these is called, stops in the others, and ends with it.

@@ -31,29 +31,26 @@ static pplx_status status_of(enum ibv_wc_status status) {
 }
 
 /* All up to `through` have been done. False: no room. */
-static inline bool finish_through(verbs_queue *queue, uint32_t through, verbs_sink *sink) {
-    verbs_endpoint *endpoint = queue->endpoint;
-    const uint32_t first = queue->first;
+static inline bool finish_through(verbs_domain *domain, verbs_queue *queue, uint32_t through, verbs_sink *sink) {
+    uint32_t at = queue->first;
     bool all = true;
-    while ((int32_t)(through - queue->first) >= 0) {
-        verbs_op *op = *verbs_place(queue, queue->first);
-        if (op) {
-            const uint32_t opcode = op->opcode;
-            all = verbs_emit(sink, op, PPLX_OK, 0, 0);
-            if (!all) break;
-            endpoint->imms_delivered = (uint16_t)(endpoint->imms_delivered + (opcode == PPLX_WRITE_IMM));
-        }
-        queue->first++;
+    for (; (int32_t)(through - at) >= 0; at++) {
+        verbs_op *op = *verbs_place(queue, at);
+        if (!op) continue;
+        all = verbs_emit(sink, op, PPLX_OK, 0, 0);
+        if (!all) break;
+        if (op->opcode == PPLX_WRITE_IMM) queue->endpoint->imms_delivered++;
     }
-    endpoint->domain->inflight -= queue->first - first;
+    domain->cq_room += (int32_t)(at - queue->first);
+    queue->first = at;
     return all;
 }
 
 /* The first one that fails says that those before it were done, unless it was flushed: then nobody has said so,
  * and they stay. So do those that are flushed: verbs_repair.c posts them again, or loses the peer. */
-static bool send_failed(verbs_queue *queue, uint32_t sequence, enum ibv_wc_status status, verbs_sink *sink) {
+static VERBS_COLD bool send_failed(verbs_queue *queue, uint32_t sequence, enum ibv_wc_status status, verbs_sink *sink) {
     const bool flushed = status == IBV_WC_WR_FLUSH_ERR, dead = status == IBV_WC_RETRY_EXC_ERR;
-    if (!flushed && !queue->failed && !finish_through(queue, sequence - 1, sink)) return false;
+    if (!flushed && !queue->failed && !finish_through(queue->endpoint->domain, queue, sequence - 1, sink)) return false;
     verbs_op **place = verbs_place(queue, sequence);
     if (!flushed && !dead && (int32_t)(sequence - queue->first) >= 0 && *place) {
         if (!verbs_emit(sink, *place, status_of(status), (int32_t)status, 0)) return false;
@@ -65,12 +62,11 @@ static bool send_failed(verbs_queue *queue, uint32_t sequence, enum ibv_wc_statu
     return true;
 }
 
-static inline bool send_ended(verbs_domain *domain, const struct ibv_wc *wc, verbs_sink *sink) {
-    const uint32_t name = (uint32_t)(wc->wr_id >> 32), tag = name & 0x1fffffff, sequence = (uint32_t)wc->wr_id;
-    verbs_endpoint *endpoint = domain->slots[tag & 0xffff];
-    if (!endpoint || endpoint->tag != tag) return true; /* it was closed */
-    verbs_queue *queue = &endpoint->queues[name >> 29 & 1];
-    if (wc->status == IBV_WC_SUCCESS) return queue->failed || finish_through(queue, sequence, sink);
+static bool send_ended(verbs_domain *domain, const struct ibv_wc *wc, verbs_sink *sink) {
+    const uint32_t sequence = (uint32_t)wc->wr_id;
+    verbs_queue *queue = verbs_queue_named(domain, wc->wr_id);
+    if (!queue) return true;
+    if (wc->status == IBV_WC_SUCCESS) return queue->failed || finish_through(domain, queue, sequence, sink);
     return (int32_t)(sequence - queue->first) < 0 || send_failed(queue, sequence, wc->status, sink);
 }
 
@@ -96,9 +92,10 @@ static inline bool deal_with(verbs_domain *domain, const struct ibv_wc *wc, verb
     }
 }
 
-static void break_domain(verbs_domain *domain, int32_t native) {
+static VERBS_COLD void break_domain(verbs_domain *domain, int32_t native) {
     domain->broken = true;
     domain->broken_error = native;
+    verbs_attend(domain);
     for (verbs_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next)
         verbs_lose(endpoint, native);
 }
@@ -152,14 +149,18 @@ static void step_all(verbs_domain *domain) {
 
 static void tell_lost(verbs_domain *domain, verbs_sink *sink) {
     for (verbs_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next)
-        if (endpoint->state == VERBS_LOST && !endpoint->told && !endpoint->closing && verbs_tell_lost(endpoint, sink))
-            endpoint->told = true;
+        if (endpoint->state == VERBS_LOST && !endpoint->told && verbs_tell_lost(endpoint, sink)) endpoint->told = true;
 }
 
-size_t verbs_poll(pplx_provider_domain *handle, pplx_completion *completions, size_t capacity) {
-    verbs_domain *domain = (verbs_domain *)handle;
-    verbs_sink sink = {completions, 0, capacity};
-    if (domain->armed || ++domain->polls == EVENTS_EVERY) {
+/* What calls for more than reading completions: whatever makes one of these true says verbs_attend(). */
+static bool has_more_to_do(const verbs_domain *domain) {
+    return domain->armed || domain->broken || domain->port_down || domain->nbusy || domain->kept_count ||
+           domain->wc_first < domain->wc_count || domain->imms_used >= domain->imms_few || domain->nreposts;
+}
+
+static VERBS_APART size_t poll_all(verbs_domain *domain, pplx_completion *completions, size_t count, size_t capacity) {
+    verbs_sink sink = {completions, count, capacity};
+    if (domain->armed || ++domain->polls == EVENTS_EVERY || !has_more_to_do(domain)) {
         domain->polls = 0;
         if (domain->armed) take_event(domain);
         verbs_events_take(domain);
@@ -173,6 +174,37 @@ size_t verbs_poll(pplx_provider_domain *handle, pplx_completion *completions, si
         if (domain->kept_count) take_kept(domain, &sink);
     }
     if (domain->imms_used >= domain->imms_few || domain->nreposts) verbs_receives_fill(domain);
+    domain->quiet = has_more_to_do(domain) ? 0 : EVENTS_EVERY;
+    return sink.count;
+}
+
+static VERBS_APART size_t poll_on(verbs_domain *domain, const struct ibv_wc *first, int left,
+                                  pplx_completion *completions, size_t count, size_t capacity) {
+    domain->wc_first = (uint32_t)(first - domain->wcs);
+    domain->wc_count = domain->wc_first + (uint32_t)left;
+    return poll_all(domain, completions, count, capacity);
+}
+
+static VERBS_COLD size_t poll_failed(verbs_domain *domain) {
+    break_domain(domain, IBV_WC_FATAL_ERR);
+    return 0;
+}
+
+/* The short way, as long as there are only successful ends of what was posted. */
+size_t verbs_poll(pplx_provider_domain *handle, pplx_completion *completions, size_t capacity) {
+    verbs_domain *domain = (verbs_domain *)handle;
+    if (!VERBS_LIKELY(--domain->quiet >= 0)) return poll_all(domain, completions, 0, capacity);
+    int left = ibv_poll_cq(domain->cq, VERBS_BATCH, domain->wcs);
+    verbs_sink sink = {completions, 0, capacity};
+    if (left <= 0) return left == 0 ? 0 : poll_failed(domain);
+    const struct ibv_wc *wc = domain->wcs;
+    do {
+        verbs_queue *queue = verbs_queue_named(domain, wc->wr_id);
+        if (!VERBS_LIKELY(wc->status == IBV_WC_SUCCESS && queue && !queue->failed &&
+                          finish_through(domain, queue, (uint32_t)wc->wr_id, &sink)))
+            return poll_on(domain, wc, left, completions, sink.count, capacity);
+        wc++;
+    } while (--left);
     return sink.count;
 }
 
@@ -187,6 +219,7 @@ pplx_status verbs_arm(pplx_provider_domain *handle) {
         waits |= endpoint->busy &&
                  (endpoint->state == VERBS_DRAINING || endpoint->queues[0].tail || endpoint->queues[1].tail);
     }
+    verbs_attend(domain);
     if (domain->broken) return PPLX_OK;
     if (!domain->armed) {
         if (ibv_req_notify_cq(domain->cq, 0)) return PPLX_UNSUPPORTED;
@@ -217,6 +250,7 @@ bool verbs_reserve_kept(verbs_domain *domain, size_t more) {
 
 void verbs_keep(verbs_domain *domain, const verbs_endpoint *endpoint, const pplx_completion *completion) {
     domain->kept[domain->kept_first + domain->kept_count++] = (verbs_kept){*completion, endpoint};
+    verbs_attend(domain);
 }
 
 void verbs_forget_kept(verbs_domain *domain, const verbs_endpoint *endpoint) {
@@ -229,12 +263,14 @@ void verbs_forget_kept(verbs_domain *domain, const verbs_endpoint *endpoint) {
 
 /* Whose ops an entry ends: one endpoint's. */
 static const verbs_endpoint *owner_of(const verbs_domain *domain, const struct ibv_wc *wc) {
-    if (wc->wr_id >> 62 == VERBS_WR_SEND) return domain->slots[wc->wr_id >> 32 & 0xffff];
-    const verbs_queue *queue = wc->status == IBV_WC_SUCCESS ? verbs_queue_of(domain, wc->qp_num) : NULL;
+    const verbs_queue *queue = wc->wr_id >> 62 == VERBS_WR_SEND ? verbs_queue_named(domain, wc->wr_id)
+                               : wc->status == IBV_WC_SUCCESS   ? verbs_queue_of(domain, wc->qp_num)
+                                                                : NULL;
     return queue ? queue->endpoint : NULL;
 }
 
 pplx_status verbs_drain(verbs_domain *domain, const verbs_endpoint *closing) {
+    verbs_attend(domain);
     for (;;) {
         while (domain->wc_first < domain->wc_count) {
             const struct ibv_wc *wc = &domain->wcs[domain->wc_first];

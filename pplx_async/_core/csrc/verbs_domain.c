@@ -62,8 +62,8 @@ static int watch(verbs_domain *domain, int fd) {
 
 static void prepare_requests(verbs_domain *domain) {
     for (int i = 0; i < VERBS_BATCH; i++) {
-        domain->wrs[i].next = i + 1 < VERBS_BATCH ? &domain->wrs[i + 1] : NULL;
-        domain->wrs[i].sg_list = &domain->sges[i];
+        domain->wrs[i].wr.next = i + 1 < VERBS_BATCH ? &domain->wrs[i + 1].wr : NULL;
+        domain->wrs[i].wr.sg_list = &domain->wrs[i].sge;
     }
 }
 
@@ -93,7 +93,7 @@ static pplx_status open_queues(verbs_domain *domain, pplx_error *error) {
     domain->nmessages = least(
         least(domain->nmessages < MESSAGE_RECEIVES ? domain->nmessages : MESSAGE_RECEIVES, attr->max_srq_wr),
         entries / 4);
-    domain->cq_room = entries - domain->imms_wanted - domain->nmessages;
+    domain->cq_room = (int32_t)(entries - domain->imms_wanted - domain->nmessages);
     prepare_requests(domain);
     return verbs_receives_open(domain, error);
 
@@ -161,9 +161,7 @@ pplx_status verbs_domain_open(const char *device, const pplx_option *options, si
     domain->relaxed = parsed.relaxed_ordering && domain->lib->reg_mr_iova2;
     status = open_queues(domain, error);
     if (status != PPLX_OK) goto fail;
-    domain->slots = calloc(VERBS_MAX_ENDPOINTS, sizeof *domain->slots);
-    domain->generations = calloc(VERBS_MAX_ENDPOINTS, sizeof *domain->generations);
-    if (!domain->slots || !domain->generations || !verbs_reserve_kept(domain, VERBS_RING)) {
+    if (!verbs_reserve_kept(domain, VERBS_RING)) {
         status = verbs_fail(error, PPLX_NO_MEMORY, 0, "out of memory");
         goto fail;
     }
@@ -188,8 +186,6 @@ void verbs_domain_close(pplx_provider_domain *handle) {
     if (domain->pd) lib->dealloc_pd(domain->pd);
     if (domain->context) lib->close_device(domain->context);
     if (domain->wait_fd >= 0) close(domain->wait_fd);
-    free(domain->slots);
-    free(domain->generations);
     free(domain->kept);
     free(domain);
 }

@@ -33,13 +33,24 @@ static void leave_bucket(verbs_domain *domain, const verbs_queue *queue) {
 static bool take_slot(verbs_domain *domain, verbs_endpoint *endpoint) {
     for (uint32_t tried = 0; tried < VERBS_MAX_ENDPOINTS; tried++) {
         const uint32_t slot = domain->next_slot++ % VERBS_MAX_ENDPOINTS;
-        if (domain->slots[slot]) continue;
-        domain->generations[slot] = (domain->generations[slot] + 1) & 0x1fff;
-        endpoint->tag = (uint32_t)domain->generations[slot] << 16 | slot;
-        domain->slots[slot] = endpoint;
+        if (domain->queues[2 * slot]) continue;
+        domain->generations[slot] = (uint16_t)((domain->generations[slot] + 1) % VERBS_GENERATIONS);
+        endpoint->slot = slot;
+        for (int i = 0; i < 2; i++) {
+            endpoint->queues[i].wr_id = verbs_wr_id(domain->generations[slot], slot, (enum verbs_which)i);
+            domain->queues[2 * slot + (uint32_t)i] = &endpoint->queues[i];
+        }
         return true;
     }
     return false;
+}
+
+/* While its queue of writes is made new there are messages all the same. */
+void verbs_enter(verbs_endpoint *endpoint, enum verbs_state state) {
+    const uint32_t most = endpoint->domain->caps.max_inflight;
+    endpoint->state = (uint8_t)state;
+    endpoint->queues[VERBS_MESSAGES].most = state >= VERBS_UP && state < VERBS_LOST ? most : 0;
+    endpoint->queues[VERBS_WRITES].most = state == VERBS_UP ? most : 0;
 }
 
 static void free_endpoint(verbs_endpoint *endpoint) {
@@ -49,7 +60,7 @@ static void free_endpoint(verbs_endpoint *endpoint) {
         leave_bucket(domain, &endpoint->queues[i]);
         domain->lib->destroy_qp(endpoint->queues[i].qp);
     }
-    if (domain->slots[endpoint->tag & 0xffff] == endpoint) domain->slots[endpoint->tag & 0xffff] = NULL;
+    domain->queues[2 * endpoint->slot] = domain->queues[2 * endpoint->slot + 1] = NULL;
     free(endpoint);
 }
 
@@ -84,8 +95,6 @@ static pplx_status open_queue(verbs_endpoint *endpoint, enum verbs_which which, 
     verbs_queue *queue = &endpoint->queues[which];
     queue->endpoint = endpoint;
     queue->which = (uint8_t)which;
-    queue->ops = endpoint->rings[which];
-    queue->wr_id = verbs_wr_id(queue);
     const int native = verbs_qp_open(queue, srq);
     if (queue->qp) {
         verbs_queue **bucket = &domain->buckets[bucket_of(queue->qp->qp_num)];
@@ -160,8 +169,7 @@ static pplx_status check_address(verbs_endpoint *endpoint, const void *address, 
 pplx_status verbs_endpoint_connect(pplx_provider_endpoint *handle, const void *address, size_t nbytes,
                                    pplx_error *error) {
     verbs_endpoint *endpoint = (verbs_endpoint *)handle;
-    if (endpoint->state != VERBS_OPEN || endpoint->closing)
-        return verbs_fail(error, PPLX_INVALID, 0, "the endpoint is connected already");
+    if (endpoint->state != VERBS_OPEN) return verbs_fail(error, PPLX_INVALID, 0, "the endpoint is connected already");
     pplx_status status = check_address(endpoint, address, nbytes, error);
     if (status != PPLX_OK) return status;
     for (int i = 0; i < 2; i++) {
@@ -174,7 +182,7 @@ pplx_status verbs_endpoint_connect(pplx_provider_endpoint *handle, const void *a
     /* One of the two greets; the other one answers. */
     endpoint->first = nbytes < endpoint->own_nbytes ||
                       (nbytes == endpoint->own_nbytes && memcmp(endpoint->own, address, nbytes) < 0);
-    endpoint->state = VERBS_GREETING;
+    verbs_enter(endpoint, VERBS_GREETING);
     if (endpoint->first) verbs_greet(endpoint);
     return PPLX_OK;
 }
@@ -195,8 +203,8 @@ pplx_status verbs_endpoint_close(pplx_provider_endpoint *handle) {
     verbs_endpoint *endpoint = (verbs_endpoint *)handle;
     verbs_domain *domain = endpoint->domain;
     const uint64_t until = verbs_now_ns() + FLUSH_MS * UINT64_C(1000000);
-    if (!endpoint->closing) {
-        endpoint->closing = true;
+    if (endpoint->state != VERBS_CLOSING) {
+        verbs_enter(endpoint, VERBS_CLOSING);
         verbs_calm(endpoint);
         for (int i = 0; i < 2; i++) verbs_qp_move(&endpoint->queues[i], IBV_QPS_ERR);
     }
@@ -205,7 +213,7 @@ pplx_status verbs_endpoint_close(pplx_provider_endpoint *handle) {
     } while (!domain->broken && !(is_flushed(&endpoint->queues[0]) && is_flushed(&endpoint->queues[1])) &&
              verbs_now_ns() < until);
     verbs_forget_kept(domain, endpoint);
-    for (int i = 0; i < 2; i++) domain->inflight -= endpoint->queues[i].next - endpoint->queues[i].first;
+    for (int i = 0; i < 2; i++) domain->cq_room += (int32_t)(endpoint->queues[i].next - endpoint->queues[i].first);
     drop_messages(endpoint);
     verbs_receives_fill(domain);
     if (endpoint->prev)

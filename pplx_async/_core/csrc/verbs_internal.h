@@ -17,7 +17,8 @@ enum {
     VERBS_MAX_INFLIGHT = 256, /* work requests of one queue: our own cap */
     VERBS_RING = 512,        /* places of a queue: a power of two above that, and what is reserved */
     VERBS_CONTROLS = 8,      /* of these for messages of our own */
-    VERBS_MAX_ENDPOINTS = 1 << 16,
+    VERBS_MAX_ENDPOINTS = 1 << 15,
+    VERBS_NAMES = 2 * VERBS_MAX_ENDPOINTS, /* of queues */
     VERBS_BUCKETS = 1 << 10, /* of the table from QP numbers to queues */
     VERBS_MAX_GIDS = 4,
     VERBS_MAX_WAITING = 8 /* messages of a peer that nobody has posted a RECV for */
@@ -70,26 +71,40 @@ typedef struct verbs_domain verbs_domain;
 typedef struct verbs_mr {
     struct ibv_mr *mr;
     uint64_t address, nbytes;
+    uint64_t most; /* of that, in one work request */
     uint32_t lkey;
-    bool host; /* the CPU may read it: work requests may be inlined */
+    uint32_t send_flags; /* IBV_SEND_INLINE: the CPU may read it */
     verbs_domain *domain;
 } verbs_mr;
 
-/* What lies in pplx_op.scratch from post to completion: all that is needed to post it again. */
+/* What lies in pplx_op.scratch from post to completion: the work request, in case it has to be posted again. Its
+ * memory stays registered until then. */
 typedef struct __attribute__((may_alias)) verbs_op {
-    uint64_t local_address;
+    uint64_t local_address, nbytes;
+    const verbs_mr *mr;
     union {
         uint64_t remote_address;
         struct verbs_op *next; /* RECV: posted after it */
     };
-    uint32_t nbytes, lkey;
-    uint32_t rkey, imm;
-    uint32_t opcode;
-    bool host;
+    uint64_t remote_key;
+    uint16_t opcode, flags;
+    uint32_t imm;
 } verbs_op;
 
 _Static_assert(sizeof(verbs_op) <= sizeof(((pplx_op *)0)->scratch), "verbs_op must fit in pplx_op.scratch");
 _Static_assert(offsetof(pplx_op, scratch) == 0, "an op is found from its scratch");
+
+/* A work request ends with the same fields, so it is copied as a whole, and filled in from either. */
+#define VERBS_SAME_FIELD(a, b) (offsetof(pplx_work_request, a) == offsetof(verbs_op, b) + sizeof(pplx_op *))
+_Static_assert(VERBS_SAME_FIELD(local_address, local_address) && VERBS_SAME_FIELD(nbytes, nbytes) &&
+                   VERBS_SAME_FIELD(local_mr, mr) && VERBS_SAME_FIELD(remote_address, remote_address) &&
+                   VERBS_SAME_FIELD(remote_key, remote_key) && VERBS_SAME_FIELD(opcode, opcode) &&
+                   VERBS_SAME_FIELD(imm, imm) && sizeof(pplx_work_request) == sizeof(verbs_op) + sizeof(pplx_op *),
+               "verbs_op_of() takes the end of a work request for a verbs_op");
+
+static inline const verbs_op *verbs_op_of(const pplx_work_request *request) {
+    return (const verbs_op *)&request->local_address;
+}
 
 enum verbs_which { VERBS_MESSAGES, VERBS_WRITES };
 
@@ -99,16 +114,17 @@ typedef struct verbs_queue {
     struct ibv_qp *qp;
     verbs_endpoint *endpoint;
     struct verbs_queue *next_in_bucket;
-    verbs_op **ops;     /* NULL: of our own, or it has ended */
+    uint64_t wr_id;     /* of its work requests, without the sequence number: below */
     uint32_t first;     /* the oldest that hasn't ended */
     uint32_t next;      /* that of the next post */
-    uint64_t wr_id;     /* of its work requests, without the sequence number */
     uint32_t seen;      /* a failed queue: completions have told of those before it */
+    uint32_t most;      /* that may be in flight now: none unless its state allows it */
     uint32_t max_inline;
     uint32_t psn; /* of our first packet, in epoch 0 */
     uint8_t which; /* enum verbs_which */
     bool failed;   /* a completion with an error was read */
-    bool tail;     /* the last post is unsignalled: the device took part of a batch */
+    bool tail;     /* what was posted last may be unsignalled: the device took part of a batch */
+    verbs_op *ops[VERBS_RING]; /* NULL: of our own, or it has ended */
 } verbs_queue;
 
 /* The queue of writes breaks when a peer names a wrong key; both sides make it new, see verbs_repair.c. */
@@ -121,15 +137,15 @@ enum verbs_state {
     VERBS_RESETTING, /* in RESET: once more until the completion queue was found empty */
     VERBS_RESET,     /* the peer knows; until it says the same */
     VERBS_READY,     /* in RTS; until it says that it is */
-    VERBS_LOST
+    VERBS_LOST,
+    VERBS_CLOSING
 };
 
 struct verbs_endpoint {
     verbs_domain *domain;
     verbs_endpoint *next, *prev;
-    uint32_t tag; /* slot and generation: what work requests are known by */
+    uint32_t slot;
     uint8_t state; /* enum verbs_state */
-    bool closing;
     bool first;      /* of the two: it greets */
     bool greet_again; /* ... and its greeting was not heard */
     bool heard;       /* ... though the peer's was */
@@ -152,7 +168,6 @@ struct verbs_endpoint {
     uint32_t nwaiting; /* messages that came before their RECV: buffers of the domain */
     uint16_t waiting[VERBS_MAX_WAITING];
     uint32_t waiting_nbytes[VERBS_MAX_WAITING];
-    verbs_op *rings[2][VERBS_RING];
     unsigned char own[PPLX_ADDRESS_BYTES];
     size_t own_nbytes;
 };
@@ -163,6 +178,12 @@ typedef struct verbs_kept {
     const verbs_endpoint *endpoint; /* whose op; NULL: an immediate */
 } verbs_kept;
 
+/* A work request, as the device takes it. */
+typedef struct verbs_wr {
+    struct ibv_send_wr wr; /* first: the device names one that it refuses */
+    struct ibv_sge sge;
+} verbs_wr;
+
 /* Where completions go. */
 typedef struct verbs_sink {
     pplx_completion *completions;
@@ -170,6 +191,10 @@ typedef struct verbs_sink {
 } verbs_sink;
 
 struct verbs_domain {
+    /* Entries of the completion queue that were read; those from the first on were not dealt with. */
+    struct ibv_wc wcs[VERBS_BATCH];
+    uint32_t wc_first, wc_count;
+
     const pplx_libibverbs *lib;
     struct ibv_context *context;
     struct ibv_pd *pd;
@@ -187,9 +212,7 @@ struct verbs_domain {
     int32_t broken_error;
     uint64_t port_down_ns; /* since when it is down */
 
-    /* Room in the completion queue: each work request may take an entry. */
-    uint32_t cq_room;  /* for sends */
-    uint32_t inflight; /* sends */
+    int32_t cq_room; /* in the completion queue, for more sends: each may take an entry */
 
     uint32_t imms_wanted, nmessages, message_nbytes;
     uint32_t imms_used; /* receives to be posted again ... */
@@ -200,42 +223,52 @@ struct verbs_domain {
     uint32_t nreposts;
 
     verbs_endpoint *endpoints;
-    verbs_endpoint **slots; /* by the low 16 bits of their tag */
-    uint16_t *generations;
-    uint32_t nslots, next_slot;
+    uint32_t next_slot;
     verbs_queue *buckets[VERBS_BUCKETS];
     uint32_t nbusy; /* endpoints that want verbs_step() */
-
-    /* Entries of the completion queue that were read and not dealt with. */
-    struct ibv_wc wcs[VERBS_BATCH];
-    uint32_t wc_first, wc_count;
 
     verbs_kept *kept;
     size_t kept_first, kept_count, kept_capacity;
 
     bool armed;             /* an event was asked for, and not read */
     uint32_t events;        /* read and not acknowledged */
-    uint32_t polls;         /* since device events were looked for */
+    int32_t quiet;          /* polls to come that have nothing to do but to read completions of what was posted */
+    uint32_t polls;         /* others, since the device was asked for events */
 
-    struct ibv_send_wr wrs[VERBS_BATCH];
-    struct ibv_sge sges[VERBS_BATCH];
+    verbs_wr wrs[VERBS_BATCH]; /* a chain; those that are posted are its end */
     pplx_caps caps;
+
+    uint16_t generations[VERBS_MAX_ENDPOINTS]; /* of the slots */
+    verbs_queue *queues[VERBS_NAMES];          /* two of each slot, by the low bits of their names */
 };
 
-/* The 64 bits by which a work request is known: its kind in the top two; of a send the queue, the endpoint's
- * tag and the sequence number; of a message's receive the buffer. Nothing else of a failed completion is
- * valid, and an endpoint that is gone is not found. */
+/* The 64 bits by which a work request is known: its kind in the top two; of a send the slot's generation, the slot,
+ * which queue of the two, and the sequence number; of a message's receive the buffer. Nothing else of a failed
+ * completion is valid, and a queue that is gone is not found. */
 enum verbs_kind { VERBS_WR_SEND, VERBS_WR_IMM, VERBS_WR_MESSAGE };
+enum { VERBS_GENERATIONS = 1 << 14 };
 
-static inline uint64_t verbs_wr_id(const verbs_queue *queue) {
-    return (uint64_t)queue->which << 61 | (uint64_t)queue->endpoint->tag << 32;
+static inline uint64_t verbs_wr_id(uint32_t generation, uint32_t slot, enum verbs_which which) {
+    return (uint64_t)VERBS_WR_SEND << 62 | (uint64_t)generation << 48 | (uint64_t)slot << 33 | (uint64_t)which << 32;
+}
+
+/* NULL: it was closed. */
+static inline verbs_queue *verbs_queue_named(const verbs_domain *domain, uint64_t wr_id) {
+    const uint32_t name = (uint32_t)(wr_id >> 32);
+    verbs_queue *queue = domain->queues[name % VERBS_NAMES];
+    return queue && (uint32_t)(queue->wr_id >> 32) == name ? queue : NULL;
 }
 
 static inline uint64_t verbs_receive_id(enum verbs_kind kind, uint32_t buffer) { return (uint64_t)kind << 62 | buffer; }
 
-static inline verbs_op **verbs_place(const verbs_queue *queue, uint32_t sequence) {
+static inline verbs_op **verbs_place(verbs_queue *queue, uint32_t sequence) {
     return &queue->ops[sequence % VERBS_RING];
 }
+
+/* What a write goes through when nothing is amiss stays together in the code, and the rest is kept out of it. */
+#define VERBS_LIKELY(condition) __builtin_expect(!!(condition), 1)
+#define VERBS_APART __attribute__((noinline))
+#define VERBS_COLD __attribute__((noinline, cold))
 
 /* verbs_discover.c: options, devices */
 pplx_status verbs_options_parse(const pplx_option *options, size_t noptions, verbs_options *out, pplx_error *error);
@@ -282,6 +315,7 @@ pplx_status verbs_endpoint_connect(pplx_provider_endpoint *handle, const void *a
                                    pplx_error *error);
 pplx_status verbs_endpoint_close(pplx_provider_endpoint *handle);
 verbs_queue *verbs_queue_of(const verbs_domain *domain, uint32_t qpn);
+void verbs_enter(verbs_endpoint *endpoint, enum verbs_state state);
 
 /* verbs_qp.c: the states of a queue pair; 0 or an errno */
 int verbs_qp_open(verbs_queue *queue, struct ibv_srq *srq);
@@ -333,6 +367,9 @@ uint64_t verbs_now_ns(void);
 /* verbs_events.c: what the device has to say */
 void verbs_events_take(verbs_domain *domain);
 void verbs_port_check(verbs_domain *domain); /* it is down: for too long? */
+
+/* There is more to do than to read completions. */
+static inline void verbs_attend(verbs_domain *domain) { domain->quiet = 0; }
 
 static inline bool verbs_emit(verbs_sink *sink, verbs_op *op, pplx_status status, int32_t native, uint64_t nbytes) {
     if (sink->count == sink->capacity) return false;

@@ -82,8 +82,9 @@ pplx_status verbs_mr_open(pplx_provider_domain *handle, const pplx_memory *memor
     }
     mr->address = memory->address;
     mr->nbytes = memory->nbytes;
+    mr->most = mr->nbytes < domain->caps.max_message ? mr->nbytes : domain->caps.max_message;
     mr->lkey = mr->mr->lkey;
-    mr->host = memory->kind == PPLX_MEMORY_HOST;
+    mr->send_flags = memory->kind == PPLX_MEMORY_HOST ? IBV_SEND_INLINE : 0;
     mr->domain = domain;
     key->key = mr->mr->rkey;
     key->base = memory->address;

@@ -14,168 +14,218 @@
 
 enum { SIGNALLED_TOO = VERBS_BATCH / 2 - 1, SIGNAL_NBYTES = 4 << 10 };
 
+/* Of no more than the region has. An address below the region's is, by unsigned numbers, far above it. */
+static inline bool is_inside(const verbs_mr *mr, const pplx_work_request *request) {
+    return request->local_address - mr->address <= mr->nbytes - request->nbytes;
+}
+
 /* Of any opcode that there is. */
-static inline pplx_status check(const verbs_endpoint *endpoint, const pplx_work_request *request) {
+static VERBS_COLD pplx_status check(const verbs_endpoint *endpoint, const pplx_work_request *request) {
     const verbs_mr *mr = (const verbs_mr *)request->local_mr;
     if (!request->op || !mr) return PPLX_INVALID;
     if (request->nbytes > endpoint->domain->caps.max_message) return PPLX_TOO_LARGE;
-    /* an address below the region's is, by unsigned numbers, far above it */
-    if (mr->domain != endpoint->domain || request->nbytes > mr->nbytes ||
-        request->local_address - mr->address > mr->nbytes - request->nbytes)
+    if (mr->domain != endpoint->domain || request->nbytes > mr->nbytes || !is_inside(mr, request))
         return PPLX_LOCAL_ACCESS;
     if (request->remote_key >> 32 && request->opcode <= PPLX_READ) return PPLX_REMOTE_ACCESS; /* nobody's */
     if (request->opcode == PPLX_SEND && request->nbytes > endpoint->peer.message_nbytes) return PPLX_TOO_LARGE;
     return PPLX_OK;
 }
 
-/* For how many more there is room. */
-static uint32_t room_of(const verbs_queue *queue) {
-    const verbs_domain *domain = queue->endpoint->domain;
-    const uint32_t inflight = queue->next - queue->first, most = domain->caps.max_inflight;
-    const uint32_t own = inflight < most ? most - inflight : 0, all = domain->cq_room - domain->inflight;
-    return own < all ? own : all;
+static inline bool is_for(enum verbs_which which, const pplx_work_request *request) {
+    return which == VERBS_WRITES ? request->opcode <= PPLX_READ : request->opcode == PPLX_SEND;
+}
+
+/* It is for this queue, and check() says PPLX_OK. */
+static inline bool is_right(const verbs_domain *domain, const verbs_queue *queue, enum verbs_which which,
+                            const pplx_work_request *request) {
+    const verbs_mr *mr = (const verbs_mr *)request->local_mr;
+    return is_for(which, request) && request->op && mr && mr->domain == domain && request->nbytes <= mr->most &&
+           is_inside(mr, request) &&
+           (which == VERBS_WRITES ? !(request->remote_key >> 32)
+                                  : request->nbytes <= queue->endpoint->peer.message_nbytes);
+}
+
+/* Into a place of the chain. */
+static inline void fill(verbs_wr *place, uint64_t wr_id, uint32_t max_inline, const verbs_op *op) {
+    static const struct {
+        uint8_t opcode, send_flags;
+    } as[] = {
+        [PPLX_WRITE] = {IBV_WR_RDMA_WRITE, IBV_SEND_INLINE},
+        [PPLX_WRITE_IMM] = {IBV_WR_RDMA_WRITE_WITH_IMM, IBV_SEND_INLINE},
+        [PPLX_READ] = {IBV_WR_RDMA_READ, 0},
+        [PPLX_SEND] = {IBV_WR_SEND, IBV_SEND_INLINE},
+    };
+    const verbs_mr *mr = op->mr;
+    const uint32_t nbytes = (uint32_t)op->nbytes, opcode = op->opcode;
+    place->sge = (struct ibv_sge){op->local_address, nbytes, mr->lkey};
+    place->wr.wr_id = wr_id;
+    place->wr.num_sge = nbytes != 0;
+    place->wr.opcode = as[opcode].opcode;
+    place->wr.imm_data = htonl(op->imm);
+    place->wr.wr.rdma.remote_addr = op->remote_address;
+    place->wr.wr.rdma.rkey = (uint32_t)op->remote_key;
+    if (nbytes <= max_inline)
+        place->wr.send_flags = mr->send_flags & as[opcode].send_flags;
+    else
+        place->wr.send_flags = nbytes >= SIGNAL_NBYTES ? IBV_SEND_SIGNALED : 0;
+}
+
+/* The device has refused one, and all behind it. Returns how many it took. */
+static VERBS_COLD uint32_t take_back(verbs_domain *domain, verbs_queue *queue, uint32_t from, uint32_t count,
+                                     const struct ibv_send_wr *bad) {
+    const verbs_wr *first = &domain->wrs[from];
+    const uint32_t taken = bad ? (uint32_t)((const verbs_wr *)bad - first) : 0;
+    if (taken && !(first[taken - 1].wr.send_flags & IBV_SEND_SIGNALED)) queue->tail = true;
+    queue->next -= count - taken;
+    domain->cq_room += (int32_t)(count - taken);
+    return taken;
+}
+
+/* Those of the chain. Returns how many the device took, and why not all. */
+static inline uint32_t submit(verbs_domain *domain, verbs_queue *queue, uint32_t from, uint32_t count, int *native) {
+    verbs_wr *first = &domain->wrs[from], *last = &first[count - 1];
+    const bool ends_early = from + count < VERBS_BATCH;
+    struct ibv_send_wr *bad = NULL;
+    last->wr.send_flags |= IBV_SEND_SIGNALED;
+    if (count > SIGNALLED_TOO) first[SIGNALLED_TOO].wr.send_flags |= IBV_SEND_SIGNALED;
+    if (ends_early) last->wr.next = NULL;
+    queue->next += count;
+    domain->cq_room -= (int32_t)count;
+    *native = ibv_post_send(queue->qp, &first->wr, &bad);
+    if (ends_early) last->wr.next = &last[1].wr;
+    return VERBS_LIKELY(!*native) ? count : take_back(domain, queue, from, count, bad);
+}
+
+/* ---- how many there is room for ---- */
+
+static inline bool has_room(const verbs_domain *domain, const verbs_queue *queue, uint32_t more) {
+    return queue->next - queue->first + more <= queue->most && (int32_t)more <= domain->cq_room;
+}
+
+/* Why there is none. */
+static pplx_status why_none(const verbs_endpoint *endpoint, int32_t *provider_error) {
+    if (endpoint->state == VERBS_CLOSING) return PPLX_CLOSED;
+    if (endpoint->state != VERBS_LOST) return PPLX_AGAIN;
+    *provider_error = endpoint->lost_error;
+    return PPLX_PEER_LOST;
 }
 
 /* An immediate alone may go beyond our own cap. */
 static bool is_reserved_for(const verbs_queue *queue, const pplx_work_request *request, uint32_t more) {
     const verbs_domain *domain = queue->endpoint->domain;
-    return request->opcode == PPLX_WRITE_IMM && request->nbytes == 0 &&
-           queue->next - queue->first + more < domain->caps.max_inflight + PPLX_RESERVED_IMMS &&
-           domain->inflight + more < domain->cq_room;
+    return request->opcode == PPLX_WRITE_IMM && request->nbytes == 0 && queue->most &&
+           queue->next - queue->first + more < queue->most + PPLX_RESERVED_IMMS && (int32_t)more < domain->cq_room;
 }
 
-/* What all work requests of a run have in common, and the compiler may keep in registers. */
-typedef struct run {
-    struct ibv_send_wr *wrs;
-    struct ibv_sge *sges;
-    uint64_t wr_id;
-    uint32_t max_inline;
-} run;
-
-static inline run run_of(const verbs_queue *queue) {
-    verbs_domain *domain = queue->endpoint->domain;
-    return (run){domain->wrs, domain->sges, queue->wr_id, queue->max_inline};
-}
-
-/* Into place `i` of the chain. */
-static inline void fill(const run *run, uint32_t i, uint32_t sequence, const verbs_op *op) {
-    static const uint8_t opcodes[] = {
-        [PPLX_WRITE] = IBV_WR_RDMA_WRITE,
-        [PPLX_WRITE_IMM] = IBV_WR_RDMA_WRITE_WITH_IMM,
-        [PPLX_READ] = IBV_WR_RDMA_READ,
-        [PPLX_SEND] = IBV_WR_SEND,
-    };
-    struct ibv_send_wr *wr = &run->wrs[i];
-    run->sges[i] = (struct ibv_sge){op->local_address, op->nbytes, op->lkey};
-    wr->wr_id = run->wr_id | sequence;
-    wr->num_sge = op->nbytes != 0;
-    wr->opcode = opcodes[op->opcode];
-    wr->imm_data = htonl(op->imm);
-    wr->wr.rdma.remote_addr = op->remote_address;
-    wr->wr.rdma.rkey = op->rkey;
-    if (op->nbytes <= run->max_inline)
-        wr->send_flags = op->host && op->opcode != PPLX_READ ? IBV_SEND_INLINE : 0;
-    else
-        wr->send_flags = op->nbytes >= SIGNAL_NBYTES ? IBV_SEND_SIGNALED : 0;
-}
-
-/* The first `count` of the chain. Returns how many the device took, and why not all. */
-static inline uint32_t submit(verbs_queue *queue, uint32_t count, int *native) {
-    verbs_domain *domain = queue->endpoint->domain;
-    struct ibv_send_wr *last = &domain->wrs[count - 1], *next = last->next, *bad = NULL;
-    last->next = NULL;
-    last->send_flags |= IBV_SEND_SIGNALED;
-    if (count > SIGNALLED_TOO) domain->wrs[SIGNALLED_TOO].send_flags |= IBV_SEND_SIGNALED;
-    *native = ibv_post_send(queue->qp, domain->wrs, &bad);
-    last->next = next;
-    if (*native && bad) {
-        count = (uint32_t)(bad - domain->wrs);
-        queue->tail = count && !(domain->wrs[count - 1].send_flags & IBV_SEND_SIGNALED);
-    } else if (*native) {
-        count = 0;
-    } else {
-        queue->tail = false;
-    }
-    queue->next += count;
-    domain->inflight += count;
-    return count;
-}
-
-static inline pplx_status ready(const verbs_endpoint *endpoint, enum verbs_which which, int32_t *provider_error) {
-    if (endpoint->closing) return PPLX_CLOSED;
-    if (endpoint->state == VERBS_LOST) {
-        *provider_error = endpoint->lost_error;
-        return PPLX_PEER_LOST;
-    }
-    if (endpoint->state == VERBS_UP || (which == VERBS_MESSAGES && endpoint->state > VERBS_UP)) return PPLX_OK;
-    return PPLX_AGAIN;
-}
-
-/* Requests for one queue, from the first on; *taken says how many. */
-static pplx_status post_run(verbs_endpoint *endpoint, const pplx_work_request *requests, size_t count, size_t *taken,
-                            int32_t *provider_error) {
-    const bool sends = requests->opcode == PPLX_SEND;
-    const enum verbs_which which = sends ? VERBS_MESSAGES : VERBS_WRITES;
-    const uint32_t low = sends ? PPLX_SEND : PPLX_WRITE, span = sends ? 0 : PPLX_READ; /* its opcodes */
-    verbs_queue *queue = &endpoint->queues[which];
-    const pplx_status open = ready(endpoint, which, provider_error);
-    const uint32_t room = room_of(queue), next = queue->next;
-    const run run = run_of(queue);
-    pplx_status status = PPLX_OK;
+/* Of `most` requests; *beyond says why not all. */
+static VERBS_COLD uint32_t fewer(const verbs_queue *queue, const pplx_work_request *requests, uint32_t most,
+                                 pplx_status *beyond, int32_t *provider_error) {
+    const verbs_endpoint *endpoint = queue->endpoint;
     uint32_t n = 0;
-    int native = 0;
-    *taken = 0;
-    for (; n < count && n < VERBS_BATCH; n++) {
-        const pplx_work_request *request = &requests[n];
-        if (request->opcode - low > span) break;
-        status = check(endpoint, request);
-        if (status == PPLX_OK) status = open;
-        if (status == PPLX_OK && n >= room && !is_reserved_for(queue, request, n)) status = PPLX_AGAIN;
-        if (status != PPLX_OK) break;
-        const verbs_mr *mr = (const verbs_mr *)request->local_mr;
-        const verbs_op op = {.local_address = request->local_address,
-                             .remote_address = request->remote_address,
-                             .nbytes = (uint32_t)request->nbytes,
-                             .lkey = mr->lkey,
-                             .rkey = (uint32_t)request->remote_key,
-                             .imm = request->imm,
-                             .opcode = request->opcode,
-                             .host = mr->host};
-        verbs_op *kept = (verbs_op *)request->op;
-        *kept = op;
-        *verbs_place(queue, next + n) = kept;
-        fill(&run, n, next + n, &op);
-    }
-    if (n == 0) return status;
-    *taken = submit(queue, n, &native);
+    while (n < most && (has_room(endpoint->domain, queue, n + 1) || is_reserved_for(queue, &requests[n], n))) n++;
+    if (n == most || !is_for((enum verbs_which)queue->which, &requests[n])) return n;
+    *beyond = check(endpoint, &requests[n]);
+    if (*beyond == PPLX_OK) *beyond = why_none(endpoint, provider_error);
+    return n;
+}
+
+/* ---- posting ---- */
+
+static VERBS_COLD pplx_status refused(verbs_queue *queue, int native, int32_t *provider_error) {
     if (queue->tail) verbs_post_tail(queue);
-    if (!native) return status;
     if (native == ENOMEM || native == EAGAIN) return PPLX_AGAIN;
     *provider_error = native;
     return native == EINVAL ? PPLX_INVALID : PPLX_NATIVE;
 }
 
-pplx_status verbs_post(pplx_provider_endpoint *handle, const pplx_work_request *requests, size_t count, size_t *posted,
-                       int32_t *provider_error) {
-    verbs_endpoint *endpoint = (verbs_endpoint *)handle;
+/* Into the ring and into the chain. */
+static inline void put(verbs_queue *queue, verbs_wr *place, uint32_t sequence, uint64_t wr_id, uint32_t max_inline,
+                       const pplx_work_request *request) {
+    verbs_op *op = (verbs_op *)request->op;
+    *verbs_place(queue, sequence) = op;
+    *op = *verbs_op_of(request);
+    fill(place, wr_id | sequence, max_inline, verbs_op_of(request));
+}
+
+/* Whether to stop at this one, and with what status. */
+static VERBS_COLD bool stops(const verbs_queue *queue, const pplx_work_request *request, pplx_status *status) {
+    const bool turn = is_for((enum verbs_which)queue->which, request);
+    const pplx_status wrong = turn ? check(queue->endpoint, request) : PPLX_OK;
+    if (turn && wrong == PPLX_OK) return false;
+    *status = wrong; /* or it is another queue's turn */
+    return true;
+}
+
+/* Requests for one queue, from the first on; *taken says how many. It is compiled for each queue by itself. */
+static inline pplx_status post_run(verbs_endpoint *endpoint, enum verbs_which which, const pplx_work_request *requests,
+                                   size_t count, size_t *taken, int32_t *provider_error) {
+    verbs_domain *domain = endpoint->domain;
+    verbs_queue *queue = &endpoint->queues[which];
+    const uint64_t wr_id = queue->wr_id;
+    const uint32_t next = queue->next, max_inline = queue->max_inline;
+    uint32_t most = count < VERBS_BATCH ? (uint32_t)count : VERBS_BATCH, n = 0;
+    pplx_status status = PPLX_OK;
+    int native = 0;
+    if (!VERBS_LIKELY(has_room(domain, queue, most))) most = fewer(queue, requests, most, &status, provider_error);
+    verbs_wr *place = &domain->wrs[VERBS_BATCH - most];
+    for (; n < most; n++) {
+        const pplx_work_request *request = &requests[n];
+        if (!VERBS_LIKELY(is_right(domain, queue, which, request)) && stops(queue, request, &status)) break;
+        put(queue, place++, next + n, wr_id, max_inline, request);
+    }
+    if (n) *taken = submit(domain, queue, VERBS_BATCH - most, n, &native);
+    return VERBS_LIKELY(!native) ? status : refused(queue, native, provider_error);
+}
+
+static VERBS_APART pplx_status post_writes(verbs_endpoint *endpoint, const pplx_work_request *requests, size_t count,
+                                           size_t *taken, int32_t *provider_error) {
+    return post_run(endpoint, VERBS_WRITES, requests, count, taken, provider_error);
+}
+
+static VERBS_APART pplx_status post_sends(verbs_endpoint *endpoint, const pplx_work_request *requests, size_t count,
+                                          size_t *taken, int32_t *provider_error) {
+    return post_run(endpoint, VERBS_MESSAGES, requests, count, taken, provider_error);
+}
+
+/* One run after the other. */
+static VERBS_APART pplx_status post_runs(verbs_endpoint *endpoint, const pplx_work_request *requests, size_t count,
+                                         size_t *posted, int32_t *provider_error) {
     pplx_status status = PPLX_OK;
     size_t done = 0;
-    *provider_error = 0;
     while (done < count && status == PPLX_OK) {
+        const pplx_work_request *next = &requests[done];
         size_t taken = 0;
-        if (requests[done].opcode > PPLX_RECV) {
-            status = PPLX_INVALID;
-        } else if (requests[done].opcode == PPLX_RECV) {
-            status = check(endpoint, &requests[done]);
-            if (status == PPLX_OK) status = verbs_post_receive(endpoint, &requests[done]);
+        if (next->opcode <= PPLX_READ) {
+            status = post_writes(endpoint, next, count - done, &taken, provider_error);
+        } else if (next->opcode == PPLX_SEND) {
+            status = post_sends(endpoint, next, count - done, &taken, provider_error);
+        } else if (next->opcode == PPLX_RECV) {
+            status = check(endpoint, next);
+            if (status == PPLX_OK) status = verbs_post_receive(endpoint, next);
             taken = status == PPLX_OK;
         } else {
-            status = post_run(endpoint, requests + done, count - done, &taken, provider_error);
+            status = PPLX_INVALID;
         }
         done += taken;
     }
     *posted = done;
     return status;
+}
+
+/* The short way, of a write alone that has nothing in its way. */
+pplx_status verbs_post(pplx_provider_endpoint *handle, const pplx_work_request *requests, size_t count, size_t *posted,
+                       int32_t *provider_error) {
+    enum { LAST = VERBS_BATCH - 1 };
+    verbs_endpoint *endpoint = (verbs_endpoint *)handle;
+    verbs_domain *domain = endpoint->domain;
+    verbs_queue *queue = &endpoint->queues[VERBS_WRITES];
+    int native;
+    *provider_error = 0;
+    if (!VERBS_LIKELY(count == 1 && has_room(domain, queue, 1) && is_right(domain, queue, VERBS_WRITES, requests)))
+        return post_runs(endpoint, requests, count, posted, provider_error);
+    put(queue, &domain->wrs[LAST], queue->next, queue->wr_id, queue->max_inline, requests);
+    *posted = submit(domain, queue, LAST, 1, &native);
+    return VERBS_LIKELY(!native) ? PPLX_OK : refused(queue, native, provider_error);
 }
 
 /* One of ours: nobody is told of its end. */
@@ -187,7 +237,7 @@ static int post_own(verbs_queue *queue, struct ibv_send_wr *wr) {
     const int native = ibv_post_send(queue->qp, wr, &bad);
     if (native) return native;
     queue->next++;
-    queue->endpoint->domain->inflight++;
+    queue->endpoint->domain->cq_room--;
     return 0;
 }
 
@@ -206,17 +256,19 @@ void verbs_post_tail(verbs_queue *queue) {
 }
 
 int verbs_post_again(verbs_queue *queue, uint32_t from) {
+    verbs_domain *domain = queue->endpoint->domain;
     const uint32_t end = queue->next;
-    const run run = run_of(queue);
     int native = 0;
-    queue->endpoint->domain->inflight -= end - from;
+    domain->cq_room += (int32_t)(end - from);
     queue->next = from;
-    for (uint32_t at = from; at != end && !native;) {
-        uint32_t n = 0;
-        for (; n < VERBS_BATCH && at + n != end; n++) fill(&run, n, at + n, *verbs_place(queue, at + n));
-        at += submit(queue, n, &native);
+    while (queue->next != end && !native) {
+        const uint32_t left = end - queue->next, n = left < VERBS_BATCH ? left : VERBS_BATCH, at = VERBS_BATCH - n;
+        for (uint32_t i = 0; i < n; i++)
+            fill(&domain->wrs[at + i], queue->wr_id | (queue->next + i), queue->max_inline,
+                 *verbs_place(queue, queue->next + i));
+        submit(domain, queue, at, n, &native);
     }
-    queue->endpoint->domain->inflight += end - queue->next; /* what was not taken waits for its end all the same */
+    domain->cq_room -= (int32_t)(end - queue->next); /* what was not taken waits for its end all the same */
     queue->next = end;
     return native;
 }

@@ -23,6 +23,7 @@ static uint8_t *buffer_at(const verbs_domain *domain, uint32_t i) {
 
 void verbs_buffer_used(verbs_domain *domain, uint32_t buffer) {
     domain->reposts[domain->nreposts++] = (uint16_t)buffer;
+    verbs_attend(domain);
 }
 
 static void fill_imms(verbs_domain *domain) {
@@ -117,11 +118,11 @@ static void deliver(verbs_endpoint *endpoint, uint32_t buffer, uint32_t nbytes, 
 pplx_status verbs_post_receive(verbs_endpoint *endpoint, const pplx_work_request *request) {
     verbs_domain *domain = endpoint->domain;
     verbs_op *op = (verbs_op *)request->op;
-    if (endpoint->closing) return PPLX_CLOSED;
+    if (endpoint->state == VERBS_CLOSING) return PPLX_CLOSED;
     if (endpoint->state == VERBS_LOST) return PPLX_PEER_LOST;
     if (endpoint->nreceives == domain->caps.max_inflight) return PPLX_AGAIN;
     op->local_address = request->local_address;
-    op->nbytes = (uint32_t)request->nbytes;
+    op->nbytes = request->nbytes;
     op->opcode = PPLX_RECV;
     op->next = NULL;
     *endpoint->last_receive = op;
@@ -142,7 +143,7 @@ bool verbs_message_arrived(verbs_domain *domain, const struct ibv_wc *wc, verbs_
     const uint32_t buffer = (uint32_t)wc->wr_id % domain->nmessages;
     verbs_queue *queue = wc->status == IBV_WC_SUCCESS ? verbs_queue_of(domain, wc->qp_num) : NULL;
     verbs_endpoint *endpoint = queue && queue->which == VERBS_MESSAGES ? queue->endpoint : NULL;
-    if (!endpoint || endpoint->closing || endpoint->state == VERBS_LOST) {
+    if (!endpoint || endpoint->state >= VERBS_LOST) {
         verbs_buffer_used(domain, buffer); /* its queue pair has failed, or is gone */
     } else if (wc->wc_flags & IBV_WC_WITH_IMM) {
         verbs_buffer_used(domain, buffer);

@@ -44,6 +44,7 @@ uint64_t verbs_now_ns(void) {
 void verbs_want_step(verbs_endpoint *endpoint) {
     endpoint->domain->nbusy += !endpoint->busy;
     endpoint->busy = true;
+    verbs_attend(endpoint->domain);
 }
 
 void verbs_calm(verbs_endpoint *endpoint) {
@@ -53,8 +54,8 @@ void verbs_calm(verbs_endpoint *endpoint) {
 
 /* Its ops end in verbs_tell_lost(); nothing reads or writes their memory any more. */
 void verbs_lose(verbs_endpoint *endpoint, int32_t native) {
-    if (endpoint->state == VERBS_LOST || endpoint->closing) return;
-    endpoint->state = VERBS_LOST;
+    if (endpoint->state >= VERBS_LOST) return;
+    verbs_enter(endpoint, VERBS_LOST);
     endpoint->lost_error = native;
     for (int i = 0; i < 2; i++) verbs_qp_move(&endpoint->queues[i], IBV_QPS_ERR);
     verbs_want_step(endpoint);
@@ -63,7 +64,7 @@ void verbs_lose(verbs_endpoint *endpoint, int32_t native) {
 bool verbs_tell_lost(verbs_endpoint *endpoint, verbs_sink *sink) {
     for (int i = 0; i < 2; i++) {
         verbs_queue *queue = &endpoint->queues[i];
-        for (; queue->first != queue->next; queue->first++, endpoint->domain->inflight--) {
+        for (; queue->first != queue->next; queue->first++, endpoint->domain->cq_room++) {
             verbs_op *op = *verbs_place(queue, queue->first);
             if (op && !verbs_emit(sink, op, PPLX_PEER_LOST, endpoint->lost_error, 0)) return false;
         }
@@ -98,13 +99,13 @@ static void greet_again(verbs_endpoint *endpoint) {
     int native = verbs_qp_move(queue, IBV_QPS_RESET);
     if (!native) native = verbs_qp_init(queue);
     if (!native) native = verbs_qp_connect(queue, queue->psn + used, endpoint->peer.psn[VERBS_MESSAGES] + used);
-    endpoint->domain->inflight -= queue->next - queue->first;
+    endpoint->domain->cq_room += (int32_t)(queue->next - queue->first);
     queue->first = queue->next;
     queue->failed = false;
     if (native)
         verbs_lose(endpoint, native);
     else if (endpoint->heard)
-        endpoint->state = VERBS_UP;
+        verbs_enter(endpoint, VERBS_UP);
     else
         verbs_greet(endpoint);
 }
@@ -113,7 +114,7 @@ static void greeting_arrived(verbs_endpoint *endpoint) {
     if (endpoint->state != VERBS_GREETING) return;
     endpoint->heard = true;
     if (endpoint->greet_again) return;
-    endpoint->state = VERBS_UP;
+    verbs_enter(endpoint, VERBS_UP);
     if (!endpoint->first) verbs_greet(endpoint);
 }
 
@@ -122,7 +123,7 @@ static void greeting_arrived(verbs_endpoint *endpoint) {
 void verbs_writes_broke(verbs_endpoint *endpoint) {
     if (endpoint->state != VERBS_UP) return;
     verbs_qp_move(&endpoint->queues[VERBS_WRITES], IBV_QPS_ERR);
-    endpoint->state = VERBS_DRAINING;
+    verbs_enter(endpoint, VERBS_DRAINING);
     endpoint->since_ns = verbs_now_ns();
     endpoint->last_wqe = endpoint->peer_ready = false;
     verbs_want_step(endpoint);
@@ -156,7 +157,7 @@ static bool settle(verbs_endpoint *endpoint) {
         landed = (uint16_t)(landed - (op->opcode == PPLX_WRITE_IMM));
         verbs_keep(domain, endpoint, &(pplx_completion){.op = (pplx_op *)op, .kind = PPLX_COMPLETION_OP});
     }
-    domain->inflight -= queue->next - queue->first - nleft;
+    domain->cq_room += (int32_t)(queue->next - queue->first - nleft);
     queue->first = queue->next;
     for (uint32_t i = 0; i < nleft; i++) *verbs_place(queue, queue->next++) = left[i];
     queue->failed = true; /* not posted yet */
@@ -166,7 +167,7 @@ static bool settle(verbs_endpoint *endpoint) {
 
 static void go_on(verbs_endpoint *endpoint) {
     verbs_queue *queue = &endpoint->queues[VERBS_WRITES];
-    endpoint->state = VERBS_UP;
+    verbs_enter(endpoint, VERBS_UP);
     endpoint->peer_ready = false;
     verbs_calm(endpoint);
     queue->failed = false;
@@ -186,7 +187,7 @@ static void connect_anew(verbs_endpoint *endpoint) {
     }
     endpoint->imms_received = endpoint->imms_delivered = 0;
     endpoint->peer_reset = false;
-    endpoint->state = VERBS_READY;
+    verbs_enter(endpoint, VERBS_READY);
     say(endpoint, WORD_READY, endpoint->epoch, 0);
     if (endpoint->state == VERBS_READY && endpoint->peer_ready) go_on(endpoint);
 }
@@ -203,16 +204,16 @@ void verbs_step(verbs_endpoint *endpoint) {
         if (!endpoint->queues[0].tail && !endpoint->queues[1].tail) verbs_calm(endpoint);
         break;
     case VERBS_DRAINING:
-        if (is_drained(endpoint)) endpoint->state = VERBS_DRAINED;
+        if (is_drained(endpoint)) verbs_enter(endpoint, VERBS_DRAINED);
         break;
     case VERBS_DRAINED:
         endpoint->queues[VERBS_WRITES].tail = false;
-        endpoint->state = VERBS_RESETTING;
+        verbs_enter(endpoint, VERBS_RESETTING);
         const int native = verbs_qp_move(&endpoint->queues[VERBS_WRITES], IBV_QPS_RESET);
         if (native) verbs_lose(endpoint, native);
         break;
     case VERBS_RESETTING:
-        endpoint->state = VERBS_RESET;
+        verbs_enter(endpoint, VERBS_RESET);
         say(endpoint, WORD_RESET, endpoint->epoch + 1u, endpoint->imms_received);
         break;
     case VERBS_RESET:
@@ -220,7 +221,8 @@ void verbs_step(verbs_endpoint *endpoint) {
         break;
     case VERBS_OPEN:
     case VERBS_READY:
-    case VERBS_LOST: break;
+    case VERBS_LOST:
+    case VERBS_CLOSING: break;
     }
 }
 
@@ -248,7 +250,7 @@ void verbs_control_arrived(verbs_endpoint *endpoint, uint32_t word) {
 
 void verbs_queue_failed(verbs_queue *queue, enum ibv_wc_status status) {
     verbs_endpoint *endpoint = queue->endpoint;
-    if (endpoint->closing || endpoint->state == VERBS_LOST) return;
+    if (endpoint->state >= VERBS_LOST) return;
     if (queue->which == VERBS_WRITES) {
         if (status == IBV_WC_RETRY_EXC_ERR)
             verbs_lose(endpoint, (int32_t)status);
