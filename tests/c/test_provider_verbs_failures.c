@@ -443,6 +443,7 @@ typedef struct stranger {
     struct ibv_srq *srq;
     struct ibv_qp *qps[2];
     struct ibv_mr *mr;
+    uint32_t taken; /* of what it said */
     uint8_t bytes[20000], address[48];
 } stranger;
 
@@ -471,7 +472,11 @@ static void stranger_open(stranger *self) {
 }
 
 static void stranger_close(stranger *self) {
-    for (int i = 0; i < 2; i++) CHECK_EQ(fake_lib->destroy_qp(self->qps[i]), 0);
+    for (int i = 0; i < 2; i++) {
+        struct ibv_qp_attr attr = {.qp_state = IBV_QPS_ERR};
+        CHECK_EQ(fake_lib->modify_qp(self->qps[i], &attr, IBV_QP_STATE), 0);
+        CHECK_EQ(fake_lib->destroy_qp(self->qps[i]), 0);
+    }
     CHECK_EQ(fake_lib->dereg_mr(self->mr), 0);
     CHECK_EQ(fake_lib->destroy_srq(self->srq), 0);
     CHECK_EQ(fake_lib->destroy_cq(self->cq), 0);
@@ -488,6 +493,9 @@ static void stranger_connect(stranger *self, side *to) {
     pplx_error error = {0};
     memcpy(self->address, to->address, sizeof self->address);
     CHECK_EQ(to->naddress, sizeof self->address);
+    union ibv_gid gid;
+    CHECK_EQ(fake_lib->query_gid(self->context, 1, 3, &gid), 0);
+    memcpy(self->address + 32, gid.raw, sizeof gid.raw);
     for (int i = 0; i < 2; i++) {
         for (int at = 0; at < 4; at++) {
             self->address[12 + 4 * i + at] = (uint8_t)(self->qps[i]->qp_num >> (8 * at));
@@ -527,14 +535,15 @@ static void stranger_says(stranger *self, int which, enum ibv_wr_opcode opcode, 
                              .send_flags = IBV_SEND_SIGNALED,
                              .imm_data = htonl(imm)},
                        *bad;
-    while (ibv_poll_cq(self->cq, 16, wcs) > 0) {
-    }
     ibv_post_send(self->qps[which], &wr, &bad); /* it may have broken */
     poll_all();
+    for (int n; (n = ibv_poll_cq(self->cq, 16, wcs)) > 0;)
+        for (int i = 0; i < n; i++) self->taken += wcs[i].status == IBV_WC_SUCCESS && !(wcs[i].opcode & IBV_WC_RECV);
 }
 
 /* Whatever a peer says, its own connection is all that it can break: others go on as before. */
 static void a_peer_that_breaks_the_rules_harms_only_itself(void) {
+    uint32_t taken = 0;
     for (int round = 0; round < 120; round++) {
         side a, victim, friend;
         stranger peer;
@@ -580,9 +589,45 @@ static void a_peer_that_breaks_the_rules_harms_only_itself(void) {
         WAIT(receive.completions && send.completions);
         CHECK_EQ(receive.status, PPLX_OK);
         CHECK_EQ(verbs->endpoint_close(a.endpoint), PPLX_OK);
+        taken += peer.taken;
         stranger_close(&peer);
         side_close(&victim);
         side_close(&friend);
+        check_clean();
+    }
+    CHECK(taken > 240); /* it was heard */
+}
+
+/* What a peer counts decides which writes have happened. One that counts more than were sent is believed nothing. */
+static void a_peer_that_counts_more_immediates_than_were_sent_is_lost(void) {
+    static const uint32_t counts[] = {1, 0, 2, 99, UINT16_MAX}; /* one was sent: the first two may be */
+    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
+        static const uint32_t opcodes[] = {PPLX_WRITE, PPLX_WRITE_IMM, PPLX_WRITE};
+        side victim;
+        stranger peer;
+        watched w[3];
+        layout_is(two_nics);
+        side_open(&victim, "x1", "");
+        stranger_open(&peer);
+        stranger_connect(&peer, &victim);
+        stranger_says(&peer, 0, IBV_WR_SEND_WITH_IMM, 0, 0); /* the greeting */
+        CHECK_EQ(fake.hold("x1", 1), 0);
+        for (int op = 0; op < 3; op++) {
+            const pplx_work_request one = request(&victim, &victim, &w[op], opcodes[op], 0, 8, 0);
+            CHECK_EQ(post(&victim, &one), PPLX_OK);
+        }
+        stranger_says(&peer, 0, IBV_WR_SEND_WITH_IMM, 0, UINT32_C(1) << 30 | 1 << 16 | counts[i]); /* "reset" */
+        if (i == 0) WAIT(w[0].completions && w[1].completions);
+        if (i == 1) poll_ms(50);
+        if (i >= 2) WAIT(w[0].completions && w[1].completions && w[2].completions);
+        CHECK_EQ(w[0].completions, i != 1);
+        CHECK_EQ(w[1].completions, i != 1);
+        CHECK_EQ(w[2].completions, i >= 2);
+        for (int op = 0; op < 3; op++)
+            if (w[op].completions) CHECK_EQ(w[op].status, i >= 2 ? PPLX_PEER_LOST : PPLX_OK);
+        CHECK_EQ(fake.hold("x1", 0), 0);
+        stranger_close(&peer);
+        side_close(&victim);
         check_clean();
     }
 }
@@ -603,6 +648,7 @@ int main(void) {
     RUN(a_device_that_fails_loses_all_and_wakes_who_sleeps);
     RUN(any_address_is_refused_or_leads_nowhere);
     RUN(a_peer_that_breaks_the_rules_harms_only_itself);
+    RUN(a_peer_that_counts_more_immediates_than_were_sent_is_lost);
     return check_done();
 }
 

@@ -145,8 +145,12 @@ static bool settle(verbs_endpoint *endpoint) {
     verbs_domain *domain = endpoint->domain;
     uint16_t landed = (uint16_t)(endpoint->peer_imms - endpoint->imms_delivered);
     verbs_op *left[VERBS_RING];
-    uint32_t nleft = 0;
-    if (!verbs_reserve_kept(domain, VERBS_RING)) return false;
+    uint32_t nleft = 0, sent = 0;
+    for (uint32_t at = queue->first; at != queue->next; at++) {
+        const verbs_op *op = *verbs_place(queue, at);
+        sent += op && op->opcode == PPLX_WRITE_IMM;
+    }
+    if (landed > sent || !verbs_reserve_kept(domain, VERBS_RING)) return false;
     for (uint32_t at = queue->first; at != queue->next; at++) {
         verbs_op *op = *verbs_place(queue, at);
         if (!op) continue;
@@ -162,7 +166,7 @@ static bool settle(verbs_endpoint *endpoint) {
     for (uint32_t i = 0; i < nleft; i++) *verbs_place(queue, queue->next++) = left[i];
     queue->failed = true; /* not posted yet */
     queue->seen = queue->next;
-    return landed == 0;
+    return true;
 }
 
 static void go_on(verbs_endpoint *endpoint) {
