@@ -21,6 +21,7 @@ static struct {
     int (*event)(const char *device, int port, int type);
     int (*cut)(const char *device, int port, int lost);
     int (*hold)(const char *device, int held);
+    int (*linger)(const char *device, int ms);
     int (*refuse)(const char *device, uint64_t after, uint64_t count, int native);
     int (*breaks)(const char *device, uint64_t after, int status);
     void (*counts)(struct fake_counts *counts);
@@ -46,6 +47,7 @@ static void fake_load_from(const char *path) {
     *(void **)&fake.event = fake_symbol(library, "fake_ibv_event");
     *(void **)&fake.cut = fake_symbol(library, "fake_ibv_cut");
     *(void **)&fake.hold = fake_symbol(library, "fake_ibv_hold");
+    *(void **)&fake.linger = fake_symbol(library, "fake_ibv_linger");
     *(void **)&fake.refuse = fake_symbol(library, "fake_ibv_refuse");
     *(void **)&fake.breaks = fake_symbol(library, "fake_ibv_break");
     *(void **)&fake.counts = fake_symbol(library, "fake_ibv_counts");

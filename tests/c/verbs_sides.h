@@ -170,6 +170,7 @@ UNUSED static void check_clean(void) {
     CHECK_EQ(counts.objects, 0);
     CHECK_EQ(counts.contexts, 0);
     CHECK_EQ(counts.complaints, at_start.complaints);
+    CHECK_EQ(counts.cut_short, at_start.cut_short); /* first they go to ERR */
     CHECK_EQ(nsides, 0);
 }
 

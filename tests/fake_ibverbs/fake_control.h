@@ -14,6 +14,7 @@ struct fake_counts {
     uint64_t arms, events;                   /* ibv_req_notify_cq; what completion channels were told */
     uint64_t polls, refused;                 /* ibv_poll_cq; posts that were not taken whole */
     uint64_t complaints;                     /* misuse that a real device answers by hanging, or not at all */
+    uint64_t cut_short;                      /* queue pairs destroyed in RTS */
 };
 
 /* Other devices from now on; the text is described in fake_ibverbs.h. -1: some are open, or it says nothing. */
@@ -34,6 +35,10 @@ int fake_ibv_refuse(const char *device, uint64_t after, uint64_t count, int nati
 
 /* The work request after the next `after` ends with this status instead of what it asks for. */
 int fake_ibv_break(const char *device, uint64_t after, int status);
+
+/* From now on it takes ibv_destroy_qp so many milliseconds to get rid of work that was under way when the queue pair
+ * went to ERR. Who is in it comes back at once if it is fewer now. */
+int fake_ibv_linger(const char *device, int ms);
 
 void fake_ibv_counts(struct fake_counts *counts);
 

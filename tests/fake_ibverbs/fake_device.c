@@ -25,6 +25,30 @@ uint64_t fake_now_ns(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+/* ---- waiting ---- */
+
+static pthread_cond_t woken;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void make_condition(void) {
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&woken, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+void fake_wait_until(uint64_t ns) {
+    const struct timespec until = {(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)};
+    pthread_once(&once, make_condition);
+    pthread_cond_timedwait(&woken, &fake_lock, &until);
+}
+
+void fake_wake(void) {
+    pthread_once(&once, make_condition);
+    pthread_cond_broadcast(&woken);
+}
+
 /* ---- the list ---- */
 
 struct ibv_device **ibv_get_device_list(int *count) {
@@ -244,6 +268,15 @@ int fake_ibv_cut(const char *name, int number, int lost) {
     fake_pump_all();
     pthread_mutex_unlock(&fake_lock);
     return port ? 0 : -1;
+}
+
+int fake_ibv_linger(const char *name, int ms) {
+    pthread_mutex_lock(&fake_lock);
+    fake_device *device = find(name);
+    if (device) device->linger_ms = ms;
+    fake_wake();
+    pthread_mutex_unlock(&fake_lock);
+    return device ? 0 : -1;
 }
 
 int fake_ibv_hold(const char *name, int held) {

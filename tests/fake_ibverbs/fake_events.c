@@ -108,7 +108,7 @@ void ibv_ack_async_event(struct ibv_async_event *event) {
     fake_qp *qp = fake_qps;
     while (qp && &qp->qp != event->element.qp) qp = qp->next;
     if (qp && qp->acked < qp->told)
-        qp->acked++;
+        qp->acked++, fake_wake();
     else
         fake_complain("an event acknowledged that wasn't read");
     pthread_mutex_unlock(&fake_lock);

@@ -24,8 +24,8 @@
  *   - a completion queue that overflows is lost, and so are the queue pairs that use it
  *   - of a failed completion only wr_id, status, qp_num and vendor_err mean something; the rest is nonsense
  *   - an event comes once for each ibv_req_notify_cq, and only for what arrives after it
- *   - whoever has read events acknowledges them before he destroys what they were of; here destroying fails then,
- *     with a complaint, where the real one waits for ever
+ *   - whoever has read events acknowledges them before he destroys what they were of, or while he does; here destroying
+ *     fails after a while, with a complaint, where the real one waits for ever
  *   - what is destroyed has nothing left that uses it: EBUSY
  * A queue pair that is destroyed or reset takes its completions out of the queue.
  *
@@ -41,6 +41,7 @@
  *     delay=N                   microseconds that a work request takes, after the one before
  *     retry=N                   milliseconds until an answer is missed, whatever the queue pair says
  *     stale                     completions of a queue pair outlive it
+ *     late                      in ERR and RESET nothing is flushed, until the queue pair is destroyed
  *   Without devices: `none`; `nosys`, the kernel has no RDMA at all.
  * FAKE_IBV_SYSFS: the folder that a device's ibdev_path names instead of /sys/class/infiniband.
  *
@@ -85,7 +86,8 @@ typedef struct fake_device {
     fake_port ports[FAKE_MAX_PORTS]; /* from 0 on */
     int max_inline;
     int delay_us, retry_ms;
-    bool thread_domains, dmabuf, no_open, stale;
+    bool thread_domains, dmabuf, no_open, stale, late;
+    int linger_ms;
     bool dead, held;
     uint64_t refuse_after, refuse_count; /* of work requests to come */
     int refuse_native;
@@ -211,6 +213,7 @@ struct fake_qp {
     uint64_t waiting_since_ns;  /* of the oldest send that isn't executed; 0: it wasn't tried */
     uint64_t deadline_ns;       /* ... and it is given up then; 0: never */
     bool waits_for_receive;
+    bool lingers;   /* it went to ERR with work under way */
     bool last_told; /* IBV_EVENT_QP_LAST_WQE_REACHED was told */
     uint32_t told, acked; /* events of it */
 };
@@ -232,6 +235,8 @@ static inline fake_device *fake_device_of(struct ibv_context *context) { return 
 
 void fake_complain(const char *text); /* under fake_lock */
 uint64_t fake_now_ns(void);
+void fake_wait_until(uint64_t ns); /* under fake_lock, which others have meanwhile; or until fake_wake() */
+void fake_wake(void);
 
 /* fake_layout.c; under fake_lock */
 int fake_layout_read(const char *text);
@@ -252,6 +257,7 @@ int fake_post_srq_recv(struct ibv_srq *srq, struct ibv_recv_wr *wr, struct ibv_r
 void fake_pump(fake_qp *qp);
 void fake_pump_all(void);
 void fake_fail_qp(fake_qp *qp); /* to IBV_QPS_ERR, and flush it */
+void fake_flush(fake_qp *qp);
 
 /* fake_cq.c */
 int fake_poll_cq(struct ibv_cq *cq, int n, struct ibv_wc *wcs);

@@ -10,7 +10,7 @@
 
 fake_qp *fake_qps;
 
-enum { FIRST_QPN = 0x11, MOST_24 = 0xffffff };
+enum { FIRST_QPN = 0x11, MOST_24 = 0xffffff, ACKNOWLEDGE_NS = 500000000 };
 
 static void count(fake_qp *qp, int change) {
     ((fake_pd *)qp->qp.pd)->objects += change;
@@ -89,10 +89,17 @@ static void clean(fake_qp *qp, bool stale) {
 int ibv_destroy_qp(struct ibv_qp *handle) {
     fake_qp *qp = (fake_qp *)handle, **link = &fake_qps;
     pthread_mutex_lock(&fake_lock);
+    const uint64_t start = fake_now_ns();
+    while (qp->lingers && fake_now_ns() < start + (uint64_t)qp->device->linger_ms * 1000000)
+        fake_wait_until(start + (uint64_t)qp->device->linger_ms * 1000000);
+    for (const uint64_t until = fake_now_ns() + ACKNOWLEDGE_NS; qp->told != qp->acked && fake_now_ns() < until;)
+        fake_wait_until(until);
     const bool busy = qp->told != qp->acked;
     if (busy) {
         fake_complain("a queue pair was destroyed with events that aren't acknowledged: waits for ever");
     } else {
+        if (handle->state == IBV_QPS_RTS && !qp->device->dead) fake_count.cut_short++;
+        if (qp->device->late) fake_flush(qp);
         while (*link != qp) link = &(*link)->next;
         *link = qp->next;
         clean(qp, qp->device->stale);
@@ -210,7 +217,7 @@ static void take_values(fake_qp *qp, const struct ibv_qp_attr *attr, int mask) {
 
 static void reset(fake_qp *qp) {
     clean(qp, qp->device->stale);
-    qp->executed = qp->freed = qp->posted;
+    if (!qp->device->late) qp->executed = qp->freed = qp->posted;
     qp->waiting_since_ns = 0;
     qp->last_told = false;
     qp->own_rq.count = qp->own_rq.unread = 0;

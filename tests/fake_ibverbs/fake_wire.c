@@ -119,7 +119,7 @@ static void put_receive(fake_qp *qp, const struct ibv_wc *wc, bool solicited) {
     fake_cq_put((fake_cq *)qp->qp.recv_cq, &entry, solicited);
 }
 
-static void flush(fake_qp *qp) {
+void fake_flush(fake_qp *qp) {
     while (qp->executed != qp->posted) complete(qp, IBV_WC_WR_FLUSH_ERR);
     while (!qp->qp.srq && qp->rq->count) {
         const struct ibv_wc wc = failed(qp->rq->receives[qp->rq->first].wr_id, IBV_WC_WR_FLUSH_ERR, qp);
@@ -129,7 +129,8 @@ static void flush(fake_qp *qp) {
 
 void fake_fail_qp(fake_qp *qp) {
     qp->qp.state = IBV_QPS_ERR;
-    flush(qp);
+    qp->lingers |= qp->executed != qp->posted;
+    if (!qp->device->late) fake_flush(qp);
     if (!qp->qp.srq || qp->last_told) return;
     qp->last_told = true;
     fake_tell(qp->qp.context, IBV_EVENT_QP_LAST_WQE_REACHED, qp);
@@ -400,7 +401,7 @@ int fake_post_send(struct ibv_qp *handle, struct ibv_send_wr *wr, struct ibv_sen
         *bad = wr;
         fake_count.refused++;
     }
-    if (handle->state == IBV_QPS_ERR) flush(qp);
+    if (handle->state == IBV_QPS_ERR && !qp->device->late) fake_flush(qp);
     fake_pump(qp);
     pthread_mutex_unlock(&fake_lock);
     return native;
@@ -431,7 +432,7 @@ int fake_post_recv(struct ibv_qp *handle, struct ibv_recv_wr *wr, struct ibv_rec
         native = post_receives(qp->rq, wr, bad);
     else
         *bad = wr;
-    if (handle->state == IBV_QPS_ERR) flush(qp);
+    if (handle->state == IBV_QPS_ERR && !qp->device->late) fake_flush(qp);
     fake_pump_all();
     pthread_mutex_unlock(&fake_lock);
     return native;

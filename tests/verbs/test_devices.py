@@ -32,6 +32,7 @@ class Counts(ctypes.Structure):
         ("polls", ctypes.c_uint64),
         ("refused", ctypes.c_uint64),
         ("complaints", ctypes.c_uint64),
+        ("cut_short", ctypes.c_uint64),
     ]
 
 
@@ -49,6 +50,9 @@ class Devices:
 
     def cut(self, device, lost=True):
         assert self.library.fake_ibv_cut(device.encode(), 1, int(lost)) == 0
+
+    def linger(self, device, ms):
+        assert self.library.fake_ibv_linger(device.encode(), ms) == 0
 
     def counts(self):
         counts = Counts()
@@ -181,3 +185,31 @@ async def test_one_of_two_nics_that_loses_its_cable_ends_transfers_typed(fake, d
         with pytest.raises(PeerLost):
             async with asyncio.timeout(10):
                 await a.write(source, remote)
+
+
+async def test_queue_pairs_that_take_long_to_destroy_hold_up_nobody(fake, devices):
+    """As on soft-RoCE without its cable: the kernel keeps them for 3 s."""
+    devices.layout("x0 roce ip=10.0.0.1; x1 roce ip=10.0.0.2; x2 roce ip=10.0.0.3")
+    async with engine_on(fake, devices=("x1",)) as b, engine_on(fake, devices=("x2",)) as c:
+        async with engine_on(fake, devices=("x0",)) as a:
+            ab, _ = await connect(a, b)
+            ac, _ = await connect(a, c)
+            source = await a.register(pattern(4096))
+            region_b, region_c = [await one.register(np.zeros(4096, dtype=np.uint8)) for one in (b, c)]
+            to_b, to_c = ab.region(region_b.to_bytes()), ac.region(region_c.to_bytes())
+            assert await a.write(source, to_b) == 4096
+            devices.linger("x0", 60_000)
+            devices.cut("x1")
+            start = time.monotonic()
+            with pytest.raises(PeerLost):
+                await asyncio.wait_for(a.write(source, to_b), 10)
+            assert time.monotonic() - start < 2
+            for _ in range(50):
+                assert await asyncio.wait_for(a.write(source, to_c), 10) == 4096
+            start = time.monotonic()
+        assert time.monotonic() - start < 10
+        assert devices.counts().contexts == 3
+        devices.linger("x0", 0)
+        async with asyncio.timeout(10):
+            while devices.counts().contexts == 3:
+                await asyncio.sleep(0.01)

@@ -11,6 +11,7 @@
  *   verbs_address.c   an endpoint's address, as it travels
  *   verbs_endpoint.c  the way to one peer; closing it, as a fence
  *   verbs_qp.c        a queue pair through its states
+ *   verbs_retire.c    a queue pair's end, if that takes long
  *   verbs_post.c      work requests -> ibv_post_send(), chained
  *   verbs_receive.c   the shared receive queues; messages
  *   verbs_cq.c        completions, waiting

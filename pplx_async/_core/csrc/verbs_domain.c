@@ -148,6 +148,7 @@ pplx_status verbs_domain_open(const char *device, const pplx_option *options, si
 
     verbs_domain *domain = calloc(1, sizeof *domain);
     if (!domain) return verbs_fail(error, PPLX_NO_MEMORY, 0, "out of memory");
+    verbs_retire_init(&domain->retire);
     domain->lib = functions;
     domain->options = parsed;
     domain->options.node = domain->options.library = NULL; /* not ours */
@@ -176,6 +177,10 @@ fail:
 
 void verbs_domain_close(pplx_provider_domain *handle) {
     verbs_domain *domain = (verbs_domain *)handle;
+    if (verbs_retire_end(domain)) verbs_domain_free(domain);
+}
+
+void verbs_domain_free(verbs_domain *domain) {
     const pplx_libibverbs *lib = domain->lib;
     verbs_receives_close(domain);
     if (domain->events) lib->ack_cq_events(domain->cq, domain->events); /* or destroying it waits for that */

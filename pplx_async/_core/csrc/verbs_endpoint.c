@@ -53,15 +53,12 @@ void verbs_enter(verbs_endpoint *endpoint, enum verbs_state state) {
     endpoint->queues[VERBS_WRITES].most = state == VERBS_UP ? most : 0;
 }
 
-static void free_endpoint(verbs_endpoint *endpoint) {
+/* Nothing that the device says is of it any more. */
+static void forget(verbs_endpoint *endpoint) {
     verbs_domain *domain = endpoint->domain;
-    for (int i = 0; i < 2; i++) {
-        if (!endpoint->queues[i].qp) continue;
-        leave_bucket(domain, &endpoint->queues[i]);
-        domain->lib->destroy_qp(endpoint->queues[i].qp);
-    }
+    for (int i = 0; i < 2; i++)
+        if (endpoint->queues[i].qp) leave_bucket(domain, &endpoint->queues[i]);
     domain->queues[2 * endpoint->slot] = domain->queues[2 * endpoint->slot + 1] = NULL;
-    free(endpoint);
 }
 
 static bool random_psns(verbs_endpoint *endpoint) {
@@ -132,7 +129,8 @@ pplx_status verbs_endpoint_open(pplx_provider_domain *handle, pplx_provider_endp
             status = verbs_fail(error, PPLX_TOO_LARGE, 0, "the address takes %zu B", endpoint->own_nbytes);
     }
     if (status != PPLX_OK) {
-        free_endpoint(endpoint);
+        forget(endpoint);
+        verbs_queues_destroy(endpoint);
         return status;
     }
     memcpy(address, endpoint->own, endpoint->own_nbytes);
@@ -196,22 +194,36 @@ static bool is_flushed(const verbs_queue *queue) {
     return queue->first == queue->next || (queue->failed && queue->seen == queue->next);
 }
 
+/* All of what it was told is read, until nothing more can come. PPLX_AGAIN: no memory for that. */
+static pplx_status read_out(verbs_endpoint *endpoint) {
+    const verbs_domain *domain = endpoint->domain;
+    const uint64_t until = verbs_now_ns() + FLUSH_MS * UINT64_C(1000000);
+    do {
+        if (verbs_drain(endpoint->domain, endpoint) != PPLX_OK) return PPLX_AGAIN;
+    } while (!domain->broken && !(is_flushed(&endpoint->queues[0]) && is_flushed(&endpoint->queues[1])) &&
+             verbs_now_ns() < until);
+    return PPLX_OK;
+}
+
 /* The fence. In ERR a queue pair neither sends nor answers any more. What it had finished by then lies in the
  * completion queue, or comes to lie there in a moment: it is read, since destroying a queue pair may take it
- * out. After that the device knows nothing of it. */
+ * out. After that the device knows nothing of it.
+ *
+ * Destroying may take long if something was under way. RESET is as good a fence, and takes no time. */
 pplx_status verbs_endpoint_close(pplx_provider_endpoint *handle) {
     verbs_endpoint *endpoint = (verbs_endpoint *)handle;
     verbs_domain *domain = endpoint->domain;
-    const uint64_t until = verbs_now_ns() + FLUSH_MS * UINT64_C(1000000);
     if (endpoint->state != VERBS_CLOSING) {
+        endpoint->lingers = endpoint->state == VERBS_LOST;
+        for (int i = 0; i < 2; i++) endpoint->lingers |= endpoint->queues[i].first != endpoint->queues[i].next;
         verbs_enter(endpoint, VERBS_CLOSING);
         verbs_calm(endpoint);
         for (int i = 0; i < 2; i++) verbs_qp_move(&endpoint->queues[i], IBV_QPS_ERR);
     }
-    do {
-        if (verbs_drain(domain, endpoint) != PPLX_OK) return PPLX_UNRELEASED;
-    } while (!domain->broken && !(is_flushed(&endpoint->queues[0]) && is_flushed(&endpoint->queues[1])) &&
-             verbs_now_ns() < until);
+    if (read_out(endpoint) != PPLX_OK) return PPLX_UNRELEASED;
+    const bool reset = endpoint->lingers && verbs_qp_move(&endpoint->queues[0], IBV_QPS_RESET) == 0 &&
+                       verbs_qp_move(&endpoint->queues[1], IBV_QPS_RESET) == 0;
+    if (reset && verbs_drain(domain, endpoint) != PPLX_OK) return PPLX_UNRELEASED;
     verbs_forget_kept(domain, endpoint);
     for (int i = 0; i < 2; i++) domain->cq_room += (int32_t)(endpoint->queues[i].next - endpoint->queues[i].first);
     drop_messages(endpoint);
@@ -221,7 +233,11 @@ pplx_status verbs_endpoint_close(pplx_provider_endpoint *handle) {
     else
         domain->endpoints = endpoint->next;
     if (endpoint->next) endpoint->next->prev = endpoint->prev;
-    free_endpoint(endpoint);
+    forget(endpoint);
+    if (reset)
+        verbs_queues_retire(endpoint);
+    else
+        verbs_queues_destroy(endpoint);
     return PPLX_OK;
 }
 

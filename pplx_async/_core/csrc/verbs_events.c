@@ -23,7 +23,7 @@ static void queue_event(verbs_queue *queue, bool last_wqe) {
             verbs_writes_broke(endpoint);
             endpoint->last_wqe = last_wqe;
         }
-    } else if (endpoint->state >= VERBS_UP && verbs_qp_is_broken(queue)) {
+    } else if (endpoint->state >= VERBS_UP && endpoint->state < VERBS_LOST && verbs_qp_is_broken(queue)) {
         verbs_lose(endpoint, IBV_WC_FATAL_ERR);
     }
 }
