@@ -57,107 +57,11 @@ const pplx_provider pplx_provider_fabric = {
 
 #else
 
-#include <stdio.h>
+#define PPLX_STUB_TEXT                                                                             \
+    "this build has no fabric provider: libfabric's headers were not found when it was compiled; " \
+    "apt-get install libfabric-dev and rebuild, or install a wheel"
+#include "provider_stub.h"
 
-/* Nothing can be opened, so only the first two are ever called; the others keep the table whole. */
-static pplx_status unavailable(pplx_error *error) {
-    if (error) {
-        *error = (pplx_error){.status = PPLX_UNAVAILABLE};
-        snprintf(error->text, sizeof error->text,
-                 "this build has no fabric provider: libfabric's headers were not found when it was compiled; "
-                 "apt-get install libfabric-dev and rebuild, or install a wheel");
-    }
-    return PPLX_UNAVAILABLE;
-}
-
-static pplx_status discover(const pplx_option *options, size_t noptions, pplx_device *devices, size_t capacity,
-                            size_t *count, pplx_error *error) {
-    (void)options, (void)noptions, (void)devices, (void)capacity;
-    *count = 0;
-    return unavailable(error);
-}
-
-static pplx_status domain_open(const char *device, const pplx_option *options, size_t noptions,
-                               pplx_provider_domain **domain, pplx_error *error) {
-    (void)device, (void)options, (void)noptions, (void)domain;
-    return unavailable(error);
-}
-
-static void domain_close(pplx_provider_domain *domain) { (void)domain; }
-
-static void domain_caps(pplx_provider_domain *domain, pplx_caps *caps) {
-    (void)domain;
-    *caps = (pplx_caps){0};
-}
-
-static pplx_status endpoint_open(pplx_provider_domain *domain, pplx_provider_endpoint **endpoint, void *address,
-                                 size_t *nbytes, pplx_error *error) {
-    (void)domain, (void)endpoint, (void)address, (void)nbytes;
-    return unavailable(error);
-}
-
-static pplx_status endpoint_connect(pplx_provider_endpoint *endpoint, const void *address, size_t nbytes,
-                                    pplx_error *error) {
-    (void)endpoint, (void)address, (void)nbytes;
-    return unavailable(error);
-}
-
-static pplx_status endpoint_close(pplx_provider_endpoint *endpoint) {
-    (void)endpoint;
-    return PPLX_OK;
-}
-
-static pplx_status mr_open(pplx_provider_domain *domain, const pplx_memory *memory, uint32_t access,
-                           pplx_provider_mr **mr, pplx_remote_key *key, pplx_error *error) {
-    (void)domain, (void)memory, (void)access, (void)mr, (void)key;
-    return unavailable(error);
-}
-
-static pplx_status mr_close(pplx_provider_mr *mr) {
-    (void)mr;
-    return PPLX_OK;
-}
-
-static pplx_status post(pplx_provider_endpoint *endpoint, const pplx_work_request *requests, size_t count,
-                        size_t *posted, int32_t *provider_error) {
-    (void)endpoint, (void)requests, (void)count;
-    *posted = 0;
-    *provider_error = 0;
-    return PPLX_UNAVAILABLE;
-}
-
-static size_t poll(pplx_provider_domain *domain, pplx_completion *completions, size_t capacity) {
-    (void)domain, (void)completions, (void)capacity;
-    return 0;
-}
-
-static pplx_status arm(pplx_provider_domain *domain) {
-    (void)domain;
-    return PPLX_UNSUPPORTED;
-}
-
-static int wait_fd(pplx_provider_domain *domain) {
-    (void)domain;
-    return -1;
-}
-
-const pplx_provider pplx_provider_fabric = {
-    .size = sizeof(pplx_provider),
-    .abi = PPLX_PROVIDER_ABI,
-    .name = "fabric",
-    .discover = discover,
-    .domain_open = domain_open,
-    .domain_close = domain_close,
-    .domain_caps = domain_caps,
-    .endpoint_open = endpoint_open,
-    .endpoint_connect = endpoint_connect,
-    .endpoint_close = endpoint_close,
-    .mr_open = mr_open,
-    .mr_close = mr_close,
-    .post = post,
-    .poll = poll,
-    .arm = arm,
-    .wait_fd = wait_fd,
-};
+const pplx_provider pplx_provider_fabric = PPLX_STUB("fabric");
 
 #endif
