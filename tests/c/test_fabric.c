@@ -713,6 +713,10 @@ int main(int argc, char **argv) {
         serve(atoi(argv[4]));
     }
 
+#if !PPLX_HAVE_LIBFABRIC
+    puts("libfabric's headers are not installed (package libfabric-dev)");
+    return 77;
+#endif
     static side a, b;
     test_discover();
     test_options(argv[1]);
