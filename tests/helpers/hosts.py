@@ -30,6 +30,7 @@ root 0000:15 node 0
 """
 PROBES = {
     "environ": {},
+    "built": {"fabric": None, "verbs": None},
     "libfabric": [{"library": "/usr/lib/libfabric.so.1", "version": "2.1", "providers": ["tcp"], "reason": None}],
     "libibverbs": {"library": "/usr/lib/libibverbs.so.1.14.50.0", "version": "1.14.50.0", "reason": None},
     "libcuda": {"library": "/usr/lib/libcuda.so.580", "version": "13.0", "reason": None, "dma_buf": True},

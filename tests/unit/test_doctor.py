@@ -268,9 +268,15 @@ def test_efa_without_a_libfabric_for_it(tmp_path):
 def test_efa_without_huge_pages(tmp_path):
     root = host(tmp_path, AWS)
     write(root, "proc/sys/vm/nr_hugepages", "0")
-    assert ask(root)["EFA"][::2] == ("warning", "sudo sysctl -w vm.nr_hugepages=5128")
-    probes(root, environ={"FI_EFA_USE_HUGE_PAGE": "0"})
-    assert ask(root) == {}
+    level, _, fix = ask(root)["EFA"]
+    assert (level, fix.partition("=")[0]) == ("warning", "sudo sysctl -w vm.nr_hugepages")
+    for environ in ({"FI_EFA_USE_HUGE_PAGE": "0"}, {"FI_EFA_FORK_SAFE": "1"}):  # then it takes none
+        probes(root, environ=environ)
+        assert ask(root) == {}
+
+
+def test_efa_says_what_its_security_group_needs(tmp_path):
+    assert "security group" in said(host(tmp_path, AWS), "EFA")[0]
 
 
 @pytest.mark.parametrize(
@@ -282,7 +288,9 @@ def test_efa_without_huge_pages(tmp_path):
         ("FI_EFA_USE_UNSOLICITED_WRITE_RECV", "0", "warning"),
         ("FI_PROVIDER", "efa,tcp", None),
         ("FI_PROVIDER", "^shm", None),
-        ("FI_EFA_USE_DEVICE_RDMA", "1", None),
+        ("FI_EFA_USE_DEVICE_RDMA", "Off", "problem"),
+        ("FI_EFA_USE_DEVICE_RDMA", "1", "warning"),
+        ("FI_EFA_USE_UNSOLICITED_WRITE_RECV", "1", None),
     ],
 )
 def test_variables_that_spoil_efa(tmp_path, variable, value, level):
@@ -324,6 +332,34 @@ def test_no_usable_libfabric(tmp_path):
     assert ask(root)["libfabric"][0] == "warning"
     assert ask(root, fabric="tcp")["libfabric"][0] == "problem"
     assert said(root, "libfabric")[0] == "/lib/libfabric.so.1 is not used: it crashed"
+
+
+def test_a_build_without_libfabric_is_made_anew_whatever_libraries_are_there(tmp_path):
+    root = host(tmp_path, LAPTOP)
+    lacks = "this build has no fabric provider: libfabric's headers were not found when it was compiled"
+    probes(root, built={"fabric": lacks, "verbs": None})
+    level, text, fix = ask(root)["libfabric"]
+    assert (level, text) == ("warning", lacks)
+    assert "libfabric-dev" in fix
+    assert "--no-binary pplx_async" in fix
+    assert ask(root, fabric="tcp")["libfabric"][0] == "problem"
+
+
+def test_a_build_without_libibverbs_is_a_problem_where_there_are_devices(tmp_path):
+    lacks = "this build has no verbs provider: libibverbs's headers were not found when it was compiled"
+    server, laptop, aws = host(tmp_path / "a"), host(tmp_path / "b", LAPTOP), host(tmp_path / "c", AWS)
+    for root in (server, laptop, aws):
+        probes(root, built={"fabric": None, "verbs": lacks})
+    level, text, fix = ask(server)["libibverbs"]
+    assert (level, text, "libibverbs-dev" in fix) == ("problem", lacks, True)
+    assert ask(laptop) == {} == ask(aws)
+    assert ask(laptop, fabric="verbs")["libibverbs"][0] == "problem"
+
+
+def test_what_this_build_lacks_is_asked_without_any_library():
+    probed = System().probe("built")
+    assert set(probed) == {"fabric", "verbs"}
+    assert all(lacks is None or lacks.startswith("this build has no") for lacks in probed.values())
 
 
 def test_few_descriptors(tmp_path):

@@ -14,6 +14,7 @@ __all__ = ["efa", "efa_variables"]
 
 _AMAZON = 0x1D0F
 _EFA_DEVICES = range(0xEFA0, 0xEFB0)
+_OFF, _ON = frozenset({"0", "no", "off", "false"}), frozenset({"1", "yes", "on", "true"})  # to libfabric
 _INSTALL = (
     "curl -O https://efa-installer.amazonaws.com/aws-efa-installer-latest.tar.gz && "
     "tar xf aws-efa-installer-latest.tar.gz && cd aws-efa-installer && sudo ./efa_installer.sh -y"
@@ -27,7 +28,7 @@ def efa(system: System) -> Iterator[Finding]:
         if system.options.fabric == "efa":
             yield problem(
                 'fabric="efa" was asked for, and no EFA device is there',
-                "attach an interface of type EFA to the instance (of a type that has it)",
+                "stop the instance, attach a network interface of type EFA (if its type has that), start it",
             )
         else:
             yield ok("no EFA device")
@@ -36,7 +37,10 @@ def efa(system: System) -> Iterator[Finding]:
     if blind:
         yield problem(f"no driver serves the EFA at {', '.join(blind)}", "sudo modprobe efa")
     if len(blind) < len(nics):
-        yield ok(f"{len(nics) - len(blind)} EFA devices")
+        yield ok(
+            f"{len(nics) - len(blind)} EFA devices; what can't be seen from here: their security group has to allow "
+            "all traffic to and from itself"
+        )
     rows = system.probe("libfabric")
     if rows is not None:
         able = [row for row in rows if "efa" in row["providers"]]
@@ -45,10 +49,11 @@ def efa(system: System) -> Iterator[Finding]:
         elif not blind:
             yield problem("no libfabric here speaks to EFA", _INSTALL)
     pages = system.number("proc/sys/vm/nr_hugepages")
-    if pages == 0 and system.environ.get("FI_EFA_USE_HUGE_PAGE") != "0":
+    unwanted = _says(system, "FI_EFA_USE_HUGE_PAGE", _OFF) or _says(system, "FI_EFA_FORK_SAFE", _ON)
+    if pages == 0 and not unwanted:
         yield warning(
-            "no huge pages: EFA's buffers are made of small ones, and set-up is slower",
-            "sudo sysctl -w vm.nr_hugepages=5128",
+            "no huge pages: EFA's buffers are made of small ones, a little slower",
+            "sudo sysctl -w vm.nr_hugepages=$((110 * $(nproc) + 1))  # as many as AWS's installer takes",
         )
     elif pages:
         yield ok(f"{pages} huge pages")
@@ -63,16 +68,27 @@ def efa_variables(system: System) -> Iterator[Finding]:
     excluding = environ.get("FI_PROVIDER", "").startswith("^")
     if wanted and (("efa" in wanted) == excluding):
         yield problem(f"FI_PROVIDER={environ['FI_PROVIDER']} hides EFA from libfabric", "unset FI_PROVIDER")
-    if environ.get("FI_EFA_USE_DEVICE_RDMA") == "0":
+    if _says(system, "FI_EFA_USE_DEVICE_RDMA", _OFF):
         yield problem(
-            "FI_EFA_USE_DEVICE_RDMA=0: writes are emulated by messages, and the peer's CPU copies them",
+            f"FI_EFA_USE_DEVICE_RDMA={environ['FI_EFA_USE_DEVICE_RDMA']}: writes are emulated by messages, and the "
+            "peer's CPU copies them",
             "unset FI_EFA_USE_DEVICE_RDMA",
         )
-    if "FI_EFA_USE_UNSOLICITED_WRITE_RECV" in environ:
+    if _says(system, "FI_EFA_USE_DEVICE_RDMA", _ON):
         yield warning(
-            "FI_EFA_USE_UNSOLICITED_WRITE_RECV is set: it must say the same at every peer, or immediates are lost",
+            f"FI_EFA_USE_DEVICE_RDMA={environ['FI_EFA_USE_DEVICE_RDMA']}: libfabric aborts the process where the "
+            "device has no RDMA; without it RDMA is used where it is there",
+            "unset FI_EFA_USE_DEVICE_RDMA",
+        )
+    if _says(system, "FI_EFA_USE_UNSOLICITED_WRITE_RECV", _OFF):
+        yield warning(
+            "FI_EFA_USE_UNSOLICITED_WRITE_RECV is off: with peers where it is on, writes are emulated by messages",
             "unset FI_EFA_USE_UNSOLICITED_WRITE_RECV",
         )
+
+
+def _says(system: System, variable: str, words: frozenset[str]) -> bool:
+    return system.environ.get(variable, "").lower() in words
 
 
 def _nics(system: System) -> list[Device]:

@@ -12,10 +12,19 @@ from pplx_async.cli.doctor.system import System
 __all__ = ["libcuda", "libfabric", "libibverbs"]
 
 _GET = "pip install 'pplx_async[fabric]'"
+_REBUILD = (
+    "sudo apt-get install {} && pip install --force-reinstall --no-deps --no-binary pplx_async pplx_async"
+    "  # Fedora, Amazon Linux: {}; in a checkout: pip install -e ."
+)
 
 
 def libfabric(system: System) -> Iterator[Finding]:
     """Look for a libfabric with a provider that can be used."""
+    asked = system.options.fabric in ("tcp", "tcp;ofi_rxm", "efa")
+    lacks = (system.probe("built") or {}).get("fabric")
+    if lacks is not None:
+        yield (problem if asked else warning)(lacks, _REBUILD.format("libfabric-dev", "libfabric-devel"))
+        return
     rows = system.probe("libfabric")
     if rows is None:
         return
@@ -28,7 +37,7 @@ def libfabric(system: System) -> Iterator[Finding]:
         yield ok(f"{row['library']} is not used: {row['reason']}")
     if usable:
         return
-    if system.options.fabric in ("tcp", "tcp;ofi_rxm", "efa"):
+    if asked:
         yield problem(f"fabric={system.options.fabric!r} was asked for, and no libfabric can be used", _GET)
     else:
         yield warning("no libfabric can be used: neither tcp nor EFA to other hosts", _GET)
@@ -36,6 +45,13 @@ def libfabric(system: System) -> Iterator[Finding]:
 
 def libibverbs(system: System) -> Iterator[Finding]:
     """Look for a libibverbs, where there are devices for it."""
+    lacks = (system.probe("built") or {}).get("verbs")
+    if lacks is not None:
+        if system.options.fabric == "verbs" or not all(device.is_efa for device in system.rdma):
+            yield problem(lacks, _REBUILD.format("libibverbs-dev", "rdma-core-devel"))
+        else:
+            yield ok(f"no RDMA device that would need it; {lacks}")
+        return
     found = system.probe("libibverbs")
     if found is None:
         return

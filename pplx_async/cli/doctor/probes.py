@@ -17,12 +17,31 @@ from collections.abc import Callable
 from typing import Any
 
 from pplx_async import topology
+from pplx_async._core import rt
+from pplx_async.errors import ProviderUnavailable
 from pplx_async.options import EngineOptions
 
 __all__ = ["PROBES"]
 
 _SECONDS = 20
 _DMA_BUF_SUPPORTED = 124  # CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED
+
+
+def _built(options: EngineOptions) -> dict[str, str | None]:
+    """Say what this build lacks of each provider, or None.
+
+    An option that none of them has is refused before any library is loaded.
+    """
+    lacks: dict[str, str | None] = {}
+    for provider in ("fabric", "verbs"):
+        try:
+            rt.discover(provider, {"nothing": ""})
+        except ProviderUnavailable as error:
+            said = re.search("this build has no [^;]*", error.reason)
+            lacks[provider] = said[0] if said else None
+        except ValueError:
+            lacks[provider] = None
+    return lacks
 
 
 def _libfabric(options: EngineOptions) -> list[dict[str, Any]]:
@@ -77,6 +96,7 @@ def _calls(options: EngineOptions) -> dict[str, Any]:
 
 
 PROBES: dict[str, Callable[[EngineOptions], Any]] = {
+    "built": _built,
     "libfabric": _libfabric,
     "libibverbs": lambda options: _look_at("libibverbs.so.1"),
     "libcuda": lambda options: _look_at("libcuda.so.1"),
