@@ -9,6 +9,7 @@ running out of time is ``TimeoutError`` from ``asyncio.timeout``, and cancelling
 """
 
 from asyncio import CancelledError
+from errno import EMFILE
 from typing import Any, ClassVar
 
 __all__ = [
@@ -31,6 +32,14 @@ __all__ = [
     "WorkFlushed",
     "completion_error",
 ]
+
+
+_NO_DESCRIPTORS = "Raise the limit of open files (`ulimit -n`), or close what is not needed."
+
+
+def _hint(code: int, hint: str | None) -> str | None:
+    """Say what helps where there are no descriptors, whatever else helps with such a call."""
+    return _NO_DESCRIPTORS if hint is None and code == EMFILE else hint
 
 
 class PplxAsyncError(Exception):
@@ -135,7 +144,7 @@ class NativeCallError(PplxAsyncError, OSError):
         provider: str | None = None,
         hint: str | None = None,
     ) -> None:
-        super().__init__(reason, hint=hint)
+        super().__init__(reason, hint=_hint(errno, hint))
         # OSError's own slots, which it fills itself only when it is given (errno, text).
         self.errno = errno
         self.strerror = reason
@@ -274,7 +283,7 @@ class RegistrationError(PplxAsyncError):
         provider_error: int = 0,
         hint: str | None = None,
     ) -> None:
-        super().__init__(reason, hint=hint)
+        super().__init__(reason, hint=_hint(provider_error, hint))
         self.nbytes = nbytes
         self.domain = domain
         self.provider_error = provider_error

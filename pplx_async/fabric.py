@@ -215,7 +215,8 @@ class Domain(Resource):
         try:
             region = native.Region(self._core, buffer, ACCESS[access], writable)
         except RegistrationError as error:
-            error.hint = "Check `ulimit -l` (locked memory)."
+            if error.hint == RegistrationError.default_hint:  # which speaks of an engine
+                error.hint = "Check `ulimit -l` (locked memory)."
             raise
         return Memory(self, region, access)
 

@@ -7,7 +7,6 @@ when there is room again, everything works.
 """
 
 import asyncio
-import contextlib
 import errno
 import json
 import logging
@@ -379,11 +378,14 @@ async def test_memory_without_descriptors(fabric):
                 pair.b.empty(SIZE)
             assert isinstance(caught.value, OSError)
             assert caught.value.strerror
-            region = None
-            with contextlib.suppress(RegistrationError) if fabric.name == "ipc" else contextlib.nullcontext():
+            assert "ulimit -n" in caught.value.hint
+            if fabric.name == "ipc":
+                with pytest.raises(RegistrationError, match="ulimit -n") as caught:
+                    await pair.b.register(array)
+                assert "ulimit -l" not in str(caught.value)
+            else:
                 region = await pair.b.register(array)
-        assert (region is None) == (fabric.name == "ipc")
-        if region is None:
+        if fabric.name == "ipc":
             region = await pair.b.register(array)
         # The peer's first write there, when nobody can be handed a descriptor.
         remote = pair.ab.region(region.to_bytes())
