@@ -20,7 +20,7 @@ static void test_options(void) {
         {"ring_slotz", "64"},       {"ring_slots", "63"},      {"ring_slots", ""},
         {"ring_slots", "-64"},      {"ring_slots", "1"},       {"staging_nbytes", "65537"},
         {"staging_nbytes", "4096"}, {"staging_nbytes", "1e6"}, {"ring_slots", "4294967296"},
-        {"vm_writev", "yes"},       {"vm_writev", ""}};
+        {"vm_writev", "yes"},       {"vm_writev", ""},         {"holders_ms", "-1"}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         pplx_provider_domain *domain = NULL;
         CHECK_EQ(ipc->discover(&bad[i], 1, &device, 1, &count, &error), PPLX_INVALID);

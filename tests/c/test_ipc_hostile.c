@@ -782,7 +782,7 @@ static void test_keeps_the_mapping(void) {
         CHECK(victim.arena[MAPPED][1000] == memory[1000]);
         uint64_t start = check_now_ns();
         close_endpoint(&victim, NULL);
-        CHECK(check_now_ns() - start < IPC_HOLDERS_NS); /* nobody else is waited for */
+        CHECK(check_now_ns() - start < 3000000000); /* nobody else is waited for */
         unsigned char *before = malloc(ARENA);
         CHECK(before);
         memcpy(before, victim.arena[MAPPED], ARENA);

@@ -283,6 +283,43 @@ static void test_stopped(void) {
     }
 }
 
+/* Two that hold the same memory stand still, and one is closed. The other is waited for as long as the domain was
+ * told, and loses our memory then, too. */
+static void test_both_stopped(void) {
+    static const pplx_option hasty[] = {{"holders_ms", "300"}};
+    static unsigned char before[ARENA];
+    static side s, peer, other;
+    child c, second;
+    watched w;
+    side_open_with(&s, hasty, 1);
+    meet_child(&second, "stream", &s, &other);
+    wait_written(&s);
+    kill(second.pid, SIGSTOP);
+    CHECK(waitpid(second.pid, NULL, WUNTRACED) == second.pid);
+    memset(s.arena[MAPPED], 0, ARENA);
+    pplx_provider_endpoint *held = s.endpoint;
+    meet_child(&c, "stream", &s, &peer);
+    wait_written(&s);
+    kill(c.pid, SIGSTOP);
+    CHECK(waitpid(c.pid, NULL, WUNTRACED) == c.pid);
+    const uint64_t start = check_now_ns();
+    close_endpoint(&s, NULL);
+    const double took = 1e-9 * (double)(check_now_ns() - start);
+    CHECK(took >= 0.3 && took < 3); /* by default it is 4 s */
+    memcpy(before, s.arena[MAPPED], ARENA);
+    s.endpoint = held;
+    pplx_work_request request = request_of(&s, PLAIN, &other, PLAIN, &w, PPLX_WRITE, 0, 8, 0);
+    CHECK_EQ(post(&s, NULL, &request), PPLX_CONNECTION);
+    kill(c.pid, SIGCONT);
+    kill(second.pid, SIGCONT);
+    run_for(&s, NULL, 0.03);
+    CHECK(memcmp(before, s.arena[MAPPED], ARENA) == 0);
+    kill_child(&c);
+    kill_child(&second);
+    close_endpoint(&s, NULL);
+    side_close(&s);
+}
+
 /* A region that was closed is fenced, whoever had it mapped and stands still now: its pages have moved. */
 static void test_closed_region(void) {
     uint64_t random = 11;
@@ -453,6 +490,7 @@ int main(int argc, char **argv) {
     RUN(test_killed);
     RUN(test_killed_writer);
     RUN(test_stopped);
+    RUN(test_both_stopped);
     RUN(test_closed_region);
     RUN(test_own_writes);
     RUN(test_moved_pages);

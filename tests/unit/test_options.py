@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pplx_async import options
+from pplx_async import options, topology
 from pplx_async.options import EngineOptions, join_address, split_address
 
 
@@ -87,6 +87,12 @@ def test_out_of_range(field, value, says):
 def test_wrong_type(field, value):
     with pytest.raises(TypeError, match=field):
         EngineOptions(**{field: value})
+
+
+@pytest.mark.parametrize(("seconds", "holders_ms"), [(5.0, "3900"), (1.0, "700"), (0.0, "0")])
+def test_ipc_waits_for_other_holders_within_the_time_to_drain(seconds, holders_ms):
+    (part,) = topology.choose(EngineOptions(fabric="ipc", drain_timeout=seconds)).parts
+    assert part.options["holders_ms"] == holders_ms
 
 
 def test_what_is_allowed():

@@ -217,7 +217,7 @@ pplx_status pplx_ipc_endpoint_close(pplx_provider_endpoint *handle) {
     if (!exposed(endpoint) || now_ns < endpoint->fence_ns) return PPLX_UNRELEASED;
     if (!endpoint->moving) {
         endpoint->moving = true;
-        endpoint->fence_ns = now_ns + IPC_HOLDERS_NS;
+        endpoint->fence_ns = now_ns + domain->options.holders_ms * UINT64_C(1000000);
         start_moving(endpoint);
     }
     for (ipc_endpoint *other; (other = other_holder(domain)) != NULL;) {

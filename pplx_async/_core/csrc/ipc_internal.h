@@ -69,16 +69,14 @@ typedef struct ipc_region ipc_region;
 typedef struct ipc_options {
     uint32_t slots;
     uint32_t staging;
-    bool vm_writev; /* trust the peers that say the same: ipc_direct.c */
+    uint32_t holders_ms; /* who has to let go because of another peer is waited for so long */
+    bool vm_writev;      /* trust the peers that say the same: ipc_direct.c */
 } ipc_options;
 
 static const uint64_t IPC_MAX_MESSAGE = UINT64_C(1) << 40;
 
 /* An early peer is waited for as long as a connect may take. */
 static const uint64_t IPC_EARLY_NS = UINT64_C(10000000000);
-
-/* Who has to let go because of another peer is waited for so long, beyond the silence that makes a peer lost. */
-static const uint64_t IPC_HOLDERS_NS = UINT64_C(4000000000);
 
 /* What an epoll event points to. */
 enum ipc_watch_kind { IPC_WATCH_LISTENER, IPC_WATCH_VISITOR, IPC_WATCH_SOCKET, IPC_WATCH_PEER };
