@@ -18,6 +18,11 @@ import pytest
 from helpers.process import TESTS
 
 
+def is_sanitized() -> bool:
+    """Whether this process runs with AddressSanitizer, which keeps for a while what was freed, and takes its time."""
+    return "asan" in os.environ.get("LD_PRELOAD", "")
+
+
 def open_descriptors() -> int:
     """How many this process has open."""
     return len(os.listdir("/proc/self/fd")) - 1
@@ -55,7 +60,7 @@ def build_starver(folder: Path) -> Path:
     """Compile ``starve.c``, for `Starver` in a process that preloads it; skips where there is no compiler."""
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed, which builds what takes memory away from our modules")
-    if "asan" in os.environ.get("LD_PRELOAD", ""):
+    if is_sanitized():
         pytest.skip("AddressSanitizer has an allocator of its own, which nobody can take memory away from")
     library = folder / "starve.so"
     source = TESTS / "reliability" / "starve.c"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from helpers.engines import SOON, eventually
+from helpers.limits import is_sanitized
 from helpers.survivor import open_survivor
 from pplx_async import PeerLost
 
@@ -89,7 +90,7 @@ async def one_round(survivor, pid, peer):
     await survivor.bury(pid)
 
 
-@pytest.mark.deadline(90)
+@pytest.mark.deadline(180)
 async def test_hundred_deaths_leave_nothing(fabric, record_property):
     async with open_survivor(fabric) as survivor:
         pids, sockets = set(), set()
@@ -103,10 +104,13 @@ async def test_hundred_deaths_leave_nothing(fabric, record_property):
             del peer
         await eventually(lambda: footprint()[0] == before, "everything is given back")
         # Memory of the last round goes back to the system when the allocator likes to give it.
-        await eventually(lambda: footprint()[1] < resident + GROWTH, f"at most {resident + GROWTH} B are resident")
+        if not is_sanitized():
+            await eventually(lambda: footprint()[1] < resident + GROWTH, f"at most {resident + GROWTH} B are resident")
         after, resident_after = footprint()
         assert bool(sockets) == (survivor.third_peer.fabric == "ipc")
         assert sockets & set(local_sockets().values()) == set()
         assert [name for name in os.listdir("/dev/shm") if any(str(pid) in name for pid in pids)] == []
         for name, value in [*after._asdict().items(), ("rss_before", resident), ("rss_after", resident_after)]:
             record_property(name, value)
+    if is_sanitized():
+        pytest.skip("all but resident memory was checked: AddressSanitizer keeps what was freed")

@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from helpers.engines import SOON, connect, engine_on, eventually, open_pair, patience
+from helpers.limits import is_sanitized
 from helpers.process import helper
 from pplx_async import BrokenResourceError, ClosedResourceError, PeerLost, _frames, wire
 from pplx_async import peer as peer_module
@@ -373,5 +374,7 @@ async def test_memory_under_floods(fabric, pytestconfig):
                     most = max(most, resident())
             assert peer.is_open
             print(f"{(most - before) / 2**20:.1f} MiB more under floods")
-            assert most - before < 32 << 20
+            assert most - before < 32 << 20 or is_sanitized()
         assert await victim.finish() is not None
+    if is_sanitized():
+        pytest.skip("all but resident memory was checked: AddressSanitizer keeps what was freed")

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.limits import is_sanitized
+
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "pplx_async" / "_core" / "csrc"
 HEADERS = sorted((ROOT / "include" / "pplx_async").glob("*.h"))
@@ -93,6 +95,7 @@ def test_import_brings_in_no_optional_package():
     assert {"click", "cupy", "numpy", "rich", "torch", "typer", "uvloop"}.isdisjoint(loaded)
 
 
+@pytest.mark.skipif(is_sanitized(), reason="AddressSanitizer takes its time to load")
 def test_import_is_quick(tmp_path):
     """`python -c "import pplx_async"`, start of the interpreter included, takes <= 150 ms.
 
