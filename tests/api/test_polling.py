@@ -50,10 +50,14 @@ async def test_it_is_given_up_where_it_brings_nothing(fabric, monkeypatch):
         counter, remote = pair.counter()
         for_ever = counter.wait(1 << 40)  # something pends all the time
         await ping(pair, counter, remote, 100, pause=0.001)  # much longer than it polls
-        polls = Polls(pair.b, monkeypatch)
-        await ping(pair, counter, remote, 20, pause=0.001)
-        monkeypatch.undo()
-        assert polls.count < 20 * 2
+        counts = []
+        while not counts or (counts[-1] >= 20 * 2 and len(counts) < 10):
+            # One that finds something by chance, since we were held up, pays: it is tried again for a while.
+            polls = Polls(pair.b, monkeypatch)
+            await ping(pair, counter, remote, 20, pause=0.001)
+            monkeypatch.undo()
+            counts.append(polls.count)
+        assert counts[-1] < 20 * 2, counts
         for_ever.cancel()
 
 

@@ -17,7 +17,7 @@ from helpers.process import ROOT, environment
 from helpers.require import find_fabric
 
 # What one library's run may take, all of it.
-LIMIT = 240
+LIMIT = 900
 
 
 @pytest.fixture(scope="module")
