@@ -8,7 +8,7 @@
 PYTHON ?=#               interpreter for a new environment; by default the first that is recent enough
 VENV   ?= .venv#         relative, without blanks
 DEMO   ?= weights#       what `make demo` shows: weights or pages
-LOOPS  ?= asyncio uvloop#  event loops that `make test` runs on
+LOOPS  ?= asyncio uvloop#  event loops that `make test` and `make test-rdma` run on
 ARGS   ?=#               more arguments for pytest, the demo, or the measurement
 SECONDS ?= 60#           how long `make soak` runs, and each target of `make fuzz`
 FABRIC ?= ipc#           what `make soak` runs on: ipc, tcp, tcp;ofi_rxm or auto
@@ -118,9 +118,9 @@ sanitize-python: $(STAMP)/test  ## The Python suite on extensions with AddressSa
 
 # Where there is a device it is used; else soft-RoCE, in a virtual machine that is made for this.
 .PHONY: test-rdma
-test-rdma: $(STAMP)/ext $(STAMP)/test  ## The verbs tests on RDMA devices: on this machine's, or on soft-RoCE in a QEMU
+test-rdma: $(STAMP)/ext $(STAMP)/test $(STAMP)/rdma  ## The verbs tests on RDMA devices: on this machine's, or on soft-RoCE in a QEMU
 	if [ -n "$$(ls /sys/class/infiniband 2>/dev/null)" ]; then vm=; else vm=tests/rdma_vm/run-in-vm; fi; \
-	PY=$(abspath $(PY)) $$vm tests/rdma_vm/suite $(ARGS)
+	PY=$(abspath $(PY)) LOOPS="$(LOOPS)" $$vm tests/rdma_vm/suite $(ARGS)
 
 .PHONY: soak
 soak: $(STAMP)/ext $(STAMP)/test  ## Do everything between four processes that are killed and stopped (SECONDS=600 FABRIC=tcp SEED=7)
@@ -186,6 +186,10 @@ $(STAMP)/ext: $(EXT_DEPS) $(STAMP)/core
 
 $(STAMP)/test: pyproject.toml $(STAMP)/core
 	$(call install,test fabric)
+	@touch $@
+
+$(STAMP)/rdma: pyproject.toml $(STAMP)/core
+	$(call install,rdma)
 	@touch $@
 
 $(STAMP)/fuzz: pyproject.toml $(STAMP)/core

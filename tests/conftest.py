@@ -18,13 +18,14 @@ import uvloop
 from helpers.engines import Pair, open_pair
 from helpers.process import ROOT
 from helpers.require import fabric_ids, find_fabric
+from helpers.slowness import SLOWNESS
 
 # For benchmarks/, which nobody installs. Behind all else: if pplx_async is installed, that one is tested.
 sys.path.append(str(ROOT))
 
 # A test ends within this, on a machine that is ten times as slow or busy as it may be, or it fails with the stacks
 # of its tasks ...
-DEADLINE = 60.0
+DEADLINE = 60.0 * SLOWNESS
 # ... and if it can't be cancelled, or holds up the loop, the whole run ends so much later, with the stacks
 # of its threads.
 GRACE = 25.0
@@ -147,7 +148,7 @@ def pytest_collection_modifyitems(items):
 
 def _deadline(item):
     marker = item.get_closest_marker("deadline")
-    return marker.args[0] if marker else DEADLINE
+    return marker.args[0] * SLOWNESS if marker else DEADLINE
 
 
 def _arm(item):

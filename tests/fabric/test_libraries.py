@@ -29,7 +29,10 @@ def loop(request):
 @pytest.mark.deadline(LIMIT)
 @pytest.mark.parametrize(
     ("folder", "name"),
-    [*product(["api", "lowlevel"], ["rxm", "efa"]), *product(["api", "verbs", "verbs_lowlevel"], ["verbs-fake"])],
+    [
+        *product(["api", "lowlevel"], ["rxm", "efa"]),
+        *product(["api", "verbs", "verbs_lowlevel", "rdma_vm"], ["verbs-fake"]),
+    ],
 )
 def test_public_api(folder, name, loop, request):
     if request.config.getoption("--fabric"):

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from helpers.require import Fabric, find_fabric
+from helpers.slowness import SLOWNESS
 from pplx_async import ImmCounter, MemoryRegion, Peer, RemoteCounter, RemoteRegion, TransferEngine
 
 # Waiting for something that must happen "soon" on a busy machine.
-SOON = 20.0
+SOON = 20.0 * SLOWNESS
 
 
 def pattern(nbytes: int, seed: int = 0) -> np.ndarray:

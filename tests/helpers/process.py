@@ -20,9 +20,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from helpers.slowness import SLOWNESS
+
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
-TIMEOUT = 40.0
+TIMEOUT = 40.0 * SLOWNESS
 
 
 def take_interrupts() -> None:

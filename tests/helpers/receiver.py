@@ -20,6 +20,8 @@ class Receiver:
     """Does what the test asks, with one engine, one region and one counter."""
 
     def __init__(self, options: dict[str, Any]) -> None:
+        if "devices" in options:
+            options["devices"] = tuple(options["devices"])  # JSON has lists only
         self.engine = TransferEngine(name="second process", **options)
         self.array = np.zeros(0, dtype=np.uint8)
         self.background: asyncio.Task[Any] | None = None
