@@ -62,6 +62,10 @@ typedef struct pplx_caps {
     uint32_t posts_per_turn;    /* ... and per turn of the proxy's loop afterwards */
     uint64_t bits_per_second;   /* link speed, 0 if unknown */
     char description[PPLX_TEXT_BYTES]; /* provider, library, version, quirks in force */
+    char subnets[PPLX_TEXT_BYTES]; /* whom it reaches, as words with blanks between: "ipv4:10.1.0.0/16". Domains that
+                                    * share a word are joined first; without any, those that share what stands
+                                    * before a colon, for a router may join them; others never. Empty: it reaches
+                                    * every domain of its provider, for all that is known */
 } pplx_caps;
 
 typedef struct pplx_provider {

@@ -125,6 +125,7 @@ static void fill_caps(verbs_domain *domain, const char *file) {
     caps->eager_posts = EAGER_POSTS;
     caps->posts_per_turn = POSTS_PER_TURN;
     caps->bits_per_second = port->bits_per_second;
+    verbs_port_subnets(port, caps->subnets, sizeof caps->subnets);
     if (port->ngids) {
         verbs_gid_format(&port->gids[0].gid, address, sizeof address);
         snprintf(gid, sizeof gid, "GID %d (%s%s)", port->gids[0].index, address, port->ngids > 1 ? ", and others" : "");

@@ -298,6 +298,7 @@ pplx_status verbs_fail(pplx_error *error, pplx_status status, int native, const 
 /* False: it can't be used, `why` says why not. */
 bool verbs_port_choose(const pplx_libibverbs *lib, struct ibv_context *context, uint8_t number,
                        const verbs_options *options, verbs_port *port, char *why, size_t nbytes);
+void verbs_port_subnets(const verbs_port *port, char *text, size_t nbytes); /* as pplx_caps has them */
 void verbs_gid_format(const union ibv_gid *gid, char *text, size_t nbytes);
 uint32_t verbs_mtu_nbytes(uint8_t mtu);
 

@@ -9,6 +9,8 @@
 #if PPLX_HAVE_LIBIBVERBS
 
 #include <arpa/inet.h>
+#include <ifaddrs.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -118,6 +120,55 @@ static bool choose_gids(const pplx_libibverbs *lib, struct ibv_context *context,
         snprintf(why, nbytes, "port %u has no routable GID of RoCE v2 (%u others): give its interface an IP address",
                  port->number, others);
     return false;
+}
+
+/* The bits of a GID that its subnet has in common: what our interface with that address says. Where it is not to be
+ * seen (a container has the device and not the interface) what is customary: as a preference that is good enough. */
+static unsigned subnet_bits(const struct ifaddrs *interfaces, const union ibv_gid *gid) {
+    for (const struct ifaddrs *at = interfaces; at; at = at->ifa_next) {
+        if (!at->ifa_addr || !at->ifa_netmask) continue;
+        unsigned char address[16] = {0}, mask[16];
+        memcpy(address, mapped_prefix, sizeof mapped_prefix);
+        memset(mask, 0xff, sizeof mask);
+        if (at->ifa_addr->sa_family == AF_INET) {
+            memcpy(address + 12, &((const struct sockaddr_in *)(const void *)at->ifa_addr)->sin_addr, 4);
+            memcpy(mask + 12, &((const struct sockaddr_in *)(const void *)at->ifa_netmask)->sin_addr, 4);
+        } else if (at->ifa_addr->sa_family == AF_INET6) {
+            memcpy(address, &((const struct sockaddr_in6 *)(const void *)at->ifa_addr)->sin6_addr, 16);
+            memcpy(mask, &((const struct sockaddr_in6 *)(const void *)at->ifa_netmask)->sin6_addr, 16);
+        } else {
+            continue;
+        }
+        if (memcmp(address, gid->raw, sizeof address) != 0) continue;
+        unsigned bits = 0;
+        while (bits < 128 && mask[bits / 8] >> (7 - bits % 8) & 1) bits++;
+        return bits;
+    }
+    return is_ipv4(gid) ? 96 + 24 : 64;
+}
+
+/* A word for each GID: "ipv4:10.1.0.0/16", "ipv6:fd00::/64", "ib:fe80::/64" (the prefix of an InfiniBand subnet). */
+void verbs_port_subnets(const verbs_port *port, char *text, size_t nbytes) {
+    struct ifaddrs *interfaces = NULL;
+    size_t used = 0;
+    text[0] = '\0';
+    if (!port->ethernet && port->ngids == 0) snprintf(text, nbytes, "ib");
+    if (port->ethernet && getifaddrs(&interfaces)) interfaces = NULL;
+    for (uint32_t i = 0; i < port->ngids && used < nbytes; i++) {
+        union ibv_gid subnet = port->gids[i].gid;
+        const unsigned bits = port->ethernet ? subnet_bits(interfaces, &subnet) : 64;
+        for (unsigned bit = bits; bit < 128; bit++) subnet.raw[bit / 8] &= (uint8_t)~(0x80 >> bit % 8);
+        const bool ipv4 = port->ethernet && is_ipv4(&port->gids[i].gid);
+        char prefix[INET6_ADDRSTRLEN];
+        inet_ntop(ipv4 ? AF_INET : AF_INET6, subnet.raw + (ipv4 ? 12 : 0), prefix, sizeof prefix);
+        const int n = snprintf(text + used, nbytes - used, "%s%s:%s/%u", i ? " " : "",
+                               ipv4             ? "ipv4"
+                               : port->ethernet ? "ipv6"
+                                                : "ib",
+                               prefix, ipv4 ? bits - 96 : bits);
+        used += n > 0 ? (size_t)n : nbytes;
+    }
+    freeifaddrs(interfaces);
 }
 
 static const char *name_state(enum ibv_port_state state) {
