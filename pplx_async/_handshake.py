@@ -46,6 +46,7 @@ class Identity:
 
     engine: bytes
     networks: tuple[str, ...]
+    nics: tuple[wire.Nic, ...] = ()
     host: str = dataclasses.field(default_factory=host_identity)
     name: str = ""
 
@@ -57,6 +58,7 @@ class Identity:
             engine=self.engine,
             nonce=secrets.token_bytes(32),
             networks=self.networks,
+            nics=self.nics,
             host=self.host,
             name=self.name,
             auth=auth,

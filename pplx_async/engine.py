@@ -46,7 +46,7 @@ from pplx_async.operations import Operations
 from pplx_async.options import EngineOptions, join_address, split_address
 from pplx_async.peer import Message, Peer
 from pplx_async.stats import EngineStats
-from pplx_async.wire import CounterBroken, clip, decode_region
+from pplx_async.wire import CounterBroken, Nic, clip, decode_region
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -120,6 +120,7 @@ class TransferEngine(Operations):
         self.host = control.host_identity()
         self._choice: topology.Choice | None = None
         self._server: listen.ControlServer | None = None
+        self._nics: tuple[Nic, ...] = ()
         self._peers: set[Peer] = set()
         self._servers: dict[Peer, asyncio.Task[None]] = {}
         self._accepted: deque[Peer] = deque()
@@ -178,7 +179,9 @@ class TransferEngine(Operations):
             options.drain_timeout,
             options.wakeup == "spin",
         )
-        most = min(domain["max_inflight"] for domain in self._core.caps())
+        domains = self._core.caps()
+        self._nics = tuple(Nic(domain["bits_per_second"], domain["subnets"]) for domain in domains)
+        most = min(domain["max_inflight"] for domain in domains)
         if options.message_slots > most:
             self._core.close()
             raise ValueError(f"message_slots={options.message_slots}: {self._choice.fabric} takes at most {most}")
@@ -219,6 +222,7 @@ class TransferEngine(Operations):
         return control.Identity(
             engine=self.id,
             networks=self._choice.networks,
+            nics=self._nics,
             host=self.host,
             name=self.options.name,
         )
@@ -835,6 +839,7 @@ class TransferEngine(Operations):
                 "state": "open" if peer.is_open else "closing",
                 "links": len(peer.stats().links),
                 "fabric": peer.fabric,
+                "route": peer._describe_route(),
             }
             for peer in self._peers
         ]

@@ -30,7 +30,7 @@ from pplx_async._frames import say
 from pplx_async.counters import ImmCounter, RemoteCounter
 from pplx_async.errors import BrokenResourceError, ClosedResourceError, PeerLost, PplxAsyncError
 from pplx_async.memory import RemoteRegion
-from pplx_async.routes import fabric_of, find_route
+from pplx_async.routes import describe_nic, fabric_of, find_route, weigh
 from pplx_async.stats import LinkStats, PeerStats
 
 if TYPE_CHECKING:
@@ -175,9 +175,10 @@ class Peer:
         self.address = channel.peername
         self.same_host = hello.host == engine.host
         self._domains = len(hello.networks)
-        route = find_route(engine._identity.networks, hello.networks)
+        route = self._route = find_route(engine._identity.networks, hello.networks, engine._nics, hello.nics)
+        self._weights = weigh(route, engine._nics, hello.nics)
         self.fabric = fabric_of(hello.networks[route[0][1]])
-        self._record: PeerRecord = engine._core.peer_new(self._make_label(), self._domains, route, self)
+        self._record: PeerRecord = engine._core.peer_new(self._make_label(), self._domains, route, self, self._weights)
         self._regions: weakref.WeakValueDictionary[int, RemoteRecord] = weakref.WeakValueDictionary()
         self._counters: weakref.WeakValueDictionary[int, RemoteCounter] = weakref.WeakValueDictionary()
         self._revoked = _Revoked()
@@ -392,6 +393,16 @@ class Peer:
         """Return what its links have counted."""
         raw = self._engine._core.link_stats(self._record)
         return PeerStats(self.label, tuple(LinkStats.from_core(link) for link in raw))
+
+    def _describe_route(self) -> list[str]:
+        """Say of each link which NICs it joins, and its share of the bytes."""
+        lines = []
+        for (here, there), weight in zip(self._route, self._weights, strict=True):
+            ends = [f"domain {self._engine._core.domain_names[here]}", f"its domain {there}"]
+            about = [describe_nic(self._engine._nics, here), describe_nic(self._channel.remote_hello.nics, there)]
+            left, right = (f"{end} ({text})" if text else end for end, text in zip(ends, about, strict=True))
+            lines.append(f"{left} with {right}: {weight / sum(self._weights):.0%}")
+        return lines
 
     # ---- the handshake ----
 

@@ -96,7 +96,7 @@ class Explanation:
     domains : list of dict
         Each NIC: name, description, limits and capabilities.
     peers : list of dict
-        Each peer: label, state, links, fabric.
+        Each peer: label, state, links, fabric; and its route: of each link the NICs, and its share of the bytes.
     notes : tuple of str
         What may surprise, such as polling on a timer.
     """
@@ -118,6 +118,7 @@ class Explanation:
             )
         for peer in self.peers:
             lines.append(f"peer {peer['peer']}: {peer['state']}, {peer['links']} link(s) over {peer['fabric']}")
+            lines += [f"  {link}" for link in peer["route"]]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 

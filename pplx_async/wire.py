@@ -48,6 +48,7 @@ __all__ = [
     "Hello",
     "Lookup",
     "Message",
+    "Nic",
     "OpenCounters",
     "Proof",
     "Ready",
@@ -90,6 +91,7 @@ _EngineId: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
 _Bytes32: TypeAlias = Annotated[bytes, Meta(min_length=32, max_length=32)]
 _Address: TypeAlias = Annotated[bytes, Meta(min_length=1, max_length=128)]  # PPLX_ADDRESS_BYTES
 _Word: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+_Subnet: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 _Name: TypeAlias = Annotated[str, Meta(max_length=MAX_NAME)]
 _Reason: TypeAlias = Annotated[str, Meta(max_length=MAX_REASON)]
 
@@ -99,6 +101,13 @@ class RemoteKey(NamedTuple):
 
     key: _U64
     base: _U64
+
+
+class Nic(NamedTuple):
+    """What is known of one domain's NIC: its speed, 0 if unknown, and the subnets it lies in (`pplx_caps.subnets`)."""
+
+    bits_per_second: _U64
+    subnets: Annotated[tuple[_Subnet, ...], Meta(max_length=8)]
 
 
 _Keys: TypeAlias = Annotated[tuple[RemoteKey, ...], Meta(min_length=1, max_length=MAX_DOMAINS)]
@@ -226,6 +235,8 @@ class Hello(_Wire, frozen=True, kw_only=True, forbid_unknown_fields=False):
         The engine's name in error messages, may be empty; hostile, so show its ``repr``.
     auth : bool
         Whether it has a secret; both sides have one or none has.
+    nics : tuple of Nic
+        The NIC of each domain, or none.
     """
 
     magic: str
@@ -236,11 +247,14 @@ class Hello(_Wire, frozen=True, kw_only=True, forbid_unknown_fields=False):
     host: _Word
     name: _Name
     auth: bool
+    nics: Annotated[tuple[Nic, ...], Meta(max_length=MAX_DOMAINS)] = ()
 
     def __post_init__(self) -> None:
         """Refuse what is no Hello of ours."""
         if self.magic != _HELLO_MAGIC:
             raise ValueError("not a pplx_async engine")
+        if self.nics and len(self.nics) != len(self.networks):
+            raise ValueError(f"{len(self.nics)} NICs for {len(self.networks)} domains")
 
 
 class Proof(_Wire, frozen=True):

@@ -289,7 +289,7 @@ typedef struct pplx_peer_config {
     uint64_t token;                            /* goes in the head of each message we send */
     uint64_t message_nbytes;                   /* largest message that the peer takes */
     pplx_remote_key landing[PPLX_MAX_DOMAINS]; /* by the peer's domain */
-    pplx_link_address links[PPLX_MAX_DOMAINS]; /* by link */
+    pplx_link_address links[PPLX_MAX_LINKS];   /* by link */
 } pplx_peer_config;
 
 /* One link: a domain of ours and one of the peer's engine, which name the same link to the peer the
@@ -297,6 +297,7 @@ typedef struct pplx_peer_config {
 typedef struct pplx_route {
     uint32_t domain;
     uint32_t remote_domain;
+    uint32_t weight; /* its share of the bytes, beside those of the other links; 0: as 1 */
 } pplx_route;
 
 /* NULL: no or too many routes, a domain that there isn't, or out of memory or counters. */

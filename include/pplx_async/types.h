@@ -15,7 +15,8 @@ extern "C" {
 #endif
 
 enum {
-    PPLX_MAX_DOMAINS = 9,    /* of one engine: 8 NICs and the host itself; and links of one peer */
+    PPLX_MAX_DOMAINS = 9,    /* of one engine: 8 NICs and the host itself */
+    PPLX_MAX_LINKS = 8,      /* of one peer: a write is counted in eighths */
     PPLX_ADDRESS_BYTES = 128, /* longest endpoint address */
     PPLX_TEXT_BYTES = 256,   /* messages and descriptions, terminating zero included */
     PPLX_NAME_BYTES = 64

@@ -34,7 +34,7 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_CAP_READ,
     PPLX_CAP_WAIT_FD,
     PPLX_LATENCY_BUCKETS,
-    PPLX_MAX_DOMAINS,
+    PPLX_MAX_LINKS,
     PPLX_NO_COUNTER,
     PPLX_NODE_COUNTER,
     PPLX_NODE_MESSAGE,
@@ -563,16 +563,20 @@ cdef class Engine(Waker):
             raise ClosedResourceError(f"peer {peer.label} is closed")
         return 0
 
-    def peer_new(self, str label, uint32_t remote_domains, routes, owner) -> PeerRecord:
-        """Make a peer that is not open yet; ``routes``: (domain of ours, domain of its) of each link."""
-        cdef pplx_route c_routes[<int>PPLX_MAX_DOMAINS]
+    def peer_new(self, str label, uint32_t remote_domains, routes, owner, weights=()) -> PeerRecord:
+        """Make a peer that is not open yet; ``routes``: (domain of ours, domain of its) of each link.
+
+        ``weights``: the share of each in the bytes, as ``routes.weigh`` gives it; all the same if there are none.
+        """
+        cdef pplx_route c_routes[<int>PPLX_MAX_LINKS]
         cdef uint32_t nroutes = 0
         self.check_usable()
-        if not 1 <= len(routes) <= PPLX_MAX_DOMAINS:
-            raise ValueError(f"a peer has 1 to {PPLX_MAX_DOMAINS} links, not {len(routes)}")
+        if not 1 <= len(routes) <= PPLX_MAX_LINKS:
+            raise ValueError(f"a peer has 1 to {PPLX_MAX_LINKS} links, not {len(routes)}")
         for domain, remote_domain in routes:
             c_routes[nroutes].domain = domain
             c_routes[nroutes].remote_domain = remote_domain
+            c_routes[nroutes].weight = weights[nroutes] if weights else 1
             nroutes += 1
         cdef PeerRecord peer = PeerRecord(self, label, remote_domains)
         peer.owner = owner
@@ -718,6 +722,7 @@ cdef class Engine(Waker):
                     "eager_posts": caps.eager_posts,
                     "posts_per_turn": caps.posts_per_turn,
                     "bits_per_second": caps.bits_per_second,
+                    "subnets": tuple(caps.subnets.decode(errors="replace").split()),
                     "read": bool(caps.flags & PPLX_CAP_READ),
                     "wait_fd": bool(caps.flags & PPLX_CAP_WAIT_FD),
                     "fence": bool(caps.flags & PPLX_CAP_FENCE),

@@ -208,11 +208,13 @@ static void config_from(host *here, const pplx_peer *peer, pplx_peer_config *con
     for (size_t i = 0; i < pplx_peer_links(peer); i++) pplx_peer_address(peer, i, &config->links[i]);
 }
 
+static const uint32_t *link_weights; /* of peers made from now on; NULL: all the same */
+
 /* Link i joins domain i mod ours with domain i mod theirs. */
 static pplx_peer *peer_new(pplx_engine *engine, void *cookie, uint32_t ours, uint32_t theirs) {
-    pplx_route routes[PPLX_MAX_DOMAINS];
+    pplx_route routes[PPLX_MAX_LINKS];
     const uint32_t n = ours > theirs ? ours : theirs;
-    for (uint32_t i = 0; i < n; i++) routes[i] = (pplx_route){.domain = i % ours, .remote_domain = i % theirs};
+    for (uint32_t i = 0; i < n; i++) routes[i] = (pplx_route){i % ours, i % theirs, link_weights ? link_weights[i] : 0};
     return pplx_peer_new(engine, cookie, theirs, routes, n);
 }
 

@@ -266,7 +266,7 @@ static void closing_at_any_stage(void) {
     pplx_peer *peer = peer_new(pair.a.engine, NULL, (uint32_t)pplx_engine_domains(pair.a.engine), 3); /* never opened */
     CHECK(peer && pplx_peer_links(peer) == 3);
     part(&pair.a, peer);
-    const pplx_route none = {0, 0}, beyond = {PPLX_MAX_DOMAINS, 0}, theirs_beyond = {0, 1};
+    const pplx_route none = {0}, beyond = {.domain = PPLX_MAX_DOMAINS}, theirs_beyond = {.remote_domain = 1};
     CHECK(pplx_peer_new(pair.a.engine, NULL, 1, &none, 0) == NULL);
     CHECK(pplx_peer_new(pair.a.engine, NULL, 1, &beyond, 1) == NULL);
     CHECK(pplx_peer_new(pair.a.engine, NULL, 1, &theirs_beyond, 1) == NULL);

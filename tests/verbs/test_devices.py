@@ -12,7 +12,7 @@ import pytest
 
 from helpers.engines import Pair, connect, engine_on, pattern
 from helpers.require import find_fabric
-from pplx_async import NativeCallError, PeerLost, ProviderUnavailable
+from pplx_async import BrokenResourceError, NativeCallError, PeerLost, ProviderUnavailable
 
 PORT_ERR, DEVICE_FATAL = 10, 8  # of enum ibv_event_type
 BOTH = {"devices": ("x0", "x1"), "domains": 2}
@@ -106,6 +106,61 @@ async def test_peers_may_have_different_numbers_of_nics(fake, devices):
     async with engine_on(fake, **BOTH) as a, engine_on(fake, devices=("x2",)) as b:
         await check(fake, a, b, 1 << 20)
         await check(fake, b, a, 1 << 20)
+
+
+# Two rails, which do not reach each other.
+RAILS = "x0 roce ip=10.0.0.1; x1 roce ip=10.0.1.1 net=1; y0 roce ip=10.0.0.2; y1 roce ip=10.0.1.2 net=1"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "links"),
+    [
+        (("x0", "x1"), ("y1", "y0"), [(0, 1), (1, 0)]),
+        (("x0",), ("y0", "y1", "y0", "y1"), [(0, 0), (0, 2)]),
+        (("x1", "x0", "x1"), ("y0",), [(1, 0)]),
+        (("x0", "x1", "x0", "x1"), ("y0", "y1"), [(0, 0), (1, 1), (2, 0), (3, 1)]),
+    ],
+)
+async def test_rails_in_two_subnets_are_joined_where_they_reach(fake, devices, ours, theirs, links):
+    devices.layout(RAILS)
+    async with (
+        engine_on(fake, devices=ours, domains=len(ours)) as a,
+        engine_on(fake, devices=theirs, domains=len(theirs)) as b,
+    ):
+        ab = await check(fake, a, b, 3 << 20)
+        await check(fake, b, a, 3 << 20)
+        assert [(link.domain, link.remote_domain) for link in ab.stats().links] == links
+        assert "10.0.0.0/24" in str(a.explain())
+
+
+async def test_nics_that_cannot_meet_are_named_on_both_sides(fake, devices):
+    devices.layout("x0 roce ip=10.0.0.1; x1 ib lid=5")
+    async with engine_on(fake, devices=("x0",)) as a, engine_on(fake, devices=("x1",)) as b:
+        with pytest.raises(BrokenResourceError, match=r"(?=.*ipv4:10.0.0.0/24)(?=.*ib:fe80::/64)"):
+            await a.connect(b.address)
+        with pytest.raises(BrokenResourceError, match=r"no NIC of one side reaches one of the other"):
+            await b.connect(a.address)
+
+
+async def test_bytes_are_shared_out_by_speed(fake, devices):
+    devices.layout("x0 roce gbps=100 ip=10.0.0.1; x1 roce gbps=25 ip=10.0.0.2")
+    async with engine_on(fake, **BOTH) as a, engine_on(fake, **BOTH) as b:
+        ab, ba = await connect(a, b)
+        pair = Pair(fake, a, b, ab, ba)
+        for nbytes in (256 << 10, 1 << 20, 3 << 20, 12345):
+            await pair.write(nbytes)
+        pages = 2000
+        source, target = await pair.source(pages * 1024), await pair.target(pages * 1024)
+        await a.write_pages(
+            source, target.remote, page_nbytes=1024, local_pages=range(pages), remote_pages=range(pages)
+        )
+        await pair.forget()
+        links = ab.stats().links
+        carried = [link.nbytes["write"] + link.nbytes["write_imm"] for link in links]
+        assert [link.domain for link in links] == [0, 1]
+        assert 0.75 < carried[0] / sum(carried) < 0.85
+        assert "80%" in str(a.explain())
+        assert "20%" in str(a.explain())
 
 
 async def test_infiniband_needs_no_address(fake, devices):

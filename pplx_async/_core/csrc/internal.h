@@ -76,6 +76,9 @@ struct pplx_link {
     uint32_t nslots;
     uint32_t index;
     uint32_t remote_domain;
+    uint32_t weight; /* its share of the peer's bytes, beside the others' */
+    uint32_t cost;   /* of a byte: the inverse of that */
+    uint64_t served; /* the cost of all that was staged: the link that has least is next, see transfer.c */
     uint32_t nstaged;
     pplx_work_request staged[PPLX_BATCH]; /* cut, not taken by the provider yet */
     uint64_t window;    /* bytes that may be in flight, see adapt_window() */
@@ -123,6 +126,13 @@ struct pplx_peer {
     uint64_t max_piece;   /* the same, or less as long as a link is slow, see adapt_window() */
     uint32_t state;
     uint32_t next_link; /* where the next work request is tried first */
+    /* How a write is cut over the links, constant. */
+    bool weighted;    /* they are not all of one weight */
+    uint32_t nshards; /* pieces, a power of two */
+    uint32_t nruns;   /* pieces of a run of pages */
+    uint8_t shard_links[PPLX_MAX_LINKS]; /* weighted: which link each piece is for */
+    uint32_t shard_ends[PPLX_MAX_LINKS]; /* ... and where it ends, in 2^-16 of the whole */
+    uint32_t most_shard;               /* ... and how large the largest is, likewise */
     pplx_peer *next, *prev; /* all open peers */
     pplx_peer *next_busy;   /* peers that may have something to post */
     bool busy;
@@ -164,7 +174,7 @@ struct pplx_peer {
     pplx_node lost_node;
     pplx_error reason;    /* written before lost_node is pushed */
     uint32_t lost_domain; /* the same; until then that of the first link */
-    pplx_link links[PPLX_MAX_DOMAINS];
+    pplx_link links[PPLX_MAX_LINKS];
 };
 
 struct pplx_engine {
@@ -270,6 +280,7 @@ uint64_t pplx_next_deadline(const pplx_engine *engine);
 void pplx_drain(pplx_engine *engine);
 
 /* transfer.c: from a target to work requests and back */
+void pplx_transfer_divide(pplx_peer *peer); /* by the weights of its links */
 void pplx_transfer_start(pplx_engine *engine, pplx_request *request);
 void pplx_transfer_cancel(pplx_engine *engine, pplx_request *request);
 bool pplx_transfer_post(pplx_peer *peer);

@@ -29,7 +29,7 @@ enum { PROBES_LOST = 3, RETRY_MS = 5, SOON_MS = 1 };
 /* ---- owner ---- */
 
 static bool are_routes(const pplx_engine *engine, uint32_t remote_domains, const pplx_route *routes, uint32_t n) {
-    bool valid = n >= 1 && n <= PPLX_MAX_DOMAINS && remote_domains <= PPLX_MAX_DOMAINS;
+    bool valid = n >= 1 && n <= PPLX_MAX_LINKS && remote_domains <= PPLX_MAX_DOMAINS;
     for (uint32_t i = 0; i < n && valid; i++)
         valid = routes[i].domain < engine->ndomains && routes[i].remote_domain < remote_domains;
     return valid;
@@ -41,6 +41,7 @@ static void open_route(pplx_peer *peer, uint32_t index, const pplx_route *route)
     link->index = index;
     link->domain = &peer->engine->domains[route->domain];
     link->remote_domain = route->remote_domain;
+    link->weight = route->weight ? route->weight : 1;
     link->stats.domain = route->domain;
     link->stats.remote_domain = route->remote_domain;
     if (index == 0 || link->domain->max_message < peer->max_message) peer->max_message = link->domain->max_message;
@@ -65,6 +66,7 @@ pplx_peer *pplx_peer_new(pplx_engine *engine, void *cookie, uint32_t remote_doma
     peer->lost_domain = routes[0].domain;
     peer->config.domains = remote_domains;
     for (uint32_t i = 0; i < nroutes; i++) open_route(peer, i, &routes[i]);
+    pplx_transfer_divide(peer);
     peer->max_piece = peer->max_message;
     peer->heartbeat.peer = peer->credit.peer = peer;
     peer->heartbeat.role = PPLX_COUNTER_HEARTBEAT;

@@ -5,7 +5,9 @@
  *
  * Every target with something left to cut stands in the queue of its peer. In its turn it is cut
  * into pieces; each piece goes to the next link that has room, whichever NIC that is: counting makes
- * the order irrelevant, and a faster NIC has room more often. What a piece counts at the receiver:
+ * the order irrelevant, and a faster NIC has room more often. Where the links are of different speeds
+ * a write is cut in proportion, each piece for its link, and everything else goes to the link that has
+ * had least for its speed. What a piece counts at the receiver, whatever its size:
  *
  *   a run of m pages                       m                    (cut at page boundaries)
  *   a write in 1, 2, 4 or 8 pieces         1, 1/2, 1/4, 1/8     (shards; or the limit of a piece)
@@ -17,7 +19,7 @@
  * when its last piece has completed; its request settles with its last target. Proxy thread. */
 #include "internal.h"
 
-enum { BULK_NBYTES = 4 << 20 };
+enum { BULK_NBYTES = 4 << 20, MOST_RUNS = 16, WORK_NBYTES = 256 /* what a work request costs beside its bytes */ };
 
 /* How one segment is cut: whole pages per piece, or several pieces per page. A plain write is a run
  * of one page. */
@@ -29,6 +31,7 @@ typedef struct cut {
     uint32_t eighths;         /* of each piece; runs: of each page */
     bool last_counts;         /* of a page's pieces only the last counts, and waits for the others */
     bool aligned;             /* pieces of a page start at cache lines */
+    const pplx_peer *shares;  /* whose shares the pieces are; NULL: all alike */
 } cut;
 
 static uint64_t divide_up(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
@@ -37,6 +40,46 @@ static uint64_t power_of_two_above(uint64_t n) {
     uint64_t p = 1;
     while (p < n) p *= 2;
     return p;
+}
+
+static uint64_t share(uint64_t nbytes, uint32_t of_65536) { return (uint64_t)((__uint128_t)nbytes * of_65536 >> 16); }
+
+/* A piece for each link, and more for the fastest until they are a power of two; pieces of pages as many as the
+ * slowest link needs to have its part. */
+void pplx_transfer_divide(pplx_peer *peer) {
+    uint64_t total = 0, end = 0;
+    uint32_t pieces[PPLX_MAX_LINKS] = {0}, most = 0, least = UINT32_MAX;
+    for (uint32_t i = 0; i < peer->nlinks; i++) {
+        const uint32_t weight = peer->links[i].weight;
+        total += weight;
+        most = weight > most ? weight : most;
+        least = weight < least ? weight : least;
+        pieces[i] = 1;
+        peer->shard_links[i] = (uint8_t)i;
+    }
+    peer->weighted = most != least;
+    peer->nshards = (uint32_t)power_of_two_above(peer->nlinks);
+    peer->nruns = peer->nlinks;
+    if (!peer->weighted) return;
+    const uint64_t runs = divide_up(total, least);
+    peer->nruns = runs < MOST_RUNS ? (uint32_t)runs : MOST_RUNS;
+    for (uint32_t i = 0; i < peer->nlinks; i++)
+        peer->links[i].cost = (uint32_t)((UINT64_C(256) * most) / peer->links[i].weight);
+    for (uint32_t k = peer->nlinks; k < peer->nshards; k++) {
+        uint32_t best = 0;
+        for (uint32_t i = 1; i < peer->nlinks; i++)
+            if ((uint64_t)peer->links[i].weight * pieces[best] > (uint64_t)peer->links[best].weight * pieces[i])
+                best = i;
+        pieces[best]++;
+        peer->shard_links[k] = (uint8_t)best;
+    }
+    for (uint32_t k = 0, last = 0; k < peer->nshards; k++) {
+        const uint32_t link = peer->shard_links[k];
+        end += ((uint64_t)peer->links[link].weight << 16) / (total * pieces[link]);
+        peer->shard_ends[k] = k + 1 == peer->nshards ? 1 << 16 : (uint32_t)end;
+        if (peer->shard_ends[k] - last > peer->most_shard) peer->most_shard = peer->shard_ends[k] - last;
+        last = peer->shard_ends[k];
+    }
 }
 
 /* One page or plain write, into at least `shards` pieces. */
@@ -56,8 +99,8 @@ static void cut_page(cut *c, uint64_t most, uint64_t shards, bool counted) {
 
 static cut cut_segment(const pplx_target *target, const pplx_segment *segment) {
     const uint64_t most = target->most;
-    const uint64_t nlinks = target->peer->nlinks;
-    const bool shard = nlinks > 1 && segment->nbytes >= target->peer->engine->config.shard_nbytes;
+    const pplx_peer *peer = target->peer;
+    const bool shard = peer->nlinks > 1 && segment->nbytes >= peer->engine->config.shard_nbytes;
     cut c = {.npieces = 1,
              .page_nbytes = segment->nbytes,
              .pages_per_piece = 1,
@@ -65,8 +108,11 @@ static cut cut_segment(const pplx_target *target, const pplx_segment *segment) {
              .eighths = PPLX_EIGHTHS};
     if (segment->pages <= 1) {
         if (segment->nbytes <= most && !shard) return c;
-        cut_page(&c, most, shard ? power_of_two_above(nlinks) : 1, target->counter != PPLX_NO_COUNTER);
+        cut_page(&c, most, shard ? peer->nshards : 1, target->counter != PPLX_NO_COUNTER);
         c.npieces = c.pieces_per_page;
+        if (shard && peer->weighted && c.npieces == peer->nshards &&
+            share(segment->nbytes, peer->most_shard) + 64 <= most)
+            c.shares = peer;
         return c;
     }
     c.page_nbytes = segment->nbytes / segment->pages;
@@ -75,7 +121,7 @@ static cut cut_segment(const pplx_target *target, const pplx_segment *segment) {
         c.npieces = segment->pages * c.pieces_per_page;
         return c;
     }
-    uint64_t pages = shard ? divide_up(segment->pages, nlinks) : segment->pages;
+    uint64_t pages = shard ? divide_up(segment->pages, peer->nruns) : segment->pages;
     if (c.page_nbytes && pages > most / c.page_nbytes) pages = most / c.page_nbytes;
     c.pages_per_piece = pages < PPLX_MAX_RUN ? pages : PPLX_MAX_RUN;
     c.npieces = divide_up(segment->pages, c.pages_per_piece);
@@ -88,7 +134,9 @@ static uint64_t piece_start(const pplx_segment *segment, const cut *c, uint64_t 
     if (i >= c->npieces) return segment->nbytes;
     if (c->pieces_per_page == 1) return i * c->pages_per_piece * c->page_nbytes;
     uint64_t page = i / c->pieces_per_page * c->page_nbytes;
-    uint64_t start = (uint64_t)((__uint128_t)c->page_nbytes * (i % c->pieces_per_page) / c->pieces_per_page);
+    uint64_t start = c->shares
+                         ? share(c->page_nbytes, c->shares->shard_ends[i - 1])
+                         : (uint64_t)((__uint128_t)c->page_nbytes * (i % c->pieces_per_page) / c->pieces_per_page);
     return page + (c->aligned ? start & ~UINT64_C(63) : start);
 }
 
@@ -213,12 +261,30 @@ void pplx_transfer_flush(pplx_peer *peer, pplx_status status) {
 
 /* ---- cutting and posting ---- */
 
-static pplx_link *link_with_room(pplx_peer *peer, uint64_t nbytes) {
+static bool has_room(pplx_link *link, uint64_t nbytes) {
+    if (link->nstaged == PPLX_BATCH) pplx_link_flush(link);
+    return pplx_link_has_room(link, nbytes);
+}
+
+/* The one that the piece was cut for; else of those that have room the one that has had least for its speed. The
+ * difference of two sums is small, so they may run over. */
+static pplx_link *link_by_weight(pplx_peer *peer, uint64_t nbytes, const cut *c, uint64_t piece) {
+    pplx_link *best = c->shares ? &peer->links[peer->shard_links[piece]] : NULL;
+    if (best && !has_room(best, nbytes)) best = NULL;
+    for (uint32_t i = 0; i < peer->nlinks && (!best || !c->shares); i++) {
+        pplx_link *link = &peer->links[i];
+        if ((!best || (int64_t)(link->served - best->served) < 0) && has_room(link, nbytes)) best = link;
+    }
+    if (best) best->served += (nbytes + WORK_NBYTES) * best->cost;
+    return best;
+}
+
+static pplx_link *link_with_room(pplx_peer *peer, uint64_t nbytes, const cut *c, uint64_t piece) {
+    if (peer->weighted) return link_by_weight(peer, nbytes, c, piece);
     for (uint32_t tried = 0; tried < peer->nlinks; tried++) {
         pplx_link *link = &peer->links[peer->next_link];
         peer->next_link = peer->next_link + 1 == peer->nlinks ? 0 : peer->next_link + 1;
-        if (link->nstaged == PPLX_BATCH) pplx_link_flush(link);
-        if (pplx_link_has_room(link, nbytes)) return link;
+        if (has_room(link, nbytes)) return link;
     }
     return NULL;
 }
@@ -267,7 +333,7 @@ static enum verdict cut_target(pplx_target *target, uint32_t quantum) {
             if (c.last_counts && (target->piece + 1) % c.pieces_per_page == 0 && target->inflight > 1) return WAITS;
             uint64_t nbytes = piece_start(segment, &c, target->piece + UINT64_C(1)) -
                               piece_start(segment, &c, target->piece);
-            pplx_link *link = link_with_room(peer, nbytes);
+            pplx_link *link = link_with_room(peer, nbytes, &c, target->piece);
             if (!link || !target->queued) return NO_ROOM; /* flushing may have failed the target */
             stage(link, target, &c);
             quantum--;

@@ -27,6 +27,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
 
     enum:
         PPLX_MAX_DOMAINS
+        PPLX_MAX_LINKS
         PPLX_ADDRESS_BYTES
         PPLX_MAX_COUNTERS
         PPLX_MAX_RUN
@@ -91,6 +92,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
     ctypedef struct pplx_route:
         uint32_t domain
         uint32_t remote_domain
+        uint32_t weight
 
     ctypedef struct pplx_remote_key:
         uint64_t key
@@ -105,6 +107,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint32_t posts_per_turn
         uint64_t bits_per_second
         char description[256]
+        char subnets[256]
 
     ctypedef struct pplx_provider:
         const char *name

@@ -23,7 +23,7 @@ typedef struct model {
 } model;
 
 void fuzz_open(void) {
-    static const pplx_route routes[LINKS] = {{0, 0}, {0, 1}, {0, 2}};
+    static const pplx_route routes[LINKS] = {{0, 0, 0}, {0, 1, 0}, {0, 2, 0}};
     const pplx_engine_config config = {.ring_entries = 16,
                                        .heartbeat_interval_ms = 100,
                                        .heartbeat_timeout_ms = 1000,
