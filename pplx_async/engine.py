@@ -171,6 +171,7 @@ class TransferEngine(Operations):
                 "shard_nbytes": options.shard_nbytes,
                 "message_nbytes": options.message_nbytes,
                 "message_slots": options.message_slots,
+                "rail_failover": options.rail_failover,
                 "owner_drives": options.progress == "loop" or (options.progress == "auto" and cores < 4),
                 "cpu": -1 if self._choice.cpu is None else self._choice.cpu,
             },
@@ -187,6 +188,7 @@ class TransferEngine(Operations):
             raise ValueError(f"message_slots={options.message_slots}: {self._choice.fabric} takes at most {most}")
         self._core.on_message = self._on_message
         self._core.on_peer_lost = Peer._on_lost
+        self._core.on_rail_lost = Peer._on_rail_lost
         self._core.on_missing = self._on_missing
         self._core.on_left_open = self._warn_left_open
         _loop.attach(self._loop, self._core)

@@ -25,6 +25,7 @@ __all__ = [
     "PplxAsyncError",
     "ProviderUnavailable",
     "QueueFull",
+    "RailLost",
     "RegistrationError",
     "RemoteAccessError",
     "UnreleasedMemory",
@@ -245,6 +246,22 @@ class PeerLost(CompletionError):
     default_hint = "Connect to the peer again once it is back; its old descriptors and counters are no longer valid."
 
 
+class RailLost(CompletionError):
+    """The link between a NIC of ours and one of the peer's is lost; the peer is reached over others.
+
+    Attributes
+    ----------
+    link : int or None
+        Which of the peer's links, as in ``peer.stats().links``.
+    """
+
+    default_status = "RAIL_LOST"
+    default_hint = (
+        "Submit it again: other links carry it. A counter that it was for is broken. Connect again to use the link."
+    )
+    link: int | None = None
+
+
 class WorkFlushed(CompletionError):
     """The endpoint was closed while the operation was queued or in flight."""
 
@@ -326,7 +343,7 @@ class CleanupWarning(RuntimeWarning):
 
 # The kinds of failure whose class takes the facts of an operation.
 _COMPLETION_ERRORS: dict[str, type[CompletionError]] = {
-    cls.default_status: cls for cls in (RemoteAccessError, PeerLost, WorkFlushed)
+    cls.default_status: cls for cls in (RemoteAccessError, PeerLost, RailLost, WorkFlushed)
 }
 _NATIVE_ERRORS: dict[str | None, type[NativeCallError]] = {
     "cuda": CudaError,

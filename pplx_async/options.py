@@ -153,6 +153,9 @@ class EngineOptions:
         How long a revoke waits for each holder's confirmation before it cuts the holder off.
     shard_nbytes : int
         Bytes from which on a write is cut over several NICs.
+    rail_failover : bool
+        When a link to a peer is lost that has others, send what it had in flight again on those, where that is
+        safe: reads, and writes that carry no immediate. What else it had fails with `RailLost`.
     message_nbytes : int
         Bytes of the largest two-sided message.
     message_slots : int
@@ -207,6 +210,7 @@ class EngineOptions:
     drain_timeout: float = _seconds(5.0, "for memory to be released at close", 0.0, 86400.0)
     revoke_timeout: float = _seconds(5.0, "for holders to confirm a revoke", 0.0, 86400.0)
     shard_nbytes: int = _count(256 << 10, "writes from this size on are cut over NICs", 4096, 1 << 40, "B")
+    rail_failover: bool = _option(False, "send what a lost link had again on others, where safe", parse=_boolean)
     message_nbytes: int = _count(8192, "largest two-sided message", 64, 1 << 20, "B")
     message_slots: int = _count(16, "receives kept posted per peer", 1, 4096)
     ipc_vm_writev: bool = _option(False, "one copy into ordinary memory of peers you trust, with ipc", parse=_boolean)

@@ -396,12 +396,14 @@ class Peer:
 
     def _describe_route(self) -> list[str]:
         """Say of each link which NICs it joins, and its share of the bytes."""
-        lines = []
+        lines: list[str] = []
         for (here, there), weight in zip(self._route, self._weights, strict=True):
             ends = [f"domain {self._engine._core.domain_names[here]}", f"its domain {there}"]
             about = [describe_nic(self._engine._nics, here), describe_nic(self._channel.remote_hello.nics, there)]
             left, right = (f"{end} ({text})" if text else end for end, text in zip(ends, about, strict=True))
-            lines.append(f"{left} with {right}: {weight / sum(self._weights):.0%}")
+            lost = self._record.lost_links.get(len(lines))
+            share = f"{weight / sum(self._weights):.0%}" if lost is None else f"lost: {lost}"
+            lines.append(f"{left} with {right}: {share}")
         return lines
 
     # ---- the handshake ----
@@ -523,6 +525,10 @@ class Peer:
                 self._on_fence(message)
             case wire.Fenced():
                 self._resolve(self._fences.pop(message.serial, None), None)
+            case wire.RailLost():
+                if self._met.is_set() and message.link < len(self._route):
+                    reason = f"the other side: {wire.clip(message.reason)}"
+                    self._engine._core.rail_lost(self._record, message.link, reason)
             case wire.CounterBroken():
                 self._engine._break_counter(self, message)
             case wire.GroupJoin():
@@ -655,6 +661,14 @@ class Peer:
         self._end_waits(reason)
         if self._closing is None:
             self._closing = self._engine._spawn(self._free())
+
+    def _on_rail_lost(self, link: int) -> None:
+        """Tell the other side that our end of a link is closed; unless all of them close, in good order."""
+        if self._said_goodbye or self._freeing:
+            return
+        reason = wire.clip(self._record.lost_links[link])
+        self._engine._complain("link %d to peer %s is lost: %s", link, self.label, reason)
+        self._post(wire.RailLost(link, reason))
 
     def _end_waits(self, reason: Exception) -> None:
         self._ended.set()

@@ -72,6 +72,8 @@ class LinkStats:
         Under way now.
     latency : dict of Histogram
         From post to completion.
+    lost : str or None
+        Why it is lost, if it is and the peer lives.
     """
 
     domain: int
@@ -84,6 +86,7 @@ class LinkStats:
     inflight: int
     inflight_nbytes: int
     latency: dict[str, Histogram]
+    lost: str | None = None
 
     @classmethod
     def from_core(cls, raw: dict[str, Any]) -> LinkStats:
@@ -98,6 +101,7 @@ class LinkStats:
             again=raw["again"],
             inflight=raw["inflight"],
             inflight_nbytes=raw["inflight_nbytes"],
+            lost=raw["lost"],
             latency={op: Histogram(tuple(counts)) for op, counts in zip(OPCODES, raw["latency"], strict=True)},
         )
 

@@ -75,6 +75,7 @@ _RANGES = {
     "max_inflight": (1, 65536),
     "eager_posts": (1, 65536),
     "posts_per_turn": (1, 65536),
+    "device": (0, 7),
     "bits_per_second": (0, 2**50),
 }
 
@@ -124,6 +125,8 @@ class FaultPlan:
         Operations that the engine posts at once for a new request, 1 to 65536. Default: 16.
     posts_per_turn : int, optional
         Operations that it posts per turn afterwards, 1 to 65536. Default: 64.
+    device : int, optional
+        Only domains on this device follow the plan (1: ``loop1``), 0 to 7; the others make no faults.
     bits_per_second : int, optional
         Speed of the link, in bits per second, kept and reported. Default, or 0: as fast as memory.
     wait_fd : bool, default True
@@ -159,6 +162,7 @@ class FaultPlan:
     max_inflight: int | None = None
     eager_posts: int | None = None
     posts_per_turn: int | None = None
+    device: int | None = None
     bits_per_second: int | None = None
     wait_fd: bool = True
     release: bool = True

@@ -51,6 +51,7 @@ __all__ = [
     "Nic",
     "OpenCounters",
     "Proof",
+    "RailLost",
     "Ready",
     "Refused",
     "RegionDescriptor",
@@ -316,6 +317,13 @@ class Goodbye(_Wire, frozen=True):
     """The sender closes in good order; the end of the connection is no loss."""
 
 
+class RailLost(_Wire, frozen=True):
+    """The sender has closed its end of a link, by its index: nothing of the receiver lands there any more."""
+
+    link: Annotated[int, Meta(ge=0, lt=MAX_DOMAINS)]
+    reason: _Reason
+
+
 class Fence(_Wire, frozen=True):
     """Stop using these regions and counters of mine, then answer `Fenced` with the serial."""
 
@@ -379,6 +387,7 @@ Message: TypeAlias = (
     | OpenCounters
     | Ready
     | Goodbye
+    | RailLost
     | Fence
     | Fenced
     | CounterBroken

@@ -43,7 +43,8 @@ enum pplx_node_kind {
     PPLX_NODE_COUNTER = 1, /* reached its notify_at */
     PPLX_NODE_MESSAGE = 2, /* a peer's message; give it back with pplx_message_release */
     PPLX_NODE_PEER = 3,    /* pplx_node_peer() is lost; comes once */
-    PPLX_NODE_CANCEL = 4   /* owner to proxy only */
+    PPLX_NODE_CANCEL = 4,  /* owner to proxy only */
+    PPLX_NODE_RAIL = 5     /* pplx_node_rail() is lost, the peer is not; comes once for each link */
 };
 
 /* ---- engine ---------------------------------------------------------------------------------- */
@@ -60,6 +61,7 @@ typedef struct pplx_engine_config {
     uint32_t message_slots;         /* receives kept posted per peer, and sends in flight */
     int32_t cpu;                    /* pin the proxy thread to it; -1: don't */
     uint32_t owner_drives;          /* the owner listens to the NICs too, see pplx_engine_wait_fd() */
+    uint32_t rail_failover;         /* what a lost link had in flight goes over others, where that is safe */
 } pplx_engine_config;
 
 pplx_status pplx_engine_open(const pplx_engine_config *config, pplx_engine **engine, pplx_error *error);
@@ -193,6 +195,7 @@ typedef struct pplx_target {
     uint32_t domain; /* of ours, that reported it */
     uint32_t failed; /* order in which what failed was handed to the peer's links */
     uint64_t most;   /* proxy: bytes of a piece of the segment that is being cut */
+    uint32_t links;  /* proxy: bit per link of the peer's that failed it in such a way that the peer may be lost */
 } pplx_target;
 
 enum pplx_request_kind { PPLX_REQUEST_TRANSFER = 0, PPLX_REQUEST_SEND = 1, PPLX_REQUEST_CALL = 2 };
@@ -212,7 +215,9 @@ enum pplx_call {
     PPLX_CALL_PEER_CLOSE = 4,   /* subject: pplx_peer, an orderly goodbye: what is queued ends FLUSHED */
     PPLX_CALL_PEER_LOST = 5,    /* subject: pplx_peer; payload: why (text): all of it ends PEER_LOST */
     PPLX_CALL_COUNTER_CLOSE = 6, /* subject: pplx_counter */
-    PPLX_CALL_DRAIN = 7          /* no subject: what has arrived by now is counted when it settles */
+    PPLX_CALL_DRAIN = 7,         /* no subject: what has arrived by now is counted when it settles */
+    PPLX_CALL_RAIL_LOST = 8      /* subject: pplx_peer; nbytes: which link; payload: why (text): the other side has
+                                  * closed its end of it, and nothing of ours lands there any more */
 };
 
 struct pplx_request {
@@ -315,6 +320,12 @@ void *pplx_peer_cookie(const pplx_peer *peer);
 pplx_peer *pplx_node_peer(pplx_node *node);                       /* of a PPLX_NODE_PEER */
 void pplx_peer_reason(const pplx_peer *peer, pplx_error *error); /* why it is lost; after its node has come */
 uint32_t pplx_peer_lost_domain(const pplx_peer *peer); /* which NIC showed it, or the first one; likewise */
+
+/* A link may be lost and the peer live on over the others. Our end of it is closed when its node comes; tell the other
+ * side, whose owner makes a PPLX_CALL_RAIL_LOST of it. What a lost link had in flight is sent again, where it is, when
+ * the other side has said the same. */
+pplx_peer *pplx_node_rail(pplx_node *node, uint32_t *link); /* of a PPLX_NODE_RAIL */
+void pplx_link_reason(const pplx_peer *peer, size_t link, pplx_error *error); /* why it is lost; likewise */
 
 enum { PPLX_LATENCY_BUCKETS = 64, PPLX_OPCODES = 5 };
 

@@ -22,7 +22,7 @@ cdef class Engine(Waker):
     cdef dict counters
     cdef set registrations
     cdef list room_waiters
-    cdef public object on_message, on_peer_lost, on_missing, on_left_open
+    cdef public object on_message, on_peer_lost, on_rail_lost, on_missing, on_left_open
 
     cdef int _open_domains(self, const pplx_provider *c_provider, object devices, Options c_options) except -1
     cdef int _start(self) except -1
@@ -38,3 +38,4 @@ cdef class Engine(Waker):
     )
     cdef int handle(self, void *address) except -1
     cdef int _lost(self, PeerRecord peer) except -1
+    cdef int _rail_lost(self, void *node) except -1

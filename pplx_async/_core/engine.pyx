@@ -28,6 +28,7 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_CALL_PEER_CONNECT,
     PPLX_CALL_PEER_LOST,
     PPLX_CALL_PEER_OPEN,
+    PPLX_CALL_RAIL_LOST,
     PPLX_CAP_CUDA,
     PPLX_CAP_DMABUF,
     PPLX_CAP_FENCE,
@@ -39,6 +40,7 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_NODE_COUNTER,
     PPLX_NODE_MESSAGE,
     PPLX_NODE_PEER,
+    PPLX_NODE_RAIL,
     PPLX_NODE_REQUEST,
     PPLX_OK,
     PPLX_OPCODES,
@@ -173,6 +175,7 @@ cdef class Engine(Waker):
         c_config.message_slots = config["message_slots"]
         c_config.cpu = config["cpu"]
         c_config.owner_drives = config["owner_drives"]
+        c_config.rail_failover = config["rail_failover"]
         self.loop = loop
         self.loop_runs = loop.is_running
         self.spins = spins
@@ -284,6 +287,22 @@ cdef class Engine(Waker):
             peer = self.peers.get(<size_t>api.node_peer(node))
             if peer is not None:
                 self._lost(peer)
+        elif node.kind == PPLX_NODE_RAIL:
+            self._rail_lost(node)
+        return 0
+
+    cdef int _rail_lost(self, void *address) except -1:
+        cdef pplx_node *node = <pplx_node *>address
+        cdef pplx_error error
+        cdef uint32_t link
+        cdef pplx_peer *ptr = api.node_rail(node, &link)
+        cdef PeerRecord peer = self.peers.get(<size_t>ptr)
+        if peer is None:
+            return 0
+        api.link_reason(ptr, link, &error)
+        peer.lost_links[link] = error.text.decode(errors="replace")
+        if self.on_rail_lost is not None:
+            self.on_rail_lost(peer.owner, link)
         return 0
 
     cdef int _lost(self, PeerRecord peer) except -1:
@@ -400,6 +419,7 @@ cdef class Engine(Waker):
             PPLX_CALL_MR_CLOSE,
             PPLX_CALL_PEER_CLOSE,
             PPLX_CALL_PEER_LOST,
+            PPLX_CALL_RAIL_LOST,
         )
         self.inflight += 1
         return transfer
@@ -676,6 +696,17 @@ cdef class Engine(Waker):
         transfer.submit()
         return transfer
 
+    def rail_lost(self, PeerRecord peer not None, uint32_t link, str why) -> Transfer:
+        """Submit that the other side has closed its end of a link."""
+        self.check_not_freed(peer)
+        cdef bytes text = why.encode()
+        cdef Transfer transfer = self.call_later(PPLX_CALL_RAIL_LOST, peer.ptr, "drop a link")
+        transfer.payload = text
+        transfer.request.payload = <const char *>text
+        transfer.nbytes = link
+        transfer.submit()
+        return transfer
+
     def peer_free(self, PeerRecord peer not None) -> None:
         """Free the core's part, after `peer_close` has settled."""
         cdef pplx_peer *ptr = <pplx_peer *>peer.ptr
@@ -763,6 +794,7 @@ cdef class Engine(Waker):
                 {
                     "domain": stats.domain,
                     "remote_domain": stats.remote_domain,
+                    "lost": peer.lost_links.get(i),
                     "posted": [stats.posted[op] for op in range(PPLX_OPCODES)],
                     "completed": [stats.completed[op] for op in range(PPLX_OPCODES)],
                     "failed": [stats.failed[op] for op in range(PPLX_OPCODES)],

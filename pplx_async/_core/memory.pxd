@@ -51,6 +51,7 @@ cdef class PeerRecord(Used):
     cdef public object owner
     cdef public bint is_open
     cdef public object reason
+    cdef readonly dict lost_links  # why, by link
 
 
 cdef class RemoteRecord(Used):

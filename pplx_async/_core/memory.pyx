@@ -254,6 +254,7 @@ cdef class PeerRecord(Used):
         self.engine = engine
         self.label = label
         self.domains = domains
+        self.lost_links = {}
 
 
 cdef class RemoteRecord(Used):

@@ -15,9 +15,11 @@ from libc.stdlib cimport free
 
 from pplx_async._core.includes.pplx cimport (
     PPLX_CANCELLED,
+    PPLX_MAX_LINKS,
     PPLX_NO_COUNTER,
     PPLX_OK,
     PPLX_PEER_LOST,
+    PPLX_RAIL_LOST,
     PPLX_REGISTRATION,
     PPLX_REMOTE_ACCESS,
     PPLX_REQUEST_CALL,
@@ -198,7 +200,12 @@ cdef class Transfer(Promise):
         if error.status == PPLX_PEER_LOST:
             why = self.engine.lost_reason(record) if record is not None else None
             text = why or text
-        return errors.completion_error(
+        link = None
+        if error.status == PPLX_RAIL_LOST and target != NULL and record is not None:
+            lost = [i for i in range(PPLX_MAX_LINKS) if target.links >> i & 1]
+            link = lost[0] if lost else None
+            text = f"link {link} is lost, and the peer reached over others: {record.lost_links.get(link, text)}"
+        failure = errors.completion_error(
             status.decode() if status != NULL else "INTERNAL",
             text,
             operation=self.operation,
@@ -207,6 +214,9 @@ cdef class Transfer(Promise):
             nbytes=nbytes,
             provider_error=error.provider_error,
         )
+        if isinstance(failure, errors.RailLost):
+            failure.link = link
+        return failure
 
     cdef int _report_missing(self, str reason) except -1:
         """Tell each receiver whose counter got a part of what did not succeed as a whole."""

@@ -28,6 +28,10 @@ typedef struct host {
     uint64_t lost;     /* peers */
     uint64_t told;     /* counters through the done list */
     pplx_peer *last_lost;
+    uint64_t rails;    /* links that were lost, their peers not */
+    uint32_t last_rail;
+    /* The other side's owner is to be told; NULL: it isn't. */
+    void (*on_rail)(struct host *host, pplx_peer *peer, uint32_t link);
     /* Gives the message back sooner or later; NULL: at once. */
     void (*on_message)(struct host *host, pplx_message *message);
     void *context;
@@ -65,6 +69,10 @@ static void take_node(host *host, pplx_node *node) {
             host->on_message(host, (pplx_message *)node);
         else
             pplx_message_release(host->engine, (pplx_message *)node);
+    } else if (node->kind == PPLX_NODE_RAIL) {
+        pplx_peer *peer = pplx_node_rail(node, &host->last_rail);
+        host->rails++;
+        if (host->on_rail) host->on_rail(host, peer, host->last_rail);
     } else {
         CHECK_EQ(node->kind, PPLX_NODE_PEER);
         host->lost++;

@@ -1,7 +1,7 @@
 /* SPDX-FileCopyrightText: 2026 The pplx_async authors
  * SPDX-License-Identifier: Apache-2.0 */
 
-/* The engine over loopback with several links of different weight. */
+/* The engine over loopback with several links: of different weight, and when one of them is lost. */
 #include "engine_helpers.h"
 
 /* ------------------------------------------------------------------ weights */
@@ -103,10 +103,202 @@ static void runs_of_pages_are_cut_by_weight(void) {
     link_weights = NULL;
 }
 
+/* ------------------------------------------------------------------ a link is lost */
+
+enum { MANY = 300, PIECE = 2048 };
+
+static transfer many[MANY];
+static ending told[8];
+static pplx_request tellings[8];
+static uint32_t ntold;
+static pair *rails;
+
+/* As the control channel would. */
+static void tell_other(host *host, pplx_peer *peer, uint32_t link) {
+    (void)peer;
+    struct host *other = host == &rails->a ? &rails->b : &rails->a;
+    CHECK(ntold < 8);
+    told[ntold] = (ending){0};
+    tellings[ntold] = (pplx_request){.kind = PPLX_REQUEST_CALL,
+                                     .opcode = PPLX_CALL_RAIL_LOST,
+                                     .subject = host == &rails->a ? rails->ba : rails->ab,
+                                     .nbytes = link,
+                                     .cookie = &told[ntold]};
+    pplx_submit(other->engine, &tellings[ntold++]);
+}
+
+/* Each engine with its own faults; b's are of its domain 1 only, if they say so. */
+static void rails_open(pair *pair, uint32_t domains, const char *faults_a, const char *faults_b, bool failover,
+                       uint32_t timeout_ms) {
+    pplx_engine_config config = default_config;
+    config.heartbeat_interval_ms = 20;
+    config.heartbeat_timeout_ms = timeout_ms;
+    config.shard_nbytes = 16384;
+    config.rail_failover = failover;
+    memset(pair, 0, sizeof *pair);
+    host_open_with(&pair->a, domains, faults_a, &config);
+    host_open_with(&pair->b, domains, faults_b, &config);
+    pair->a.on_rail = pair->b.on_rail = tell_other;
+    rails = pair;
+    ntold = 0;
+    pair_fill(pair, MANY * PIECE);
+    area_fill(&pair->from, 11);
+}
+
+static void rails_close(pair *pair) {
+    for (uint32_t i = 0; i < ntold; i++) WAIT(told[i].released);
+    pair_close(pair);
+}
+
+static void start_one(pair *pair, uint32_t i, uint32_t opcode, bool counted) {
+    memset(&many[i], 0, sizeof many[i]);
+    many[i].segment = (pplx_segment){i * PIECE, i * PIECE, PIECE, 1};
+    many[i].target = (pplx_target){.local = &pair->from.mr,
+                                   .remote = &pair->remote,
+                                   .peer = pair->ab,
+                                   .segments = &many[i].segment,
+                                   .nsegments = 1,
+                                   .counter = counted ? pair->counter.id : PPLX_NO_COUNTER};
+    transfer_submit(&pair->a, &many[i], opcode);
+}
+
+static uint32_t ended(pplx_status status) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < MANY; i++) n += many[i].end.released && many[i].request.error.status == status;
+    return n;
+}
+
+static void run_many(pair *pair, uint32_t opcode, bool counted) {
+    for (uint32_t i = 0; i < MANY; i++) start_one(pair, i, opcode, counted);
+    for (uint32_t i = 0; i < MANY; i++) WAIT(many[i].end.released);
+    (void)pair;
+}
+
+static void check_lost_rail(pair *pair, uint32_t link) {
+    WAIT(pair->a.rails == 1 && pair->b.rails == 1);
+    CHECK_EQ(pair->a.last_rail, link);
+    CHECK_EQ(pair->b.last_rail, link);
+    CHECK_EQ(pair->a.lost + pair->b.lost, 0);
+}
+
+/* Those that were in flight there fail typed, the others succeed, and what comes later does not notice. */
+static void a_silent_link_is_lost_and_the_peer_lives(void) {
+    pair pair;
+    rails_open(&pair, 3, "", "device=1 drop_after=30", false, 1000);
+    WAIT(pair.a.rails || pair.b.rails); /* b says nothing there after its 30th heartbeat */
+    check_lost_rail(&pair, 1);
+    run_many(&pair, PPLX_WRITE, true);
+    CHECK_EQ(ended(PPLX_OK), MANY);
+    CHECK_COUNT(&pair, MANY * PPLX_EIGHTHS);
+    CHECK(pair_equal(&pair, 0, MANY * PIECE));
+    write_now(&pair, 0, MANY * PIECE, true); /* sharded */
+    CHECK_COUNT(&pair, (MANY + 1) * PPLX_EIGHTHS);
+    rails_close(&pair);
+}
+
+static void what_was_in_flight_fails_typed(void) {
+    pair pair;
+    rails_open(&pair, 2, "device=1 drop_after=60", "", false, 1000);
+    run_many(&pair, PPLX_WRITE, true);
+    check_lost_rail(&pair, 1);
+    const uint32_t failed = ended(PPLX_RAIL_LOST);
+    CHECK(failed > 0);
+    CHECK_EQ(failed + ended(PPLX_OK), MANY);
+    for (uint32_t i = 0; i < MANY; i++) {
+        if (many[i].request.error.status != PPLX_OK) CHECK_EQ(many[i].target.links, 2);
+        if (many[i].request.error.status == PPLX_OK) CHECK(pair_equal(&pair, i * PIECE, PIECE));
+    }
+    /* The silent one has written nothing after its 60th. */
+    CHECK_COUNT(&pair, (MANY - failed) * PPLX_EIGHTHS);
+    rails_close(&pair);
+}
+
+static void a_provider_that_says_so_loses_the_link(void) {
+    pair pair;
+    rails_open(&pair, 2, "device=1 fail_after=60 fail_status=PEER_LOST", "", false, 20000);
+    run_many(&pair, PPLX_WRITE, true);
+    check_lost_rail(&pair, 1);
+    CHECK(ended(PPLX_RAIL_LOST) > 0);
+    CHECK_EQ(ended(PPLX_RAIL_LOST) + ended(PPLX_OK), MANY);
+    rails_close(&pair);
+}
+
+static void writes_without_an_immediate_are_sent_again(void) {
+    pair pair;
+    rails_open(&pair, 3, "device=1 drop_after=60", "", true, 1000);
+    run_many(&pair, PPLX_WRITE, false);
+    check_lost_rail(&pair, 1);
+    CHECK_EQ(ended(PPLX_OK), MANY);
+    CHECK(pair_equal(&pair, 0, MANY * PIECE));
+    rails_close(&pair);
+}
+
+static void reads_are_sent_again(void) {
+    pair pair;
+    rails_open(&pair, 2, "device=1 drop_after=60", "", true, 1000);
+    area_fill(&pair.to, 12);
+    run_many(&pair, PPLX_READ, false);
+    check_lost_rail(&pair, 1);
+    CHECK_EQ(ended(PPLX_OK), MANY);
+    CHECK(pair_equal(&pair, 0, MANY * PIECE));
+    rails_close(&pair);
+}
+
+static void counted_writes_are_not_sent_again(void) {
+    pair pair;
+    rails_open(&pair, 2, "device=1 drop_after=60", "", true, 1000);
+    run_many(&pair, PPLX_WRITE, true);
+    check_lost_rail(&pair, 1);
+    CHECK(ended(PPLX_RAIL_LOST) > 0);
+    CHECK_COUNT(&pair, ended(PPLX_OK) * PPLX_EIGHTHS);
+    rails_close(&pair);
+}
+
+/* Its end may still be open: something late could land on what the user has written since. */
+static void nothing_is_sent_again_before_the_other_side_has_closed(void) {
+    pair pair;
+    rails_open(&pair, 2, "device=1 drop_after=60", "", true, 1000);
+    pair.b.on_rail = NULL;
+    run_many(&pair, PPLX_WRITE, false);
+    check_lost_rail(&pair, 1);
+    CHECK(ended(PPLX_RAIL_LOST) > 0);
+    CHECK_EQ(ended(PPLX_RAIL_LOST) + ended(PPLX_OK), MANY);
+    rails_close(&pair);
+}
+
+static void the_last_link_takes_the_peer_along(void) {
+    pair pair;
+    rails_open(&pair, 3, "drop_after=100", "", true, 1000);
+    run_many(&pair, PPLX_WRITE, true);
+    WAIT(pair.a.lost == 1 && pair.b.lost == 1);
+    CHECK(ended(PPLX_PEER_LOST) > 0);
+    CHECK_EQ(ended(PPLX_PEER_LOST) + ended(PPLX_RAIL_LOST) + ended(PPLX_OK), MANY);
+    rails_close(&pair);
+}
+
+static void closing_ends_what_waits_to_be_sent_again(void) {
+    pair pair;
+    rails_open(&pair, 2, "device=1 drop_after=60", "", true, 2000);
+    pair.b.on_rail = NULL;
+    for (uint32_t i = 0; i < MANY; i++) start_one(&pair, i, PPLX_WRITE, false);
+    WAIT(pair.a.rails == 1);
+    rails_close(&pair);
+    for (uint32_t i = 0; i < MANY; i++) CHECK(many[i].end.released);
+}
+
 int main(void) {
     RUN(writes_are_cut_by_weight);
     RUN(what_is_not_cut_goes_where_least_was);
     RUN(limits_of_a_message_hold);
     RUN(runs_of_pages_are_cut_by_weight);
+    RUN(a_silent_link_is_lost_and_the_peer_lives);
+    RUN(what_was_in_flight_fails_typed);
+    RUN(a_provider_that_says_so_loses_the_link);
+    RUN(writes_without_an_immediate_are_sent_again);
+    RUN(reads_are_sent_again);
+    RUN(counted_writes_are_not_sent_again);
+    RUN(nothing_is_sent_again_before_the_other_side_has_closed);
+    RUN(the_last_link_takes_the_peer_along);
+    RUN(closing_ends_what_waits_to_be_sent_again);
     return check_done();
 }

@@ -124,6 +124,7 @@ def test_every_variable_is_read():
         "secret": ("s", "s"),
         "allow_insecure": ("Yes", True),
         "ipc_vm_writev": ("1", True),
+        "rail_failover": ("1", True),
         "ring_entries": ("0x80", 128),
         "wakeup": ("spin", "spin"),
         "progress": ("proxy", "proxy"),

@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from helpers.engines import Pair, connect, engine_on, pattern
+from helpers.engines import Pair, connect, engine_on, eventually, pattern
 from helpers.require import find_fabric
-from pplx_async import BrokenResourceError, NativeCallError, PeerLost, ProviderUnavailable
+from pplx_async import BrokenResourceError, NativeCallError, PeerLost, ProviderUnavailable, RailLost
 
 PORT_ERR, DEVICE_FATAL = 10, 8  # of enum ibv_event_type
 BOTH = {"devices": ("x0", "x1"), "domains": 2}
@@ -225,21 +225,55 @@ async def test_a_device_that_fails_loses_the_peer_at_once(fake, devices):
     assert await lose(fake, lambda: devices.event("x0", 0, DEVICE_FATAL)) < 1
 
 
-async def test_one_of_two_nics_that_loses_its_cable_ends_transfers_typed(fake, devices):
+async def broken_rail(fake, devices, failover, counted):
+    """Two rails, and four large writes; the second one's cable is cut under them. Return what they ended with."""
     devices.layout("x0 roce ip=10.0.0.1; x1 roce ip=10.0.0.2")
     async with (
-        engine_on(fake, **BOTH) as a,
-        engine_on(fake, **BOTH) as b,
+        engine_on(fake, **BOTH, rail_failover=failover) as a,
+        engine_on(fake, **BOTH, rail_failover=failover) as b,
     ):
-        ab, _ = await connect(a, b)
-        source = await a.register(pattern(4 << 20))
-        region = await b.register(np.zeros(4 << 20, dtype=np.uint8))
-        remote = ab.region(region.to_bytes())
-        assert await a.write(source, remote) == 4 << 20
+        ab, ba = await connect(a, b)
+        pair = Pair(fake, a, b, ab, ba)
+        source, target = await pair.source(pattern(4 << 20)), await pair.target(4 << 20)
+        _, remote = pair.counter()
         devices.cut("x1")
-        with pytest.raises(PeerLost):
-            async with asyncio.timeout(10):
-                await a.write(source, remote)
+        async with asyncio.timeout(10):
+            writes = [a.write(source, target.remote, counter=remote if counted else None) for _ in range(4)]
+            ended = await asyncio.gather(*writes, return_exceptions=True)
+            await eventually(lambda: ab.stats().links[1].lost and ba.stats().links[1].lost, "both know")
+            # The peer lives, over the other one.
+            assert await a.write(source, target.remote) == 4 << 20
+            await ab.send(b"here")
+            assert (await anext(b.messages())).data == b"here"
+        assert np.array_equal(target.array, pattern(4 << 20))
+        await pair.forget()
+        return ended
+
+
+async def test_one_of_two_nics_that_loses_its_cable_ends_transfers_typed(fake, devices):
+    ended = await broken_rail(fake, devices, failover=False, counted=True)
+    lost = [error for error in ended if isinstance(error, Exception)]
+    assert lost
+    assert all(isinstance(error, RailLost) for error in lost)
+    assert (lost[0].link, lost[0].domain) == (1, "x1#1")
+
+
+async def test_with_failover_the_other_nic_carries_what_it_had(fake, devices):
+    assert await broken_rail(fake, devices, failover=True, counted=False) == [4 << 20] * 4
+
+
+@pytest.mark.parametrize("kind", [PORT_ERR, DEVICE_FATAL])
+async def test_one_of_two_nics_that_fails_leaves_the_peer_to_the_other(fake, devices, kind):
+    devices.layout("x0 roce ip=10.0.0.1; x1 roce ip=10.0.0.2; y0 roce ip=10.0.0.3; y1 roce ip=10.0.0.4")
+    async with engine_on(fake, **BOTH) as a, engine_on(fake, devices=("y0", "y1"), domains=2) as b:
+        ab, ba = await connect(a, b)
+        pair = Pair(fake, a, b, ab, ba)
+        source, target = await pair.source(pattern(1 << 20)), await pair.target(1 << 20)
+        devices.event("x1", 0 if kind == DEVICE_FATAL else 1, kind)
+        await eventually(lambda: ab.stats().links[1].lost and ba.stats().links[1].lost, "both know")
+        assert await a.write(source, target.remote) == 1 << 20
+        assert np.array_equal(target.array, pattern(1 << 20))
+        await pair.forget()
 
 
 async def test_queue_pairs_that_take_long_to_destroy_hold_up_nobody(fake, devices):

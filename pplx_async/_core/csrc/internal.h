@@ -55,6 +55,7 @@ typedef struct pplx_slot {
     pplx_target *target;   /* TRANSFER */
     pplx_request *request; /* SEND */
     uint64_t nbytes;
+    uint64_t local, remote; /* TRANSFER: offsets in the target's regions: it may be sent again on another link */
     uint64_t posted_ns;
     uint32_t order;   /* among all of the peer's, from 1 */
     uint32_t eighths; /* what its immediate counts at the peer */
@@ -70,6 +71,7 @@ struct pplx_link {
     pplx_peer *peer;
     pplx_domain *domain;
     pplx_provider_endpoint *endpoint; /* NULL: not open, or closed */
+    pplx_provider_endpoint *fading;   /* closed, but the provider has not let go yet */
     const pplx_provider_endpoint *source; /* what names it in immediates; also after it was closed */
     pplx_slot *slots;
     pplx_slot *free_slots;
@@ -88,6 +90,14 @@ struct pplx_link {
     uint64_t heard_ns;                    /* when the peer's last one arrived */
     uint32_t probe_failures;              /* heartbeats that failed in a row */
     bool heartbeat_inflight;
+    uint64_t suspect_ns; /* an answer counts if it is to a heartbeat of after this */
+    /* Lost while the peer lives: see peer.c. */
+    pplx_error reason;     /* OK: it isn't. Proxy, before down_node is pushed */
+    bool down;             /* it is closed, and the owner was told */
+    bool closed_there;     /* the other side has closed its end */
+    pplx_slot *parked;     /* what is sent again when it has, linked by next */
+    uint64_t parked_until; /* ... or fails then */
+    pplx_node down_node;
     pplx_link_address local_address;
     pplx_link_stats stats; /* read by any thread */
 };
@@ -142,11 +152,13 @@ struct pplx_peer {
     /* Failed so that the peer may be dead or not (pplx_suspicious): they settle when that is known. */
     bool suspected;
     uint64_t suspect_ns; /* since when */
+    uint32_t suspect_links;  /* bit per link: it has to answer; one that lives in place of lost ones */
     uint32_t suspect_domain; /* which NIC said so, and by which code of its own */
     int32_t suspect_error;
     uint64_t answer_by_ns; /* lost if no probe has been answered by then */
     pplx_target *suspects;
     pplx_request *suspect_sends; /* linked by node.next */
+    pplx_slot *resends;          /* of lost links, to be staged on others; linked by next */
     uint32_t staged;             /* work requests so far: gives each its order */
     /* Messages. */
     pplx_request *sends_head, *sends_tail; /* linked by node.next */
@@ -248,7 +260,7 @@ static inline void pplx_peer_busy(pplx_peer *peer) {
 /* After this the peer's fate is not known yet. FLUSHED: a connection that breaks fails one work
  * request and flushes the rest, on verbs for example. */
 static inline bool pplx_suspicious(int32_t status) {
-    return status == PPLX_TRANSPORT || status == PPLX_CONNECTION || status == PPLX_FLUSHED;
+    return status == PPLX_TRANSPORT || status == PPLX_CONNECTION || status == PPLX_FLUSHED || status == PPLX_RAIL_LOST;
 }
 
 static inline uint64_t pplx_ms(uint32_t ms) { return (uint64_t)ms * 1000000u; }
@@ -287,6 +299,8 @@ bool pplx_transfer_post(pplx_peer *peer);
 void pplx_transfer_completed(pplx_slot *slot, pplx_status status, int32_t provider_error);
 void pplx_transfer_judge(pplx_peer *peer, pplx_status verdict); /* PEER_LOST; anything else: they keep theirs */
 void pplx_transfer_flush(pplx_peer *peer, pplx_status status);  /* everything that is queued */
+bool pplx_transfer_park(pplx_slot *slot);                       /* its link is lost: true if it is sent again */
+void pplx_transfer_unpark(pplx_link *link, bool again);         /* now; or it fails */
 
 /* link.c: slots, staging, posting, completions of one link */
 pplx_status pplx_link_open(pplx_link *link, pplx_error *error);
@@ -305,7 +319,9 @@ void pplx_peer_run_connect(pplx_peer *peer, pplx_request *request);
 void pplx_peer_run_close(pplx_peer *peer, pplx_request *request);
 void pplx_peer_run_lost(pplx_peer *peer, pplx_request *request);
 void pplx_peer_give_back(pplx_peer *peer); /* frees it, now or with its last message */
-void pplx_peer_suspect(pplx_peer *peer, uint32_t domain, int32_t provider_error);
+void pplx_peer_run_rail_lost(pplx_peer *peer, pplx_request *request);
+void pplx_peer_suspect(pplx_peer *peer, uint32_t links, uint32_t domain, int32_t provider_error);
+void pplx_link_lose(pplx_link *link, pplx_status provider_status, int32_t provider_error, const char *why);
 void pplx_peer_lose(pplx_peer *peer, uint32_t domain, pplx_status provider_status, int32_t provider_error,
                     const char *why);
 void pplx_peer_heard(pplx_peer *peer, uint32_t link);

@@ -96,11 +96,15 @@ pplx_slot *pplx_link_stage(pplx_link *link, uint8_t role, const pplx_work_reques
     return slot;
 }
 
-static void free_slot(pplx_slot *slot) {
-    pplx_link *link = slot->link;
-    pplx_link_stats *stats = &link->stats;
+static void leave_flight(const pplx_slot *slot) {
+    pplx_link_stats *stats = &slot->link->stats;
     __atomic_store_n(&stats->inflight, stats->inflight - 1, __ATOMIC_RELAXED);
     __atomic_store_n(&stats->inflight_nbytes, stats->inflight_nbytes - slot->nbytes, __ATOMIC_RELAXED);
+}
+
+static void free_slot(pplx_slot *slot) {
+    pplx_link *link = slot->link;
+    leave_flight(slot);
     slot->next = link->free_slots;
     link->free_slots = slot;
 }
@@ -218,11 +222,22 @@ static void count_completed(pplx_slot *slot, pplx_status status, uint64_t nbytes
     PPLX_COUNT(stats->latency[slot->opcode][latency_bucket(ns)], 1);
 }
 
+/* Of a link that is lost: sent again over others, or not. */
+static bool park(pplx_slot *slot) {
+    if (slot->role != PPLX_SLOT_TRANSFER || !pplx_transfer_park(slot)) return false;
+    count_completed(slot, PPLX_RAIL_LOST, 0);
+    leave_flight(slot);
+    return true;
+}
+
 /* The work request of this slot has ended. */
 void pplx_link_completed(pplx_slot *slot, pplx_status status, int32_t provider_error, uint64_t nbytes) {
     slot->link->again_ns = 0; /* things move */
-    if (status == PPLX_PEER_LOST) /* while connecting, too: it will never be ready */
-        pplx_peer_lose(slot->link->peer, slot->link->domain->index, PPLX_OK, provider_error, "its endpoint is gone");
+    if (status == PPLX_PEER_LOST) { /* while connecting, too: it will never be ready */
+        pplx_link_lose(slot->link, PPLX_OK, provider_error, "its endpoint is gone");
+        if (slot->link->reason.status != PPLX_OK) status = PPLX_RAIL_LOST;
+        if (status == PPLX_RAIL_LOST && park(slot)) return;
+    }
     if (slot->role == PPLX_SLOT_RECEIVE) {
         count_completed(slot, status, nbytes);
         pplx_message_received(slot, status, nbytes);
@@ -260,22 +275,31 @@ static void orphan(pplx_slot *slot, pplx_status status) {
 }
 
 /* End everything: what is staged, and, as soon as the provider has let go, what is posted. Returns
- * PPLX_UNRELEASED until then: call again. Requests settle at the first call either way. */
+ * PPLX_UNRELEASED until then: call again. Requests settle at the first call either way. With PPLX_RAIL_LOST only the
+ * link ends, and what is parked stays in its slots. */
 pplx_status pplx_link_close(pplx_link *link, pplx_status status) {
-    const int32_t provider_error = link->peer->reason.provider_error; /* 0 unless it is lost */
-    while (link->nstaged) pplx_link_completed((pplx_slot *)link->staged[--link->nstaged].op, status, provider_error, 0);
-    pplx_status closed = link->endpoint ? link->domain->provider->endpoint_close(link->endpoint) : PPLX_OK;
+    const bool rail = status == PPLX_RAIL_LOST;
+    const int32_t provider_error = rail ? link->reason.provider_error : link->peer->reason.provider_error;
+    pplx_provider_endpoint *endpoint = link->endpoint ? link->endpoint : link->fading;
+    link->endpoint = NULL; /* nothing more is staged or posted */
+    while (link->nstaged) {
+        pplx_slot *slot = (pplx_slot *)link->staged[--link->nstaged].op;
+        if (!rail || !park(slot)) pplx_link_completed(slot, status, provider_error, 0);
+    }
+    pplx_status closed = endpoint ? link->domain->provider->endpoint_close(endpoint) : PPLX_OK;
+    link->fading = closed == PPLX_UNRELEASED ? endpoint : NULL;
     for (uint32_t i = 0; link->slots && i < link->nslots; i++) {
         pplx_slot *slot = &link->slots[i];
         if (!in_flight(slot)) continue;
-        if (closed != PPLX_UNRELEASED)
+        if (closed == PPLX_UNRELEASED) {
+            if (!slot->orphaned) orphan(slot, status);
+        } else if (!rail || slot->orphaned || !park(slot)) {
             pplx_link_completed(slot, status, provider_error, 0);
-        else if (!slot->orphaned)
-            orphan(slot, status);
+        }
     }
     if (closed == PPLX_UNRELEASED) return closed;
-    if (link->endpoint) link->domain->nendpoints--;
-    link->endpoint = NULL;
+    if (endpoint) link->domain->nendpoints--;
+    if (rail) return PPLX_OK;
     free(link->slots);
     link->slots = link->free_slots = NULL;
     return PPLX_OK;

@@ -25,6 +25,7 @@ typedef struct loopback_plan {
     uint64_t fail_registration; /* which mr_open, from 1 */
     uint64_t fail_deregistration; /* which mr_close, from 1 */
     uint64_t drop_after;        /* operations executed before the silence */
+    uint64_t device;          /* only domains on this one follow it */
     uint64_t max_message;
     uint64_t bits_per_second; /* 0: as fast as memory */
     uint32_t max_inflight, eager_posts, posts_per_turn;

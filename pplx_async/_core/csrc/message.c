@@ -166,7 +166,7 @@ void pplx_message_sent(pplx_slot *slot, pplx_status status, int32_t provider_err
     request->error.status = status;
     request->error.provider_error = provider_error;
     if (pplx_suspicious(status) && peer->state == PPLX_PEER_UP) {
-        pplx_peer_suspect(peer, slot->link->domain->index, provider_error);
+        pplx_peer_suspect(peer, 1u << slot->link->index, slot->link->domain->index, provider_error);
         request->node.next = peer->suspect_sends ? &peer->suspect_sends->node : NULL;
         peer->suspect_sends = request;
         return;

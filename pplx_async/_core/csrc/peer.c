@@ -41,6 +41,7 @@ static void open_route(pplx_peer *peer, uint32_t index, const pplx_route *route)
     link->index = index;
     link->domain = &peer->engine->domains[route->domain];
     link->remote_domain = route->remote_domain;
+    link->down_node.kind = PPLX_NODE_RAIL;
     link->weight = route->weight ? route->weight : 1;
     link->stats.domain = route->domain;
     link->stats.remote_domain = route->remote_domain;
@@ -101,6 +102,14 @@ uint32_t pplx_peer_heartbeat_counter(const pplx_peer *peer) { return peer->heart
 uint32_t pplx_peer_credit_counter(const pplx_peer *peer) { return peer->credit.id; }
 uint64_t pplx_peer_token(const pplx_peer *peer) { return peer->token; }
 void *pplx_peer_cookie(const pplx_peer *peer) { return peer->cookie; }
+pplx_peer *pplx_node_rail(pplx_node *node, uint32_t *index) {
+    const pplx_link *link = PPLX_CONTAINER(pplx_link, down_node, node);
+    *index = link->index;
+    return link->peer;
+}
+
+void pplx_link_reason(const pplx_peer *peer, size_t link, pplx_error *error) { *error = peer->links[link].reason; }
+
 pplx_peer *pplx_node_peer(pplx_node *node) { return PPLX_CONTAINER(pplx_peer, lost_node, node); }
 void pplx_peer_reason(const pplx_peer *peer, pplx_error *error) { *error = peer->reason; }
 uint32_t pplx_peer_lost_domain(const pplx_peer *peer) { return peer->lost_domain; }
@@ -216,23 +225,49 @@ static void send_heartbeat(pplx_link *link) {
 
 static void judge(pplx_peer *peer, pplx_status verdict) {
     peer->suspected = false;
+    peer->suspect_links = 0;
     pplx_transfer_judge(peer, verdict);
     pplx_message_judge(peer, verdict);
 }
 
-/* Something failed that may mean that the peer is dead: ask it now. */
-void pplx_peer_suspect(pplx_peer *peer, uint32_t domain, int32_t provider_error) {
-    if (peer->suspected) return;
-    peer->suspected = true;
-    peer->suspect_domain = domain;
-    peer->suspect_error = provider_error;
-    peer->suspect_ns = peer->engine->now_ns;
-    peer->answer_by_ns = peer->suspect_ns + pplx_ms(peer->engine->config.heartbeat_timeout_ms);
+static bool lives(const pplx_link *link) { return link->endpoint && link->reason.status == PPLX_OK; }
+
+static uint32_t living_links(const pplx_peer *peer) {
+    uint32_t links = 0;
+    for (uint32_t i = 0; i < peer->nlinks; i++) links |= (uint32_t)lives(&peer->links[i]) << i;
+    return links;
+}
+
+/* Something failed that may mean that the peer is dead: ask it now, on the links that failed. For one that is lost
+ * another one answers. */
+void pplx_peer_suspect(pplx_peer *peer, uint32_t links, uint32_t domain, int32_t provider_error) {
+    const uint32_t living = living_links(peer);
+    uint32_t asked = links & living ? links & living : living & -living;
+    asked &= ~peer->suspect_links;
+    if (peer->suspected && !asked) return;
+    const uint64_t now = peer->engine->now_ns;
+    if (!peer->suspected) {
+        peer->suspected = true;
+        peer->suspect_domain = domain;
+        peer->suspect_error = provider_error;
+    }
+    peer->answer_by_ns = now + pplx_ms(peer->engine->config.heartbeat_timeout_ms);
+    peer->suspect_links |= asked;
     for (uint32_t i = 0; i < peer->nlinks; i++) {
+        if (!(asked >> i & 1)) continue;
         peer->links[i].heartbeat_ns = 0;
         peer->links[i].probe_failures = 0;
+        peer->links[i].suspect_ns = now;
     }
     pplx_tick_at(peer->engine, 0);
+}
+
+static void answered(pplx_link *link, uint64_t asked_ns) {
+    pplx_peer *peer = link->peer;
+    const uint32_t bit = 1u << link->index;
+    if (!(peer->suspect_links & bit) || asked_ns < link->suspect_ns) return;
+    peer->suspect_links &= ~bit;
+    if (!peer->suspect_links) judge(peer, PPLX_OK);
 }
 
 void pplx_heartbeat_completed(pplx_slot *slot, pplx_status status, int32_t provider_error) {
@@ -242,15 +277,14 @@ void pplx_heartbeat_completed(pplx_slot *slot, pplx_status status, int32_t provi
     if (status == PPLX_OK) {
         peer->acked_links |= 1u << link->index;
         link->probe_failures = 0;
-        if (peer->suspected && slot->posted_ns >= peer->suspect_ns) judge(peer, PPLX_OK);
+        answered(link, slot->posted_ns);
         pplx_tick_at(peer->engine, peer->state == PPLX_PEER_CONNECTING ? 0 : link->heartbeat_ns);
         return;
     }
     link->heartbeat_ns = peer->engine->now_ns + pplx_ms(RETRY_MS);
     pplx_tick_at(peer->engine, link->heartbeat_ns);
     if (peer->state != PPLX_PEER_UP) return; /* while connecting the other side may not be ready */
-    if (++link->probe_failures >= PROBES_LOST)
-        pplx_peer_lose(peer, link->domain->index, status, provider_error, "its NIC does not answer");
+    if (++link->probe_failures >= PROBES_LOST) pplx_link_lose(link, status, provider_error, "its NIC does not answer");
 }
 
 void pplx_peer_heard(pplx_peer *peer, uint32_t link) {
@@ -275,6 +309,23 @@ void pplx_peer_lose(pplx_peer *peer, uint32_t domain, pplx_status provider_statu
     pplx_tick_at(peer->engine, 0);
 }
 
+/* The last one takes the peer along. Done by drop_link() in the tick, like the loss of a peer. */
+void pplx_link_lose(pplx_link *link, pplx_status provider_status, int32_t provider_error, const char *why) {
+    pplx_peer *peer = link->peer;
+    const uint32_t others = living_links(peer) & ~(1u << link->index);
+    if (link->reason.status != PPLX_OK) return;
+    if (peer->state != PPLX_PEER_UP || !others || link->index == 0) {
+        pplx_peer_lose(peer, link->domain->index, provider_status, provider_error, why);
+        return;
+    }
+    if (provider_status == PPLX_OK)
+        pplx_fail(&link->reason, PPLX_RAIL_LOST, provider_error, "%s", why);
+    else
+        pplx_fail(&link->reason, PPLX_RAIL_LOST, provider_error, "%s (%s)", why,
+                  pplx_status_text((int)provider_status));
+    pplx_tick_at(peer->engine, 0);
+}
+
 /* End all that is queued or in flight. True when every endpoint is closed. */
 static bool close_links(pplx_peer *peer, pplx_status status) {
     bool closed = true;
@@ -295,6 +346,37 @@ static void end_requests(pplx_peer *peer, pplx_status status) {
     else
         pplx_fail(&request->error, status, 0, "closed while connecting");
     pplx_settle(peer->engine, request);
+}
+
+/* The links around it go on. What it had in flight is parked, or fails when another link has shown that the peer lives. */
+static void drop_link(pplx_link *link) {
+    pplx_peer *peer = link->peer;
+    pplx_drain(peer->engine); /* what it has finished or brought before counts as such */
+    const pplx_status closed = pplx_link_close(link, PPLX_RAIL_LOST);
+    const uint32_t bit = 1u << link->index;
+    if (peer->suspect_links & bit) {
+        peer->suspect_links &= ~bit;
+        pplx_peer_suspect(peer, bit, link->domain->index, link->reason.provider_error);
+    }
+    if (closed == PPLX_UNRELEASED) return;
+    pplx_drain(peer->engine);
+    link->down = true;
+    pplx_finish(peer->engine, &link->down_node);
+    if (link->closed_there) pplx_transfer_unpark(link, true);
+}
+
+static bool drop_links(pplx_peer *peer) {
+    bool any = false;
+    for (uint32_t i = 0; i < peer->nlinks && peer->reason.status == PPLX_OK; i++) {
+        pplx_link *link = &peer->links[i];
+        if (link->reason.status == PPLX_OK) continue;
+        if (!link->down) {
+            drop_link(link);
+            any |= link->down;
+        }
+        if (link->parked && peer->engine->now_ns > link->parked_until) pplx_transfer_unpark(link, false);
+    }
+    return any;
 }
 
 static void lose(pplx_peer *peer) {
@@ -343,6 +425,17 @@ void pplx_peer_run_lost(pplx_peer *peer, pplx_request *request) {
     pplx_settle(peer->engine, request);
 }
 
+void pplx_peer_run_rail_lost(pplx_peer *peer, pplx_request *request) {
+    const uint64_t index = request->nbytes;
+    if (index < peer->nlinks && peer->state == PPLX_PEER_UP) {
+        pplx_link *link = &peer->links[index];
+        link->closed_there = true;
+        pplx_link_lose(link, PPLX_OK, 0, request->payload ? request->payload : "the other side has closed it");
+        if (link->down) pplx_transfer_unpark(link, true);
+    }
+    pplx_settle(peer->engine, request);
+}
+
 void pplx_peer_give_back(pplx_peer *peer) {
     peer->given_back = true;
     if (peer->messages_out) return; /* pplx_message_repost() comes back to it */
@@ -355,7 +448,7 @@ void pplx_peer_give_back(pplx_peer *peer) {
 /* ---- posting ---- */
 
 bool pplx_peer_has_work(const pplx_peer *peer) {
-    bool any = peer->queue_head || peer->sends_head || pplx_message_wants(peer);
+    bool any = peer->queue_head || peer->resends || peer->sends_head || pplx_message_wants(peer);
     for (uint32_t i = 0; i < peer->nlinks && !any; i++) any = peer->links[i].nstaged != 0;
     return any;
 }
@@ -364,7 +457,7 @@ bool pplx_peer_has_work(const pplx_peer *peer) {
 bool pplx_peer_post(pplx_peer *peer) {
     bool any = false;
     if (peer->sends_head || pplx_message_wants(peer)) any |= pplx_message_post(peer);
-    if (peer->queue_head) return any | pplx_transfer_post(peer);
+    if (peer->queue_head || peer->resends) return any | pplx_transfer_post(peer);
     for (uint32_t i = 0; i < peer->nlinks; i++)
         if (peer->links[i].nstaged) any |= pplx_link_flush(&peer->links[i]) != 0;
     return any;
@@ -373,27 +466,28 @@ bool pplx_peer_post(pplx_peer *peer) {
 /* ---- time ---- */
 
 /* An error that came before its silence says more than that it is silent. */
-static void lose_silent(pplx_peer *peer, uint32_t domain) {
+static void lose_silent(pplx_link *link) {
+    const pplx_peer *peer = link->peer;
     if (peer->suspected)
-        pplx_peer_lose(peer, peer->suspect_domain, PPLX_OK, peer->suspect_error,
-                       "after an error it did not answer in time");
+        pplx_link_lose(link, PPLX_OK, peer->suspect_error, "after an error it did not answer in time");
     else
-        pplx_peer_lose(peer, domain, PPLX_OK, 0, "no heartbeat came in time");
+        pplx_link_lose(link, PPLX_OK, 0, "no heartbeat came in time");
 }
 
 static void check_silence(pplx_peer *peer) {
     const pplx_engine *engine = peer->engine;
     uint64_t now = engine->now_ns;
     /* Also where no heartbeats are asked for: what waits for the verdict must settle. */
-    if (peer->suspected && now > peer->answer_by_ns) lose_silent(peer, peer->suspect_domain);
+    const bool overdue = peer->suspected && now > peer->answer_by_ns;
     for (uint32_t i = 0; i < peer->nlinks; i++) {
-        const pplx_link *link = &peer->links[i];
-        const uint32_t domain = link->domain->index;
+        pplx_link *link = &peer->links[i];
+        if (!lives(link)) continue;
+        if (overdue && peer->suspect_links >> i & 1) lose_silent(link);
         if (link->again_ns && now - link->again_ns > pplx_ms(engine->config.again_timeout_ms))
-            pplx_peer_lose(peer, domain, PPLX_OK, 0, "it takes no more work requests");
+            pplx_link_lose(link, PPLX_OK, 0, "it takes no more work requests");
         if (engine->config.heartbeat_interval_ms && now > link->heard_ns &&
             now - link->heard_ns > pplx_ms(engine->config.heartbeat_timeout_ms))
-            lose_silent(peer, domain);
+            lose_silent(link);
     }
 }
 
@@ -412,10 +506,11 @@ bool pplx_peer_tick(pplx_peer *peer) {
     if (peer->state == PPLX_PEER_CONNECTING && connected(peer)) return true;
     for (uint32_t i = 0; i < peer->nlinks && wants_heartbeats(peer); i++) {
         pplx_link *link = &peer->links[i];
-        if (!link->heartbeat_inflight && peer->engine->now_ns >= link->heartbeat_ns) send_heartbeat(link);
+        if (lives(link) && !link->heartbeat_inflight && peer->engine->now_ns >= link->heartbeat_ns)
+            send_heartbeat(link);
     }
     if (peer->state == PPLX_PEER_UP) check_silence(peer);
-    return peer->reason.status != PPLX_OK;
+    return drop_links(peer) || peer->reason.status != PPLX_OK;
 }
 
 /* When the proxy may sleep till, as far as this peer goes. What a provider's wait fd tells is not
@@ -430,7 +525,9 @@ uint64_t pplx_peer_deadline(const pplx_peer *peer) {
     for (uint32_t i = 0; i < peer->nlinks; i++) {
         const pplx_link *link = &peer->links[i];
         if (link->nstaged) return soon;
-        if (peer->state != PPLX_PEER_UP) continue;
+        if (link->fading) return soon;
+        if (link->parked && link->parked_until < deadline) deadline = link->parked_until + 1;
+        if (peer->state != PPLX_PEER_UP || !lives(link)) continue;
         uint64_t silence = link->heard_ns + pplx_ms(config->heartbeat_timeout_ms) + 1;
         if (config->heartbeat_interval_ms && silence < deadline) deadline = silence;
         if (wants_heartbeats(peer) && !link->heartbeat_inflight && link->heartbeat_ns < deadline)

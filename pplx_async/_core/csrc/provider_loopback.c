@@ -90,6 +90,8 @@ static pplx_status loopback_domain_open(const char *device, const pplx_option *o
     if (strncmp(device, "loop", 4) != 0 || device[4] < '0' || device[4] >= '0' + LOOPBACK_DEVICES || device[5] != '\0')
         return loopback_fail(error, PPLX_UNAVAILABLE, ENODEV, "loopback has no device '%.60s': it has loop0 to loop%d",
                              device, LOOPBACK_DEVICES - 1);
+    if (plan.device != UINT64_MAX && plan.device != (uint64_t)(device[4] - '0'))
+        pplx_loopback_plan_parse(&plan, NULL, 0, error);
 
     loopback_domain *domain = calloc(1, sizeof *domain);
     loopback_imm *imms = calloc(LOOPBACK_IMM_RING, sizeof *imms);

@@ -41,6 +41,7 @@ static void run_call(pplx_engine *engine, pplx_request *request) {
     case PPLX_CALL_PEER_CONNECT: pplx_peer_run_connect(request->subject, request); return;
     case PPLX_CALL_PEER_CLOSE: pplx_peer_run_close(request->subject, request); return;
     case PPLX_CALL_PEER_LOST: pplx_peer_run_lost(request->subject, request); return;
+    case PPLX_CALL_RAIL_LOST: pplx_peer_run_rail_lost(request->subject, request); return;
     default: pplx_fail(error, PPLX_INVALID, 0, "no call has number %u", request->opcode);
     }
     pplx_settle(engine, request);
@@ -190,6 +191,7 @@ static void forgive_gap(pplx_engine *engine, uint64_t now) {
         peer->answer_by_ns += gap;
         for (uint32_t i = 0; i < peer->nlinks; i++) {
             peer->links[i].heard_ns += gap;
+            peer->links[i].parked_until += gap;
             if (peer->links[i].again_ns) peer->links[i].again_ns += gap;
         }
     }

@@ -193,7 +193,7 @@ static void finish_if_ended(pplx_target *target) {
     if (target->queued || target->inflight) return;
     if (pplx_suspicious(target->status)) {
         if (peer->state == PPLX_PEER_UP) {
-            pplx_peer_suspect(peer, target->domain, target->provider_error);
+            pplx_peer_suspect(peer, target->links, target->domain, target->provider_error);
             target->next = peer->suspects;
             peer->suspects = target;
             return;
@@ -225,6 +225,7 @@ void pplx_transfer_completed(pplx_slot *slot, pplx_status status, int32_t provid
         target->delivered += slot->eighths;
     else
         fail(target, status, provider_error, slot->link->domain->index);
+    if (pplx_suspicious(status)) target->links |= 1u << slot->link->index;
     if (status == PPLX_CONNECTION && (target->failed == 0 || slot->order < target->failed))
         target->failed = slot->order;
     finish_if_ended(target);
@@ -239,8 +240,19 @@ static void find_refused(pplx_peer *peer) {
     if (first) first->status = PPLX_REMOTE_ACCESS;
 }
 
+/* The peer lives, and the link they failed on does not: nothing was wrong with them. */
+static void tell_rails(pplx_peer *peer) {
+    uint32_t lost = 0;
+    for (uint32_t i = 0; i < peer->nlinks; i++) lost |= (uint32_t)(peer->links[i].reason.status != PPLX_OK) << i;
+    for (pplx_target *target = peer->suspects; target && lost; target = target->next)
+        if (target->links & lost) target->status = PPLX_RAIL_LOST;
+}
+
 void pplx_transfer_judge(pplx_peer *peer, pplx_status verdict) {
-    if (verdict == PPLX_OK) find_refused(peer);
+    if (verdict == PPLX_OK) {
+        tell_rails(peer);
+        find_refused(peer);
+    }
     pplx_target *target = peer->suspects;
     peer->suspects = NULL;
     while (target) {
@@ -251,7 +263,47 @@ void pplx_transfer_judge(pplx_peer *peer, pplx_status verdict) {
     }
 }
 
+/* ---- sent again on another link ---- */
+
+/* What the provider never had can be sent by another, whatever it is. What it had may have been done: to do it twice
+ * changes nothing if it counts nothing, as long as the first one can't come after the second. So it waits until both
+ * ends of the link are closed. */
+bool pplx_transfer_park(pplx_slot *slot) {
+    pplx_link *link = slot->link;
+    const pplx_engine *engine = link->peer->engine;
+    const bool repeatable = slot->opcode == PPLX_WRITE || slot->opcode == PPLX_READ;
+    if (slot->target->status != PPLX_OK || (slot->posted && !(repeatable && engine->config.rail_failover)))
+        return false;
+    pplx_slot **list = slot->posted && !link->closed_there ? &link->parked : &link->peer->resends;
+    if (!link->parked) link->parked_until = engine->now_ns + pplx_ms(engine->config.heartbeat_timeout_ms);
+    slot->next = *list;
+    *list = slot;
+    pplx_peer_busy(link->peer);
+    return true;
+}
+
+void pplx_transfer_unpark(pplx_link *link, bool again) {
+    pplx_peer *peer = link->peer;
+    while (link->parked) {
+        pplx_slot *slot = link->parked;
+        link->parked = slot->next;
+        if (!again) {
+            pplx_transfer_completed(slot, PPLX_RAIL_LOST, link->reason.provider_error);
+            continue;
+        }
+        slot->next = peer->resends;
+        peer->resends = slot;
+        pplx_peer_busy(peer);
+    }
+}
+
 void pplx_transfer_flush(pplx_peer *peer, pplx_status status) {
+    for (uint32_t i = 0; i < peer->nlinks; i++) pplx_transfer_unpark(&peer->links[i], true);
+    while (peer->resends) {
+        pplx_slot *slot = peer->resends;
+        peer->resends = slot->next;
+        pplx_transfer_completed(slot, status, peer->reason.provider_error);
+    }
     while (peer->queue_head) {
         pplx_target *target = peer->queue_head;
         fail(target, status, peer->reason.provider_error, peer->lost_domain);
@@ -291,20 +343,17 @@ static pplx_link *link_with_room(pplx_peer *peer, uint64_t nbytes, const cut *c,
 
 enum verdict { POSTED_ALL, USED_QUANTUM, NO_ROOM, WAITS };
 
-static void stage(pplx_link *link, pplx_target *target, const cut *c) {
+static void stage_piece(pplx_link *link, pplx_target *target, uint64_t from, uint64_t to, uint64_t nbytes,
+                        uint32_t eighths, bool whole) {
     const pplx_engine *engine = target->peer->engine;
-    const pplx_segment *segment = &target->segments[target->cursor];
-    const uint64_t start = piece_start(segment, c, target->piece);
     const pplx_mr *local = target->local ? target->local : &engine->landing;
     const pplx_remote_key *key = target->remote ? &target->remote->keys[link->remote_domain]
                                                 : &target->peer->config.landing[link->remote_domain];
-    const bool counted = target->counter != PPLX_NO_COUNTER;
-    const uint32_t eighths = counted ? piece_eighths(segment, c, target->piece) : 0;
     pplx_work_request request = {
-        .local_address = local->memory.address + segment->local + start,
-        .nbytes = piece_start(segment, c, target->piece + UINT64_C(1)) - start,
+        .local_address = local->memory.address + from,
+        .nbytes = nbytes,
         .local_mr = local->handles[link->domain->index],
-        .remote_address = key->base + segment->remote + start,
+        .remote_address = key->base + to,
         .remote_key = key->key,
         .opcode = target->request->opcode == PPLX_READ ? PPLX_READ
                   : eighths                            ? PPLX_WRITE_IMM
@@ -314,10 +363,39 @@ static void stage(pplx_link *link, pplx_target *target, const cut *c) {
     };
     pplx_slot *slot = pplx_link_stage(link, PPLX_SLOT_TRANSFER, &request);
     slot->target = target;
+    slot->local = from;
+    slot->remote = to;
     slot->eighths = eighths;
-    slot->whole = c->pieces_per_page == 1;
+    slot->whole = whole;
+}
+
+static void stage(pplx_link *link, pplx_target *target, const cut *c) {
+    const pplx_segment *segment = &target->segments[target->cursor];
+    const uint64_t start = piece_start(segment, c, target->piece);
+    const uint64_t nbytes = piece_start(segment, c, target->piece + UINT64_C(1)) - start;
+    const uint32_t eighths = target->counter != PPLX_NO_COUNTER ? piece_eighths(segment, c, target->piece) : 0;
+    stage_piece(link, target, segment->local + start, segment->remote + start, nbytes, eighths,
+                c->pieces_per_page == 1);
     target->posted += eighths;
     target->inflight++;
+}
+
+/* Its target can't end meanwhile: the slot still counts as one in flight. */
+static void stage_resends(pplx_peer *peer) {
+    const cut any = {0};
+    while (peer->resends) {
+        pplx_slot *slot = peer->resends;
+        pplx_target *target = slot->target;
+        if (target->status != PPLX_OK && target->status != PPLX_CANCELLED) {
+            peer->resends = slot->next;
+            pplx_transfer_completed(slot, PPLX_RAIL_LOST, slot->link->reason.provider_error);
+            continue;
+        }
+        pplx_link *link = link_with_room(peer, slot->nbytes, &any, 0);
+        if (!link) return;
+        peer->resends = slot->next;
+        stage_piece(link, target, slot->local, slot->remote, slot->nbytes, slot->eighths, slot->whole);
+    }
 }
 
 /* The caller holds the target by one `inflight`, so that it can't finish in here. */
@@ -362,6 +440,7 @@ bool pplx_transfer_post(pplx_peer *peer) {
     uint32_t budget = 0;
     for (uint32_t i = 0; i < peer->nlinks; i++) budget += peer->links[i].domain->caps.posts_per_turn;
     const pplx_target *first_waiting = NULL; /* all the way round and no one could go on */
+    if (peer->resends) stage_resends(peer);
     peer->no_room = false;
     while (budget && peer->queue_head && peer->queue_head != first_waiting) {
         pplx_target *target = peer->queue_head;

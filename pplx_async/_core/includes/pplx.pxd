@@ -22,6 +22,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         PPLX_REGISTRATION
         PPLX_REMOTE_ACCESS
         PPLX_CANCELLED
+        PPLX_RAIL_LOST
         PPLX_UNAVAILABLE
         PPLX_INVALID
 
@@ -51,6 +52,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         PPLX_NODE_COUNTER
         PPLX_NODE_MESSAGE
         PPLX_NODE_PEER
+        PPLX_NODE_RAIL
         PPLX_REQUEST_TRANSFER
         PPLX_REQUEST_SEND
         PPLX_REQUEST_CALL
@@ -62,6 +64,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         PPLX_CALL_PEER_LOST
         PPLX_CALL_COUNTER_CLOSE
         PPLX_CALL_DRAIN
+        PPLX_CALL_RAIL_LOST
 
     const char *PPLX_API_CAPSULE
 
@@ -131,6 +134,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint32_t message_slots
         int32_t cpu
         uint32_t owner_drives
+        uint32_t rail_failover
 
     ctypedef struct pplx_engine_stats:
         uint64_t turns
@@ -187,6 +191,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         int32_t provider_error
         uint32_t domain
         uint32_t failed
+        uint32_t links
         uint64_t most
 
     ctypedef struct pplx_request:
@@ -287,5 +292,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         void (*spin_end)(pplx_engine *) noexcept nogil
         uint32_t (*watch)(pplx_engine *, uint32_t) noexcept nogil
         uint32_t (*peer_lost_domain)(const pplx_peer *) noexcept nogil
+        pplx_peer *(*node_rail)(pplx_node *, uint32_t *) noexcept nogil
+        void (*link_reason)(const pplx_peer *, size_t, pplx_error *) noexcept nogil
 
     const pplx_api *pplx_core_api()

@@ -1,0 +1,102 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""Several NICs, one of which dies: what it had in flight fails typed or is sent again, and the peer lives on."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from helpers.engines import SOON, eventually, open_pair, pattern
+from pplx_async import BrokenResourceError, RailLost
+from pplx_async.testing import FaultPlan
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+NBYTES = 4096
+QUICK = {
+    "devices": ("loop0", "loop1", "loop2"),
+    "heartbeat_interval": 0.05,
+    "peer_timeout": 1.0,
+    "shard_nbytes": 64 << 10,
+}
+DYING = {"faults": FaultPlan(device=1, drop_after=60)}
+
+
+async def write_all(pair, source, target, counter=None, many=200):
+    """Start them all at once; what each ended with."""
+    writes = [
+        pair.a.write(source[i * NBYTES :][:NBYTES], target.remote[i * NBYTES :][:NBYTES], counter=counter)
+        for i in range(many)
+    ]
+    async with asyncio.timeout(SOON):
+        return await asyncio.gather(*writes, return_exceptions=True)
+
+
+async def lost_on_both_sides(pair, link):
+    await eventually(
+        lambda: all(peer.stats().links[link].lost for peer in (pair.ab, pair.ba)), "both sides know of the lost link"
+    )
+
+
+async def test_a_rail_that_falls_silent_fails_what_it_had_and_the_peer_lives():
+    async with open_pair("loopback", domains=2, b={"faults": None}, **QUICK, **DYING) as pair:
+        data = pattern(200 * NBYTES)
+        source, target = await pair.source(data), await pair.target(data.nbytes)
+        ended = await write_all(pair, source, target)
+        failed = [error for error in ended if isinstance(error, Exception)]
+        assert failed
+        assert all(isinstance(error, RailLost) for error in failed)
+        error = failed[0]
+        assert (error.link, error.domain, error.operation, error.nbytes) == (1, "loop1#1", "write", NBYTES)
+        assert error.status == "RAIL_LOST"
+        assert "link 1 is lost" in str(error)
+        assert "Submit it again" in str(error)
+        await lost_on_both_sides(pair, 1)
+        # Everything goes on over the other one.
+        counter, remote = pair.counter()
+        assert await write_all(pair, source, target, remote) == [NBYTES] * 200
+        assert await counter.wait(200) == 200
+        assert np.array_equal(target.array, data)
+        await pair.ab.send(b"still there")
+        assert (await anext(pair.b.messages())).data == b"still there"
+        assert "lost: " in str(pair.a.explain())
+        assert pair.ab.is_open and pair.ba.is_open  # noqa: PT018
+        await pair.forget()
+
+
+async def test_with_failover_writes_and_reads_do_not_notice():
+    async with open_pair("loopback", domains=3, b={"faults": None}, rail_failover=True, **QUICK, **DYING) as pair:
+        data = pattern(200 * NBYTES)
+        source, target = await pair.source(data), await pair.target(data.nbytes)
+        assert await write_all(pair, source, target) == [NBYTES] * 200
+        await lost_on_both_sides(pair, 1)
+        assert np.array_equal(target.array, data)
+        await pair.forget()
+
+
+async def test_with_failover_a_counted_write_still_fails_typed_and_its_counter_is_exact():
+    async with open_pair("loopback", domains=2, b={"faults": None}, rail_failover=True, **QUICK, **DYING) as pair:
+        data = pattern(200 * NBYTES)
+        source, target = await pair.source(data), await pair.target(data.nbytes)
+        counter, remote = pair.counter()
+        ended = await write_all(pair, source, target, remote)
+        failed = sum(isinstance(error, RailLost) for error in ended)
+        assert 0 < failed < 200
+        with pytest.raises(BrokenResourceError):
+            await counter.wait(200)
+        assert counter.value == 200 - failed
+        await pair.forget()
+
+
+async def test_reconnecting_uses_the_rail_again():
+    plan = FaultPlan(device=1, fail_after=60, fail_status="PEER_LOST")
+    async with open_pair("loopback", domains=2, b={"faults": None}, faults=plan, **QUICK) as pair:
+        data = pattern(200 * NBYTES)
+        source, target = await pair.source(data), await pair.target(data.nbytes)
+        await write_all(pair, source, target)
+        await lost_on_both_sides(pair, 1)
+        again = await pair.a.connect(pair.b.address)
+        assert [link.lost for link in again.stats().links] == [None, None]
+        await again.close()
+        await pair.forget()
