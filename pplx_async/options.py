@@ -212,7 +212,7 @@ class EngineOptions:
     shard_nbytes: int = _count(256 << 10, "writes from this size on are cut over NICs", 4096, 1 << 40, "B")
     rail_failover: bool = _option(False, "send what a lost link had again on others, where safe", parse=_boolean)
     message_nbytes: int = _count(8192, "largest two-sided message", 64, 1 << 20, "B")
-    message_slots: int = _count(16, "receives kept posted per peer", 1, 4096)
+    message_slots: int = _count(16, "receives kept posted per peer", 1, 2000)
     ipc_vm_writev: bool = _option(False, "one copy into ordinary memory of peers you trust, with ipc", parse=_boolean)
     verbs_gid_index: int | None = _count(None, "entry of the port's GID table, with verbs", 0, 65535)
     verbs_pkey_index: int | None = _count(None, "entry of the port's P_Key table, with verbs", 0, 65535)

@@ -528,7 +528,7 @@ class Peer:
             case wire.RailLost():
                 if self._met.is_set() and message.link < len(self._route):
                     reason = f"the other side: {wire.clip(message.reason)}"
-                    self._engine._core.rail_lost(self._record, message.link, reason)
+                    self._engine._core.rail_lost(self._record, message.link, reason, message.prefix, message.arrived)
             case wire.CounterBroken():
                 self._engine._break_counter(self, message)
             case wire.GroupJoin():
@@ -662,13 +662,13 @@ class Peer:
         if self._closing is None:
             self._closing = self._engine._spawn(self._free())
 
-    def _on_rail_lost(self, link: int) -> None:
+    def _on_rail_lost(self, link: int, prefix: int, arrived: bytes) -> None:
         """Tell the other side that our end of a link is closed; unless all of them close, in good order."""
         if self._said_goodbye or self._freeing:
             return
         reason = wire.clip(self._record.lost_links[link])
         self._engine._complain("link %d to peer %s is lost: %s", link, self.label, reason)
-        self._post(wire.RailLost(link, reason))
+        self._post(wire.RailLost(link, reason, prefix, arrived))
 
     def _end_waits(self, reason: Exception) -> None:
         self._ended.set()

@@ -20,11 +20,10 @@ from itertools import zip_longest
 
 from pplx_async._handshake import host_identity
 from pplx_async.errors import BrokenResourceError
-from pplx_async.wire import Nic
+from pplx_async.wire import MAX_LINKS, Nic
 
-__all__ = ["MAX_LINKS", "describe_nic", "fabric_of", "find_route", "host_network", "weigh"]
+__all__ = ["describe_nic", "fabric_of", "find_route", "host_network", "weigh"]
 
-MAX_LINKS = 8  # PPLX_MAX_LINKS
 _HOST = "ipc@"
 _SCALE = 1000  # weight of the fastest link
 

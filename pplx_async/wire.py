@@ -32,6 +32,7 @@ __all__ = [
     "MAX_DESCRIPTOR_NBYTES",
     "MAX_DOMAINS",
     "MAX_FENCED",
+    "MAX_LINKS",
     "MAX_MESSAGE_NBYTES",
     "MAX_NAME",
     "MAX_OPEN_RUNS",
@@ -68,6 +69,7 @@ __all__ = [
 
 PROTOCOL_VERSION: Final = 1
 MAX_DOMAINS: Final = 9  # PPLX_MAX_DOMAINS
+MAX_LINKS: Final = 8  # PPLX_MAX_LINKS
 MAX_COUNTERS: Final = 1 << 20  # PPLX_MAX_COUNTERS
 MAX_DESCRIPTOR_NBYTES: Final = 256  # a region of 9 domains takes 222
 MAX_MESSAGE_NBYTES: Final = 1 << 20
@@ -318,10 +320,16 @@ class Goodbye(_Wire, frozen=True):
 
 
 class RailLost(_Wire, frozen=True):
-    """The sender has closed its end of a link, by its index: nothing of the receiver lands there any more."""
+    """The sender has closed its end of a link, by its index: nothing of the receiver lands there any more.
 
-    link: Annotated[int, Meta(ge=0, lt=MAX_DOMAINS)]
+    Of the receiver's messages those with numbers below `prefix` have arrived, and of the others those whose bit is set
+    in `arrived` (bit 0 of the first byte: number `prefix`).
+    """
+
+    link: Annotated[int, Meta(ge=0, lt=MAX_LINKS)]
     reason: _Reason
+    prefix: _U64 = 0
+    arrived: Annotated[bytes, Meta(max_length=250)] = b""
 
 
 class Fence(_Wire, frozen=True):

@@ -74,7 +74,8 @@ extern "C" {
     X(uint32_t, watch, (pplx_engine *, uint32_t))                                                      \
     X(uint32_t, peer_lost_domain, (const pplx_peer *))                                                 \
     X(pplx_peer *, node_rail, (pplx_node *, uint32_t *))                                               \
-    X(void, link_reason, (const pplx_peer *, size_t, pplx_error *))
+    X(void, link_reason, (const pplx_peer *, size_t, pplx_error *))                                    \
+    X(void, link_notice, (const pplx_peer *, size_t, pplx_rail_notice *))
 
 typedef struct pplx_api {
     size_t size; /* sizeof(pplx_api) in the core */

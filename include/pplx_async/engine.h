@@ -216,8 +216,8 @@ enum pplx_call {
     PPLX_CALL_PEER_LOST = 5,    /* subject: pplx_peer; payload: why (text): all of it ends PEER_LOST */
     PPLX_CALL_COUNTER_CLOSE = 6, /* subject: pplx_counter */
     PPLX_CALL_DRAIN = 7,         /* no subject: what has arrived by now is counted when it settles */
-    PPLX_CALL_RAIL_LOST = 8      /* subject: pplx_peer; nbytes: which link; payload: why (text): the other side has
-                                  * closed its end of it, and nothing of ours lands there any more */
+    PPLX_CALL_RAIL_LOST = 8      /* subject: pplx_peer; payload: pplx_rail_notice of the other side, which has closed
+                                  * its end of that link: nothing of ours lands there any more */
 };
 
 struct pplx_request {
@@ -322,10 +322,21 @@ void pplx_peer_reason(const pplx_peer *peer, pplx_error *error); /* why it is lo
 uint32_t pplx_peer_lost_domain(const pplx_peer *peer); /* which NIC showed it, or the first one; likewise */
 
 /* A link may be lost and the peer live on over the others. Our end of it is closed when its node comes; tell the other
- * side, whose owner makes a PPLX_CALL_RAIL_LOST of it. What a lost link had in flight is sent again, where it is, when
+ * side, whose owner makes a PPLX_CALL_RAIL_LOST of its notice. What a lost link had in flight is sent again, where it is, when
  * the other side has said the same. */
+enum { PPLX_MAX_SLOTS = 2000 }; /* of pplx_engine_config.message_slots */
+
+typedef struct pplx_rail_notice {
+    uint32_t link;
+    uint32_t reserved;
+    uint64_t prefix; /* messages of the receiver of this below that number have arrived here ... */
+    uint8_t arrived[PPLX_MAX_SLOTS / 8]; /* ... and of those from there on the ones with a bit */
+    char why[PPLX_TEXT_BYTES];
+} pplx_rail_notice;
+
 pplx_peer *pplx_node_rail(pplx_node *node, uint32_t *link); /* of a PPLX_NODE_RAIL */
 void pplx_link_reason(const pplx_peer *peer, size_t link, pplx_error *error); /* why it is lost; likewise */
+void pplx_link_notice(const pplx_peer *peer, size_t link, pplx_rail_notice *notice); /* for the other side; likewise */
 
 enum { PPLX_LATENCY_BUCKETS = 64, PPLX_OPCODES = 5 };
 

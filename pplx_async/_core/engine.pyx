@@ -61,6 +61,7 @@ from pplx_async._core.includes.pplx cimport (
     pplx_peer,
     pplx_peer_config,
     pplx_provider,
+    pplx_rail_notice,
     pplx_remote_key,
     pplx_request,
     pplx_route,
@@ -294,15 +295,18 @@ cdef class Engine(Waker):
     cdef int _rail_lost(self, void *address) except -1:
         cdef pplx_node *node = <pplx_node *>address
         cdef pplx_error error
+        cdef pplx_rail_notice notice
         cdef uint32_t link
         cdef pplx_peer *ptr = api.node_rail(node, &link)
         cdef PeerRecord peer = self.peers.get(<size_t>ptr)
         if peer is None:
             return 0
         api.link_reason(ptr, link, &error)
+        api.link_notice(ptr, link, &notice)
         peer.lost_links[link] = error.text.decode(errors="replace")
         if self.on_rail_lost is not None:
-            self.on_rail_lost(peer.owner, link)
+            arrived = bytes(notice.arrived[: sizeof(notice.arrived)])
+            self.on_rail_lost(peer.owner, link, notice.prefix, arrived.rstrip(b"\0"))
         return 0
 
     cdef int _lost(self, PeerRecord peer) except -1:
@@ -696,14 +700,22 @@ cdef class Engine(Waker):
         transfer.submit()
         return transfer
 
-    def rail_lost(self, PeerRecord peer not None, uint32_t link, str why) -> Transfer:
-        """Submit that the other side has closed its end of a link."""
+    def rail_lost(self, PeerRecord peer not None, uint32_t link, str why, uint64_t prefix, bytes arrived) -> Transfer:
+        """Submit that the other side has closed its end of a link, and which messages had arrived there."""
         self.check_not_freed(peer)
-        cdef bytes text = why.encode()
+        cdef pplx_rail_notice notice
+        cdef bytes text = why.encode()[: sizeof(notice.why) - 1]
+        if len(arrived) > <int>sizeof(notice.arrived):
+            raise ValueError(f"peer {peer.label} tells of {len(arrived)} B of messages")
+        memset(&notice, 0, sizeof(notice))
+        notice.link = link
+        notice.prefix = prefix
+        memcpy(notice.arrived, <const char *>arrived, len(arrived))
+        memcpy(notice.why, <const char *>text, len(text))
+        cdef bytes payload = (<const char *>&notice)[: sizeof(notice)]
         cdef Transfer transfer = self.call_later(PPLX_CALL_RAIL_LOST, peer.ptr, "drop a link")
-        transfer.payload = text
-        transfer.request.payload = <const char *>text
-        transfer.nbytes = link
+        transfer.payload = payload
+        transfer.request.payload = <const char *>payload
         transfer.submit()
         return transfer
 

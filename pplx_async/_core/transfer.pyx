@@ -204,7 +204,9 @@ cdef class Transfer(Promise):
         if error.status == PPLX_RAIL_LOST and target != NULL and record is not None:
             lost = [i for i in range(PPLX_MAX_LINKS) if target.links >> i & 1]
             link = lost[0] if lost else None
-            text = f"link {link} is lost, and the peer reached over others: {record.lost_links.get(link, text)}"
+            text = f"link {link} is lost, and the peer is reached over others"
+            if link in record.lost_links:
+                text += f" ({record.lost_links[link]})"
         failure = errors.completion_error(
             status.decode() if status != NULL else "INTERNAL",
             text,

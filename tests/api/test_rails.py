@@ -100,3 +100,50 @@ async def test_reconnecting_uses_the_rail_again():
         assert [link.lost for link in again.stats().links] == [None, None]
         await again.close()
         await pair.forget()
+
+
+async def read_until(engine, last):
+    """Read messages until the last one has come; each is a number."""
+    numbers = []
+    async for message in engine.messages():
+        numbers.append(int(message.data))
+        if len(numbers) == last:
+            return numbers
+
+
+@pytest.mark.parametrize("after", [40, 60, 90, 150])
+@pytest.mark.parametrize("plan", [{}, {"reorder": 16}, {"delay_us": (0, 300)}], ids=str)
+async def test_messages_move_to_another_rail_and_none_is_lost_or_doubled(after, plan):
+    faults = FaultPlan(device=0, drop_after=after, **plan)
+    async with open_pair("loopback", domains=3, b={"faults": None}, **QUICK, faults=faults) as pair:
+        many = 300
+        async with asyncio.timeout(SOON):
+            reading = [asyncio.create_task(read_until(engine, many)) for engine in (pair.a, pair.b)]
+            sends = [peer.send(b"%d" % i) for i in range(many) for peer in (pair.ab, pair.ba)]
+            await asyncio.gather(*sends)
+            for task in reading:
+                assert sorted(await task) == list(range(many))
+        await lost_on_both_sides(pair, 0)
+        # And credits come back on that one.
+        async with asyncio.timeout(SOON):
+            for i in range(100):
+                await pair.ba.send(b"%d" % i)
+                assert int((await anext(pair.a.messages())).data) == i
+        await pair.forget()
+
+
+async def test_messages_move_twice():
+    a = FaultPlan(device=0, drop_after=60)
+    b = FaultPlan(device=1, drop_after=200)
+    async with open_pair("loopback", domains=3, faults=a, b={"faults": b}, **QUICK) as pair:
+        many = 1000
+        async with asyncio.timeout(SOON):
+            reading = [asyncio.create_task(read_until(engine, many)) for engine in (pair.a, pair.b)]
+            for first in range(0, many, 50):
+                sends = [peer.send(b"%d" % i) for i in range(first, first + 50) for peer in (pair.ab, pair.ba)]
+                await asyncio.gather(*sends)
+            for task in reading:
+                assert sorted(await task) == list(range(many))
+        await lost_on_both_sides(pair, 0)
+        await lost_on_both_sides(pair, 1)
+        await pair.forget()

@@ -110,20 +110,22 @@ enum { MANY = 300, PIECE = 2048 };
 static transfer many[MANY];
 static ending told[8];
 static pplx_request tellings[8];
+static pplx_rail_notice notices[8];
 static uint32_t ntold;
 static pair *rails;
 
 /* As the control channel would. */
 static void tell_other(host *host, pplx_peer *peer, uint32_t link) {
-    (void)peer;
     struct host *other = host == &rails->a ? &rails->b : &rails->a;
     CHECK(ntold < 8);
     told[ntold] = (ending){0};
     tellings[ntold] = (pplx_request){.kind = PPLX_REQUEST_CALL,
                                      .opcode = PPLX_CALL_RAIL_LOST,
                                      .subject = host == &rails->a ? rails->ba : rails->ab,
-                                     .nbytes = link,
+                                     .payload = &notices[ntold],
                                      .cookie = &told[ntold]};
+    pplx_link_notice(peer, link, &notices[ntold]);
+    CHECK_EQ(notices[ntold].link, link);
     pplx_submit(other->engine, &tellings[ntold++]);
 }
 
@@ -184,7 +186,7 @@ static void check_lost_rail(pair *pair, uint32_t link) {
 /* Those that were in flight there fail typed, the others succeed, and what comes later does not notice. */
 static void a_silent_link_is_lost_and_the_peer_lives(void) {
     pair pair;
-    rails_open(&pair, 3, "", "device=1 drop_after=30", false, 1000);
+    rails_open(&pair, 3, "", "device=1 drop_after=30", false, 1500);
     WAIT(pair.a.rails || pair.b.rails); /* b says nothing there after its 30th heartbeat */
     check_lost_rail(&pair, 1);
     run_many(&pair, PPLX_WRITE, true);
@@ -198,7 +200,7 @@ static void a_silent_link_is_lost_and_the_peer_lives(void) {
 
 static void what_was_in_flight_fails_typed(void) {
     pair pair;
-    rails_open(&pair, 2, "device=1 drop_after=60", "", false, 1000);
+    rails_open(&pair, 2, "device=1 drop_after=60", "", false, 1500);
     run_many(&pair, PPLX_WRITE, true);
     check_lost_rail(&pair, 1);
     const uint32_t failed = ended(PPLX_RAIL_LOST);
@@ -225,7 +227,7 @@ static void a_provider_that_says_so_loses_the_link(void) {
 
 static void writes_without_an_immediate_are_sent_again(void) {
     pair pair;
-    rails_open(&pair, 3, "device=1 drop_after=60", "", true, 1000);
+    rails_open(&pair, 3, "device=1 drop_after=60", "", true, 1500);
     run_many(&pair, PPLX_WRITE, false);
     check_lost_rail(&pair, 1);
     CHECK_EQ(ended(PPLX_OK), MANY);
@@ -235,7 +237,7 @@ static void writes_without_an_immediate_are_sent_again(void) {
 
 static void reads_are_sent_again(void) {
     pair pair;
-    rails_open(&pair, 2, "device=1 drop_after=60", "", true, 1000);
+    rails_open(&pair, 2, "device=1 drop_after=60", "", true, 1500);
     area_fill(&pair.to, 12);
     run_many(&pair, PPLX_READ, false);
     check_lost_rail(&pair, 1);
@@ -246,7 +248,7 @@ static void reads_are_sent_again(void) {
 
 static void counted_writes_are_not_sent_again(void) {
     pair pair;
-    rails_open(&pair, 2, "device=1 drop_after=60", "", true, 1000);
+    rails_open(&pair, 2, "device=1 drop_after=60", "", true, 1500);
     run_many(&pair, PPLX_WRITE, true);
     check_lost_rail(&pair, 1);
     CHECK(ended(PPLX_RAIL_LOST) > 0);
@@ -257,7 +259,7 @@ static void counted_writes_are_not_sent_again(void) {
 /* Its end may still be open: something late could land on what the user has written since. */
 static void nothing_is_sent_again_before_the_other_side_has_closed(void) {
     pair pair;
-    rails_open(&pair, 2, "device=1 drop_after=60", "", true, 1000);
+    rails_open(&pair, 2, "device=1 drop_after=60", "", true, 1500);
     pair.b.on_rail = NULL;
     run_many(&pair, PPLX_WRITE, false);
     check_lost_rail(&pair, 1);
@@ -268,7 +270,7 @@ static void nothing_is_sent_again_before_the_other_side_has_closed(void) {
 
 static void the_last_link_takes_the_peer_along(void) {
     pair pair;
-    rails_open(&pair, 3, "drop_after=100", "", true, 1000);
+    rails_open(&pair, 3, "drop_after=100", "", true, 1500);
     run_many(&pair, PPLX_WRITE, true);
     WAIT(pair.a.lost == 1 && pair.b.lost == 1);
     CHECK(ended(PPLX_PEER_LOST) > 0);
@@ -286,6 +288,108 @@ static void closing_ends_what_waits_to_be_sent_again(void) {
     for (uint32_t i = 0; i < MANY; i++) CHECK(many[i].end.released);
 }
 
+/* ------------------------------------------------------------------ messages */
+
+enum { NOTES = 400 };
+
+typedef struct note {
+    pplx_request request;
+    ending end;
+    uint32_t number;
+} note;
+
+static uint8_t seen[2][NOTES];
+
+/* At a or at b: each number once. */
+static void take_note(host *host, pplx_message *message) {
+    uint32_t number;
+    CHECK_EQ(message->nbytes, sizeof number);
+    memcpy(&number, message->data, sizeof number);
+    CHECK(number < NOTES);
+    CHECK_EQ(seen[host == &rails->b][number], 0);
+    seen[host == &rails->b][number] = 1;
+    pplx_message_release(host->engine, message);
+}
+
+static void start_notes(host *host, pplx_peer *peer, note *notes, uint32_t first, uint32_t end) {
+    for (uint32_t i = first; i < end; i++) {
+        notes[i] = (note){.number = i};
+        notes[i].request = (pplx_request){.kind = PPLX_REQUEST_SEND,
+                                          .subject = peer,
+                                          .payload = &notes[i].number,
+                                          .nbytes = sizeof notes[i].number,
+                                          .cookie = &notes[i].end};
+        pplx_submit(host->engine, &notes[i].request);
+    }
+}
+
+static void move_messages(const char *faults_a, const char *faults_b, uint32_t domains) {
+    pair pair;
+    note *there = calloc(NOTES, sizeof *there), *back = calloc(NOTES, sizeof *back);
+    rails_open(&pair, domains, faults_a, faults_b, false, 1500);
+    memset(seen, 0, sizeof seen);
+    pair.a.on_message = pair.b.on_message = take_note;
+    for (uint32_t first = 0; first < NOTES; first += NOTES / 4) {
+        start_notes(&pair.a, pair.ab, there, first, first + NOTES / 4);
+        start_notes(&pair.b, pair.ba, back, first, first + NOTES / 4);
+        for (uint32_t i = first; i < first + NOTES / 4; i++) {
+            WAIT(there[i].end.released && back[i].end.released);
+            CHECK_EQ(there[i].request.error.status, PPLX_OK);
+            CHECK_EQ(back[i].request.error.status, PPLX_OK);
+        }
+    }
+    WAIT(pair.a.messages == NOTES && pair.b.messages == NOTES);
+    CHECK(pair.a.rails >= 1 && pair.a.lost + pair.b.lost == 0);
+    rails_close(&pair);
+    free(there);
+    free(back);
+}
+
+static void messages_move_to_the_next_link(void) {
+    move_messages("device=0 drop_after=60", "", 2);
+    move_messages("device=0 drop_after=45 reorder=16", "", 3);
+    move_messages("", "device=0 drop_after=100 delay_us=0:300", 2);
+    move_messages("device=0 fail_after=70 fail_status=PEER_LOST", "", 2);
+}
+
+static void messages_move_twice(void) { move_messages("device=0 drop_after=50", "device=1 drop_after=150", 3); }
+
+/* Its end has to be closed by both before the next link is used: else they would arrive where nobody receives. */
+static void messages_wait_for_the_other_side(void) {
+    pair pair;
+    note *notes = calloc(NOTES, sizeof *notes);
+    rails_open(&pair, 2, "device=0 drop_after=45", "", false, 1500);
+    memset(seen, 0, sizeof seen);
+    pair.b.on_message = take_note;
+    pair.b.on_rail = NULL;
+    start_notes(&pair.a, pair.ab, notes, 0, NOTES);
+    WAIT(pair.a.rails == 1 && pair.b.rails == 1);
+    pump_ms(50);
+    const uint64_t before = pair.b.messages;
+    CHECK(before < NOTES);
+    write_now(&pair, 0, PIECE, true); /* others need not */
+    CHECK_EQ(pair.b.messages, before);
+    tell_other(&pair.b, pair.ba, 0);
+    for (uint32_t i = 0; i < NOTES; i++) WAIT(notes[i].end.released && notes[i].request.error.status == PPLX_OK);
+    WAIT(pair.b.messages == NOTES);
+    rails_close(&pair);
+    free(notes);
+}
+
+static void messages_that_wait_end_with_the_peer(void) {
+    pair pair;
+    note *notes = calloc(NOTES, sizeof *notes);
+    rails_open(&pair, 2, "device=0 drop_after=45", "", false, 1500);
+    memset(seen, 0, sizeof seen);
+    pair.b.on_message = take_note;
+    pair.b.on_rail = NULL;
+    start_notes(&pair.a, pair.ab, notes, 0, NOTES);
+    WAIT(pair.a.rails == 1 && pair.b.rails == 1);
+    rails_close(&pair);
+    for (uint32_t i = 0; i < NOTES; i++) CHECK(notes[i].end.released);
+    free(notes);
+}
+
 int main(void) {
     RUN(writes_are_cut_by_weight);
     RUN(what_is_not_cut_goes_where_least_was);
@@ -300,5 +404,9 @@ int main(void) {
     RUN(nothing_is_sent_again_before_the_other_side_has_closed);
     RUN(the_last_link_takes_the_peer_along);
     RUN(closing_ends_what_waits_to_be_sent_again);
+    RUN(messages_move_to_the_next_link);
+    RUN(messages_move_twice);
+    RUN(messages_wait_for_the_other_side);
+    RUN(messages_that_wait_end_with_the_peer);
     return check_done();
 }

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pplx_async import BrokenResourceError
-from pplx_async.routes import MAX_LINKS, fabric_of, find_route, host_network, weigh
-from pplx_async.wire import Nic
+from pplx_async.routes import fabric_of, find_route, host_network, weigh
+from pplx_async.wire import MAX_LINKS, Nic
 
 HERE, ELSEWHERE = host_network(), "ipc@" + "0" * 32
 engines = st.lists(st.sampled_from(["tcp", "efa", HERE, ELSEWHERE]), min_size=1, max_size=9)

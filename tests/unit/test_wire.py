@@ -17,6 +17,7 @@ COUNTER = st.integers(0, wire.MAX_COUNTERS - 1)
 KEYS = st.lists(st.builds(wire.RemoteKey, U64, st.integers(0, 2**63)), min_size=1, max_size=8).map(tuple)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=wire.MAX_NAME)
 WORD = TEXT.filter(bool)
+SUBNET = st.text(min_size=1, max_size=64)
 ID = st.binary(min_size=16, max_size=16)
 BYTES32 = st.binary(min_size=32, max_size=32)
 
@@ -32,6 +33,23 @@ HELLOS = st.builds(
     host=WORD,
     name=TEXT,
     auth=st.booleans(),
+    nics=st.just(()),
+)
+HELLOS_WITH_NICS = st.integers(1, 9).flatmap(
+    lambda n: st.builds(
+        wire.Hello,
+        magic=st.just("pplx_async"),
+        version=st.integers(0, 65535),
+        engine=ID,
+        nonce=BYTES32,
+        networks=st.lists(WORD, min_size=n, max_size=n).map(tuple),
+        host=WORD,
+        name=TEXT,
+        auth=st.booleans(),
+        nics=st.lists(st.builds(wire.Nic, U64, st.lists(SUBNET, max_size=8).map(tuple)), min_size=n, max_size=n).map(
+            tuple
+        ),
+    )
 )
 ENDPOINTS = st.builds(
     wire.Endpoints,
@@ -46,6 +64,7 @@ ENDPOINTS = st.builds(
 FENCES = st.builds(wire.Fence, U64, st.lists(U64, max_size=99).map(tuple), st.lists(COUNTER, max_size=99).map(tuple))
 MESSAGES = st.one_of(
     HELLOS,
+    HELLOS_WITH_NICS,
     ENDPOINTS,
     FENCES,
     st.builds(wire.Proof, BYTES32),
@@ -54,6 +73,7 @@ MESSAGES = st.one_of(
     st.builds(wire.Ready, U64),
     st.just(wire.Goodbye()),
     st.builds(wire.Fenced, U64),
+    st.builds(wire.RailLost, st.integers(0, 7), TEXT, U64, st.binary(max_size=250)),
     st.builds(wire.CounterBroken, COUNTER, U64, TEXT),
     st.builds(wire.GroupJoin, WORD, COUNTER, COUNTER, st.none() | COUNTER),
     st.builds(wire.Lookup, U64, WORD),

@@ -51,6 +51,11 @@ pplx_status pplx_engine_open(const pplx_engine_config *config, pplx_engine **out
                   config->ring_entries);
         goto fail;
     }
+    if (config->message_slots == 0 || config->message_slots > PPLX_MAX_SLOTS) {
+        pplx_fail(error, PPLX_INVALID, 0, "message_slots must be 1 to %d, not %u", PPLX_MAX_SLOTS,
+                  config->message_slots);
+        goto fail;
+    }
     if (!pplx_ring_init(&engine->ring, config->ring_entries)) {
         pplx_fail(error, PPLX_NO_MEMORY, ENOMEM, "no memory for a ring of %u entries", config->ring_entries);
         goto fail;

@@ -98,6 +98,7 @@ struct pplx_link {
     pplx_slot *parked;     /* what is sent again when it has, linked by next */
     uint64_t parked_until; /* ... or fails then */
     pplx_node down_node;
+    pplx_rail_notice notice; /* for the other side. Proxy, before down_node is pushed */
     pplx_link_address local_address;
     pplx_link_stats stats; /* read by any thread */
 };
@@ -106,6 +107,7 @@ struct pplx_link {
 typedef struct pplx_receive {
     pplx_slot slot;
     pplx_message message; /* message.peer: who sent it */
+    bool posted;          /* the provider has it */
     struct pplx_receive *next; /* waiting to be posted */
     pplx_peer *owner;
     uint8_t *buffer;
@@ -114,8 +116,19 @@ typedef struct pplx_receive {
 /* The head of every two-sided message. */
 typedef struct pplx_message_head {
     uint64_t token; /* the receiver gave it to the sender: names it, and proves it */
-    uint64_t nbytes;
+    uint64_t nbytes; /* UINT64_MAX: in place of one that failed, for its number only */
+    uint64_t sequence; /* of the sender's to this peer, from 0 */
 } pplx_message_head;
+
+enum pplx_sent_state { PPLX_SENT_FREE, PPLX_SENT_WAITING, PPLX_SENT_FLYING, PPLX_SENT_ARRIVED };
+
+/* A message of ours that is not known to have been read; its copy lies in the send buffer of the same index. */
+typedef struct pplx_sent {
+    pplx_request *request; /* NULL: it has settled */
+    uint64_t nbytes;       /* as in the head */
+    uint64_t sequence;
+    uint32_t state; /* WAITING: to be sent, or sent again. ARRIVED: as far as the NIC says */
+} pplx_sent;
 
 /* In this order. CLOSED: all is over, but the provider may not have let go yet. GONE: it has. */
 enum pplx_peer_state {
@@ -162,16 +175,21 @@ struct pplx_peer {
     uint32_t staged;             /* work requests so far: gives each its order */
     /* Messages. */
     pplx_request *sends_head, *sends_tail; /* linked by node.next */
-    uint32_t credits;                      /* receives the peer has posted for us */
-    uint32_t credits_owed;                 /* receives of ours reposted, not yet told */
+    pplx_sent *sent;                       /* by sequence number modulo message_slots */
+    uint64_t next_sequence, acked;         /* of ours: the next, and all below it were read there */
+    uint32_t nwaiting;                     /* entries of `sent` in that state */
+    uint64_t prefix, consumed, returned;   /* of its messages: all below have arrived, so many were read and told */
+    uint64_t *arrived;                     /* bit per sequence number modulo message_slots: from prefix on */
+    bool credit_again;                     /* what was told was lost perhaps */
+    uint32_t message_link;                 /* the first that lives */
+    bool messages_held;                    /* until the other side uses that one too */
+    pplx_rail_notice notice;               /* the last one of the other side */
     uint32_t messages_out;                 /* receives of this peer that are with the owner */
     uint64_t retry_ns;                     /* receives and credits: not before, after a failure */
     uint8_t *buffers;
     pplx_mr buffers_mr;
     pplx_receive *receives;
     pplx_receive *unposted;
-    uint32_t *free_sends; /* stack of free send buffers */
-    uint32_t nfree_sends;
     /* Liveness. */
     uint32_t heard_links; /* bit per link: its heartbeats arrive here */
     uint32_t acked_links; /* bit per link: our heartbeats arrive there */
@@ -344,7 +362,9 @@ void pplx_message_sent(pplx_slot *slot, pplx_status status, int32_t provider_err
 void pplx_credits_returned(pplx_slot *slot, pplx_status status);
 void pplx_message_received(pplx_slot *slot, pplx_status status, uint64_t nbytes);
 void pplx_message_repost(pplx_engine *engine, pplx_message *message);
-void pplx_message_credited(pplx_peer *peer, uint32_t credits);
+void pplx_message_credited(pplx_peer *peer, uint32_t read); /* how many, modulo PPLX_MAX_RUN, and 1 */
+void pplx_message_note(const pplx_peer *peer, pplx_rail_notice *notice); /* what has arrived here */
+void pplx_message_link_dropped(pplx_peer *peer); /* one of its links, on this or on the other side */
 
 /* counter.c */
 void pplx_counter_hit(pplx_engine *engine, const pplx_completion *arrived);

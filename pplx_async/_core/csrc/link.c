@@ -235,7 +235,7 @@ void pplx_link_completed(pplx_slot *slot, pplx_status status, int32_t provider_e
     slot->link->again_ns = 0; /* things move */
     if (status == PPLX_PEER_LOST) { /* while connecting, too: it will never be ready */
         pplx_link_lose(slot->link, PPLX_OK, provider_error, "its endpoint is gone");
-        if (slot->link->reason.status != PPLX_OK) status = PPLX_RAIL_LOST;
+        if (slot->link->peer->state == PPLX_PEER_UP && slot->link->reason.status != PPLX_OK) status = PPLX_RAIL_LOST;
         if (status == PPLX_RAIL_LOST && park(slot)) return;
     }
     if (slot->role == PPLX_SLOT_RECEIVE) {
@@ -262,7 +262,6 @@ static bool in_flight(const pplx_slot *slot) { return slot->next == slot; }
 /* The provider keeps the slot's memory for now. What it stands for ends all the same, and of its
  * request only the release is left to wait for. A message was copied: it has nothing to wait for. */
 static void orphan(pplx_slot *slot, pplx_status status) {
-    slot->orphaned = true;
     if (slot->role == PPLX_SLOT_TRANSFER) {
         slot->request = slot->target->request;
         slot->request->unreleased++;
@@ -270,8 +269,8 @@ static void orphan(pplx_slot *slot, pplx_status status) {
         slot->target = NULL; /* not looked at again */
     } else if (slot->role == PPLX_SLOT_SEND) {
         pplx_message_sent(slot, status, slot->link->peer->reason.provider_error);
-        slot->request = NULL;
     }
+    slot->orphaned = true;
 }
 
 /* End everything: what is staged, and, as soon as the provider has let go, what is posted. Returns

@@ -10,12 +10,20 @@
  *   -> GONE            they are closed, and what had arrived by then is counted; PEER_CLOSE settles
  *
  * Liveness is ours, not the event loop's. A heartbeat is an immediate alone into a counter that the
- * peer keeps for us, its weight says on which link (1 + index). A peer is lost when nothing has been
- * heard on one of its links for heartbeat_timeout_ms, when its NIC says so, when it takes nothing
- * for again_timeout_ms, or when the control channel says so (PPLX_CALL_PEER_LOST). A transport error
- * alone is only a suspicion, since one bad request breaks a software provider's connection: the next
- * heartbeat decides, and if none gets through for heartbeat_timeout_ms the peer is lost. Losing a peer never happens inside a poll: it is noted, and done by
- * pplx_peer_tick().
+ * peer keeps for us, its weight says on which link (1 + index). A link is lost when nothing has been
+ * heard on it for heartbeat_timeout_ms, when its NIC says so, or when it takes nothing for
+ * again_timeout_ms; a peer with its last link, or when the control channel says so
+ * (PPLX_CALL_PEER_LOST). A transport error alone is only a suspicion, since one bad request breaks a
+ * software provider's connection: the next heartbeat on that link decides, and if none gets through
+ * for heartbeat_timeout_ms the link is lost. Losing never happens inside a poll: it is noted, and done
+ * by pplx_peer_tick().
+ *
+ * A link that is lost while others live (drop_link):
+ *   here    its endpoint is closed; the owner is told, and tells the other side's
+ *   there   the same, if it hasn't noticed itself: PPLX_CALL_RAIL_LOST
+ *   both    what the link had in flight and may be done twice goes over the others (parked, transfer.c); so
+ *           do messages (message.c)
+ * What can't be done twice fails with PPLX_RAIL_LOST, as a suspicion: another link has to show that the peer lives.
  *
  * A turn costs nothing for a peer that has nothing to do: those with something to post are in the
  * engine's busy list, and ticks come at tick_ns, when the first of all peers' deadlines is due. */
@@ -110,6 +118,10 @@ pplx_peer *pplx_node_rail(pplx_node *node, uint32_t *index) {
 
 void pplx_link_reason(const pplx_peer *peer, size_t link, pplx_error *error) { *error = peer->links[link].reason; }
 
+void pplx_link_notice(const pplx_peer *peer, size_t link, pplx_rail_notice *notice) {
+    *notice = peer->links[link].notice;
+}
+
 pplx_peer *pplx_node_peer(pplx_node *node) { return PPLX_CONTAINER(pplx_peer, lost_node, node); }
 void pplx_peer_reason(const pplx_peer *peer, pplx_error *error) { *error = peer->reason; }
 uint32_t pplx_peer_lost_domain(const pplx_peer *peer) { return peer->lost_domain; }
@@ -181,7 +193,6 @@ void pplx_peer_run_connect(pplx_peer *peer, pplx_request *request) {
         pplx_settle(peer->engine, request);
         return;
     }
-    peer->credits = peer->config.credits;
     peer->state = PPLX_PEER_CONNECTING;
     peer->connecting = request; /* pplx_peer_tick() goes on */
     pplx_tick_at(peer->engine, 0);
@@ -314,7 +325,7 @@ void pplx_link_lose(pplx_link *link, pplx_status provider_status, int32_t provid
     pplx_peer *peer = link->peer;
     const uint32_t others = living_links(peer) & ~(1u << link->index);
     if (link->reason.status != PPLX_OK) return;
-    if (peer->state != PPLX_PEER_UP || !others || link->index == 0) {
+    if (peer->state != PPLX_PEER_UP || !others) {
         pplx_peer_lose(peer, link->domain->index, provider_status, provider_error, why);
         return;
     }
@@ -359,8 +370,12 @@ static void drop_link(pplx_link *link) {
         pplx_peer_suspect(peer, bit, link->domain->index, link->reason.provider_error);
     }
     if (closed == PPLX_UNRELEASED) return;
-    pplx_drain(peer->engine);
+    pplx_drain(peer->engine); /* nothing more comes on it: what has, the other side is told */
+    pplx_message_note(peer, &link->notice);
+    link->notice.link = link->index;
+    memcpy(link->notice.why, link->reason.text, sizeof link->notice.why);
     link->down = true;
+    pplx_message_link_dropped(peer);
     pplx_finish(peer->engine, &link->down_node);
     if (link->closed_there) pplx_transfer_unpark(link, true);
 }
@@ -426,12 +441,16 @@ void pplx_peer_run_lost(pplx_peer *peer, pplx_request *request) {
 }
 
 void pplx_peer_run_rail_lost(pplx_peer *peer, pplx_request *request) {
-    const uint64_t index = request->nbytes;
-    if (index < peer->nlinks && peer->state == PPLX_PEER_UP) {
-        pplx_link *link = &peer->links[index];
+    const pplx_rail_notice *notice = request->payload;
+    if (notice->link < peer->nlinks && peer->state == PPLX_PEER_UP) {
+        pplx_link *link = &peer->links[notice->link];
         link->closed_there = true;
-        pplx_link_lose(link, PPLX_OK, 0, request->payload ? request->payload : "the other side has closed it");
-        if (link->down) pplx_transfer_unpark(link, true);
+        peer->notice = *notice;
+        pplx_link_lose(link, PPLX_OK, 0, notice->why);
+        if (link->down) {
+            pplx_transfer_unpark(link, true);
+            pplx_message_link_dropped(peer);
+        }
     }
     pplx_settle(peer->engine, request);
 }
@@ -440,7 +459,8 @@ void pplx_peer_give_back(pplx_peer *peer) {
     peer->given_back = true;
     if (peer->messages_out) return; /* pplx_message_repost() comes back to it */
     free(peer->receives);
-    free(peer->free_sends);
+    free(peer->sent);
+    free(peer->arrived);
     free(peer->buffers);
     free(peer);
 }

@@ -97,6 +97,12 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint32_t remote_domain
         uint32_t weight
 
+    ctypedef struct pplx_rail_notice:
+        uint32_t link
+        uint64_t prefix
+        uint8_t arrived[250]
+        char why[256]
+
     ctypedef struct pplx_remote_key:
         uint64_t key
         uint64_t base
@@ -294,5 +300,6 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint32_t (*peer_lost_domain)(const pplx_peer *) noexcept nogil
         pplx_peer *(*node_rail)(pplx_node *, uint32_t *) noexcept nogil
         void (*link_reason)(const pplx_peer *, size_t, pplx_error *) noexcept nogil
+        void (*link_notice)(const pplx_peer *, size_t, pplx_rail_notice *) noexcept nogil
 
     const pplx_api *pplx_core_api()

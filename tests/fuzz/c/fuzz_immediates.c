@@ -78,13 +78,14 @@ static void hit(model *models, uint32_t imm) {
     const pplx_completion arrived = {.kind = PPLX_COMPLETION_IMM, .imm = imm}; /* of nobody knows whom */
     pplx_counter_hit(engine, &arrived);
     HOLDS(engine->stats.stray_imms - strays == !known);
-    HOLDS(peer->credits <= CREDITS && peer->heard_links < 1u << LINKS);
+    HOLDS(peer->acked <= peer->next_sequence && peer->heard_links < 1u << LINKS);
 }
 
 void fuzz_one(const uint8_t *data, size_t nbytes) {
     input in = {data, nbytes};
     model models[USERS] = {0};
-    peer->credits = peer->heard_links = 0;
+    peer->acked = peer->heard_links = 0;
+    peer->next_sequence = CREDITS;
     for (int i = 0; i < USERS; i++) {
         model *m = &models[i];
         HOLDS(pplx_counter_open(engine, &m->counter) == PPLX_OK);
