@@ -135,8 +135,12 @@ ssize_t pplx_ipc_receive(int fd, void *message, size_t capacity, int *passed_fd)
     struct msghdr header = {
         .msg_iov = &piece, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
     ssize_t n;
-    do n = recvmsg(fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    while (n < 0 && errno == EINTR);
+    bool reset = false; /* told once, before what was sent earlier: the peer closed it with messages of ours unread */
+    do {
+        n = recvmsg(fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+        if (n >= 0 || (errno != EINTR && (errno != ECONNRESET || reset))) break;
+        reset |= errno == ECONNRESET;
+    } while (true);
     *passed_fd = n >= 0 ? take_fd(&header) : -1;
     if (n == 0 && *passed_fd >= 0) { /* an empty message counts as the end, whatever comes with it */
         close(*passed_fd);
