@@ -29,6 +29,7 @@ from pplx_async._core.engine import Engine as CoreEngine
 from pplx_async._core.memory import Registration
 from pplx_async._core.transfer import Transfer
 from pplx_async._frames import Throttle, say
+from pplx_async._intake import take
 from pplx_async._messages import MessageStream
 from pplx_async.counters import ImmCounter
 from pplx_async.errors import (
@@ -41,7 +42,7 @@ from pplx_async.errors import (
     PplxAsyncError,
     UnreleasedMemory,
 )
-from pplx_async.memory import ACCESS, MemoryRegion, RemoteRegion, check_buffer, shared_array
+from pplx_async.memory import ACCESS, MemoryRegion, RemoteRegion, check_access, shared_array
 from pplx_async.operations import Operations
 from pplx_async.options import EngineOptions, join_address, split_address
 from pplx_async.peer import Message, Peer
@@ -464,9 +465,10 @@ class TransferEngine(Operations):
 
         Parameters
         ----------
-        buffer : object with the buffer protocol
-            C-contiguous host memory of at least 1 B: numpy array, bytearray, mmap, array, bytes.
-            It is held, and must not be resized, until the region is closed.
+        buffer : object with the buffer protocol, ``__cuda_array_interface__`` or DLPack
+            C-contiguous memory of at least 1 B: numpy array, bytearray, mmap, array, bytes; or on a GPU: CuPy
+            array, torch tensor, JAX array. It is held, and must not be resized, until the region is closed.
+            Nothing waits for the streams that use it.
         access : {"none", "read", "write", "both"}, optional
             What peers that hold the descriptor may do. By default ``"both"``, or ``"read"`` if the
             buffer is read-only. ``"none"``: source and target of our own operations only.
@@ -489,11 +491,12 @@ class TransferEngine(Operations):
 
         Source
         ------
-        fi_mr(3), fi_mr_regattr; ibv_reg_mr(3).
+        fi_mr(3), fi_mr_regattr; ibv_reg_mr(3); CUDA Driver API, cuIpcGetMemHandle.
         """
         self._check_open()
-        access, writable = check_buffer(buffer, access)
-        registration = Registration(self._core, buffer, ACCESS[access], writable)
+        memory = take(buffer)
+        access = check_access(memory, access)
+        registration = Registration(self._core, memory, ACCESS[access])
         opening = self._core.register(registration)
         try:
             await opening

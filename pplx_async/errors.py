@@ -341,6 +341,12 @@ class CleanupWarning(RuntimeWarning):
     """A failure where nothing can be raised: in a destructor or while the event loop goes away."""
 
 
+#: What would reach memory of a GPU.
+GPU_HINT = (
+    'fabric="ipc" reaches it inside a host, memory of cudaMalloc alone; a NIC needs dma-buf or nvidia_peermem: see '
+    "`pplx-async doctor`."
+)
+
 # The kinds of failure whose class takes the facts of an operation.
 _COMPLETION_ERRORS: dict[str, type[CompletionError]] = {
     cls.default_status: cls for cls in (RemoteAccessError, PeerLost, RailLost, WorkFlushed)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pplx_async import _endings
 from pplx_async._core.allocation import Allocation
 from pplx_async._core.memory import ElementView, LocalSlice, Registration, RemoteRecord, RemoteSlice
+from pplx_async._intake import take
 from pplx_async.errors import ClosedResourceError, LeakWarning
 from pplx_async.wire import RegionDescriptor, RemoteKey, encode_region
 
@@ -21,51 +22,49 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pplx_async._intake import Memory
     from pplx_async._typing import AccessName, Buffer
     from pplx_async.engine import TransferEngine
     from pplx_async.peer import Peer
 
-__all__ = ["ACCESS", "ElementView", "MemoryRegion", "RemoteRegion", "check_buffer", "shared_array"]
+__all__ = ["ACCESS", "ElementView", "MemoryRegion", "RemoteRegion", "check_access", "check_buffer", "shared_array"]
 
 # What peers may do, as bits: 1 read, 2 write.
 ACCESS: dict[AccessName, int] = {"none": 0, "read": 1, "write": 2, "both": 3}
 
 
-def check_buffer(buffer: Buffer, access: AccessName | None) -> tuple[AccessName, bool]:
-    """Say what peers may do with a buffer, and whether it is writable; raise what keeps it from being registered.
+def check_access(memory: Memory, access: AccessName | None) -> AccessName:
+    """Say what peers may do with memory that is to be registered.
 
     Parameters
     ----------
-    buffer : object with the buffer protocol
-        C-contiguous, of at least 1 B.
+    memory : Memory
+        As `_intake.take` found it.
     access : {"none", "read", "write", "both"}, optional
-        By default ``"both"``, or ``"read"`` if the buffer is read-only.
+        By default ``"both"``, or ``"read"`` if the memory is read-only.
 
     Raises
     ------
     ValueError, TypeError
-        No buffer, not contiguous, empty, or read-only where peers may write.
+        No such access, or read-only memory where peers may write.
     """
-    try:
-        view = memoryview(buffer)
-    except TypeError:
-        raise TypeError(
-            "buffer must be memory with the buffer protocol, such as a bytearray or a NumPy array, "
-            f"not {type(buffer).__name__}"
-        ) from None
     if access is None:
-        access = "read" if view.readonly else "both"
+        access = "read" if memory.readonly else "both"
     if not isinstance(access, str):
         raise TypeError(f"access is one of {', '.join(ACCESS)}, not of type {type(access).__name__}")
     if access not in ACCESS:
         raise ValueError(f"access={access!r}: expected one of {', '.join(ACCESS)}")
-    if view.nbytes == 0:
-        raise ValueError("there is nothing to register: the buffer is empty")
-    if not view.c_contiguous:
-        raise ValueError("the buffer is not C-contiguous: copy it first, or register the array it is a view of")
-    if view.readonly and ACCESS[access] & ACCESS["write"]:
+    if memory.readonly and ACCESS[access] & ACCESS["write"]:
         raise ValueError(f'the buffer is read-only: register it with access="read", not {access!r}')
-    return access, not view.readonly
+    return access
+
+
+def check_buffer(buffer: Buffer, access: AccessName | None) -> tuple[AccessName, bool]:
+    """Say the same of a buffer, and whether it is writable: for the low layers, which take no other memory."""
+    memory = take(buffer)
+    if memory.address is not None:
+        raise TypeError("this layer registers memory with the buffer protocol, and no GPU's: an engine does")
+    return check_access(memory, access), not memory.readonly
 
 
 class MemoryRegion(LocalSlice):

@@ -106,6 +106,9 @@ class EngineOptions:
         Whose NICs and CPU to take where neither `devices` nor `cpu` says: ``"gpu3"`` as ``nvidia-smi`` counts,
         a GPU's PCI address, which CUDA tells, or ``"numa1"``. None: the NUMA node whose CPUs alone this
         process may use, if it is bound to one of several.
+    cuda_library : str, optional
+        Path of the ``libcuda.so.1`` to load, instead of the one that the system finds; only where memory of a GPU is
+        registered.
     library : str, optional
         Path of the libfabric to load, instead of searching for one; with ``fabric="verbs"`` of the libibverbs.
     listen : str
@@ -190,6 +193,7 @@ class EngineOptions:
     domains: int = _count(1, "NICs to use, or how often to open the one there is", 1, 8)
     devices: tuple[str, ...] = _option((), "names of the NICs, separated by commas; empty: by rule", parse=_names)
     near: str | None = _option(None, "whose NICs and CPU to take: gpu3, a GPU's PCI address, or numa1")
+    cuda_library: str | None = _option(None, "path of libcuda.so.1")
     library: str | None = _option(None, "path of libfabric.so.1, or with verbs of libibverbs.so.1")
     listen: str = _option("127.0.0.1:0", "host:port of the control channel")
     advertise: str | None = _option(None, "host or host:port that peers connect to")
@@ -332,7 +336,7 @@ class EngineOptions:
                 raise TypeError(f"{name}={value!r}: expected True or False")
         elif not isinstance(value, str):
             raise TypeError(f"{name}={value!r}: expected str")
-        elif not value and name in {"fabric", "near", "library", "listen", "advertise"}:
+        elif not value and name in {"fabric", "near", "library", "cuda_library", "listen", "advertise"}:
             raise ValueError(f"{name} is empty")
 
 

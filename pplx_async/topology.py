@@ -168,6 +168,8 @@ def _host(options: EngineOptions, domains: int) -> Part:
     # for the first one. By default it is longer than the silence that makes a peer lost.
     holders = max(0.0, 0.8 * options.drain_timeout - 0.1)
     given = {"holders_ms": str(round(holders * 1e3))} | ({"vm_writev": "1"} if options.ipc_vm_writev else {})
+    if options.cuda_library is not None:
+        given["libcuda"] = options.cuda_library
     return Part("ipc", host_network(), _cycle(devices, domains), given)
 
 

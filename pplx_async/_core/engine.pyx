@@ -521,6 +521,7 @@ cdef class Engine(Waker):
         def finish(bint ok):
             registration.is_open = ok
             if ok:
+                registration.opened()
                 self.registrations.add(registration)
             else:
                 registration.let_go()

@@ -22,12 +22,15 @@ cdef class Registration(Used):
     cdef pplx_mr mr
     cdef Py_buffer view
     cdef bint has_view
+    cdef object owner  # keeps memory alive that has no view
     cdef readonly object engine
     cdef readonly uint64_t nbytes
     cdef readonly uint32_t access
     cdef readonly bint writable
+    cdef bint lacks  # a NIC of the engine doesn't reach it
     cdef public bint is_open
 
+    cdef int opened(self) except -1
     cdef size_t agreed(self)
 
 
@@ -59,6 +62,7 @@ cdef class RemoteRecord(Used):
     cdef pplx_remote remote
     cdef readonly PeerRecord peer
     cdef readonly uint64_t region
+    cdef bint lacks  # a NIC of the peer doesn't reach it
     cdef readonly uint64_t nbytes
     cdef readonly uint32_t access
     cdef public bint revoked

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 from typing_extensions import disjoint_base
 
 from pplx_async._core.engine import Engine
+from pplx_async._intake import Memory
 
 _Slice = TypeVar("_Slice", LocalSlice, RemoteSlice)
 
@@ -40,7 +41,7 @@ class Registration(Used):
     def access(self) -> int: ...
     @property
     def writable(self) -> bool: ...
-    def __init__(self, engine: Engine, buffer: Any, access: int, writable: bool) -> None: ...
+    def __init__(self, engine: Engine, memory: Memory, access: int) -> None: ...
     @property
     def address(self) -> int: ...
     @property

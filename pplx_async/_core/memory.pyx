@@ -17,8 +17,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from pplx_async._core.allocation cimport Allocation, find_allocation
 from pplx_async._core.arguments cimport integer, whole
 from pplx_async._core.includes.pplx cimport (
-    PPLX_ACCESS_REMOTE_WRITE,
     PPLX_MAX_DOMAINS,
+    PPLX_MEMORY_CUDA,
     PPLX_MEMORY_HOST,
     pplx_peer,
 )
@@ -78,30 +78,30 @@ cdef class Registration(Used):
     ----------
     engine : Engine
         Where it is registered.
-    buffer : object with the buffer protocol
-        C-contiguous host memory.
+    memory : Memory
+        As `pplx_async._intake.take` found it.
     access : int
         What peers may do: 1 read, 2 write, 3 both, 0 nothing.
-    writable : bool
-        Ask for a writable buffer, so that own reads may land in it.
     """
 
-    def __init__(self, engine, buffer, uint32_t access, bint writable) -> None:
-        cdef int flags = PyBUF_C_CONTIGUOUS
-        if writable or access & PPLX_ACCESS_REMOTE_WRITE:
-            flags |= PyBUF_WRITABLE
-        PyObject_GetBuffer(buffer, &self.view, flags)
-        self.has_view = True
+    def __init__(self, engine, memory, uint32_t access) -> None:
         self.engine = engine
-        self.nbytes = <uint64_t>self.view.len
         self.access = access
-        self.writable = not self.view.readonly
-        self.mr.memory.kind = PPLX_MEMORY_HOST
-        self.mr.memory.device = -1
+        self.writable = not memory.readonly
         self.mr.memory.fd = -1
-        self.mr.memory.address = <uint64_t>self.view.buf
-        self.mr.memory.nbytes = self.nbytes
         self.mr.access = access
+        if memory.address is None:
+            PyObject_GetBuffer(memory.owner, &self.view, PyBUF_C_CONTIGUOUS | (PyBUF_WRITABLE if self.writable else 0))
+            self.has_view = True
+            self.mr.memory.address = <uint64_t>self.view.buf
+            self.nbytes = <uint64_t>self.view.len
+        else:
+            self.owner = memory.owner
+            self.mr.memory.address = memory.address
+            self.nbytes = memory.nbytes
+        self.mr.memory.device = memory.device
+        self.mr.memory.kind = PPLX_MEMORY_HOST if memory.device < 0 else PPLX_MEMORY_CUDA
+        self.mr.memory.nbytes = self.nbytes
         cdef Allocation allocation = find_allocation(self.mr.memory.address, self.nbytes)
         if allocation is not None:
             self.mr.memory.fd = allocation.fd
@@ -122,6 +122,14 @@ cdef class Registration(Used):
         """What registering took, in nanoseconds."""
         return self.mr.register_ns
 
+    cdef int opened(self) except -1:
+        """It is registered, with every domain that reaches it."""
+        cdef size_t i
+        self.lacks = False
+        for i in range(self.mr.domains):
+            self.lacks |= self.mr.handles[i] == NULL
+        return 0
+
     cdef size_t agreed(self):
         """How many domains gave a key: while registering they are asked in turn, until one refuses."""
         cdef size_t i = 0
@@ -134,6 +142,7 @@ cdef class Registration(Used):
         if self.has_view:
             self.has_view = False
             PyBuffer_Release(&self.view)
+        self.owner = None
 
     def __dealloc__(self):
         # Still registered: the engine keeps every open registration alive, so this is not reached
@@ -274,6 +283,7 @@ cdef class RemoteRecord(Used):
         for i, (key, base) in enumerate(keys):
             self.remote.keys[i].key = key
             self.remote.keys[i].base = base
+            self.lacks |= key == 0 and base == 0
 
     def is_as_told(self, uint64_t nbytes, uint32_t access, keys) -> bool:
         """Say whether a descriptor tells the same."""

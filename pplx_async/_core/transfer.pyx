@@ -16,6 +16,7 @@ from libc.stdlib cimport free
 from pplx_async._core.includes.pplx cimport (
     PPLX_CANCELLED,
     PPLX_MAX_LINKS,
+    PPLX_MEMORY_CUDA,
     PPLX_NO_COUNTER,
     PPLX_OK,
     PPLX_PEER_LOST,
@@ -179,7 +180,7 @@ cdef class Transfer(Promise):
         cdef const pplx_error *error = &self.request.error
         cdef pplx_target *target = NULL
         cdef PeerRecord record = None
-        domain = nbytes = None
+        domain = nbytes = hint = None
         if self.request.kind != PPLX_REQUEST_CALL:
             nbytes = self.nbytes
         if self.request.kind == PPLX_REQUEST_TRANSFER and self.request.ntargets:
@@ -193,6 +194,8 @@ cdef class Transfer(Promise):
             nbytes = (<Registration>self.used0).nbytes
             names = self.engine.domain_names[(<Registration>self.used0).agreed() :]
             domain = names[0] if names else None
+            if (<Registration>self.used0).mr.memory.kind == PPLX_MEMORY_CUDA:
+                hint = errors.GPU_HINT
         status = api.status_name(error.status)
         text = error.text.decode(errors="replace") or api.status_text(error.status).decode()
         if error.status == PPLX_REMOTE_ACCESS and target != NULL and target.failed:
@@ -215,6 +218,7 @@ cdef class Transfer(Promise):
             domain=domain,
             nbytes=nbytes,
             provider_error=error.provider_error,
+            hint=hint,
         )
         if isinstance(failure, errors.RailLost):
             failure.link = link

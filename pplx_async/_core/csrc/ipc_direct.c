@@ -40,7 +40,8 @@
 #include "ipc_internal.h"
 
 bool pplx_ipc_may_address(const ipc_region *region, const ipc_endpoint *endpoint) {
-    return endpoint->trusting && region->ordinary && region->access != 0 && region->nbytes >= IPC_DIRECT_REGION;
+    return endpoint->trusting && region->ordinary && !region->device && region->access != 0 &&
+           region->nbytes >= IPC_DIRECT_REGION;
 }
 
 bool pplx_ipc_goes_direct(const ipc_endpoint *endpoint, const ipc_key *key) {

@@ -36,7 +36,8 @@ static bool exposed(const ipc_endpoint *endpoint) {
 /* The peer may yet write to memory that can't be moved. A trusting one: it hangs up after its copies, and
  * a process that is killed closes its socket when the last of its threads has left the kernel. */
 static bool reaches(const ipc_export *export) {
-    return export->addressed && !export->endpoint->let_go && !export->endpoint->hung_up;
+    const ipc_endpoint *endpoint = export->endpoint;
+    return !endpoint->let_go && (export->opened || (export->addressed && !endpoint->hung_up));
 }
 
 static bool reached(const ipc_endpoint *endpoint) {
@@ -148,6 +149,7 @@ static void start_closing(ipc_endpoint *endpoint, uint64_t now_ns) {
     const ipc_note note = {.kind = IPC_BYE};
     endpoint->closing = true;
     endpoint->fence_ns = now_ns + IPC_FENCE_NS;
+    pplx_ipc_cuda_settle(endpoint);
     pplx_ipc_end_all(endpoint, PPLX_FLUSHED);
     pplx_ipc_keys_close(endpoint);
     endpoint->said_bye = pplx_ipc_say(endpoint, &note, -1);
@@ -213,6 +215,8 @@ pplx_status pplx_ipc_endpoint_close(pplx_provider_endpoint *handle) {
     if (!endpoint->let_go && (exposed(endpoint) || reached(endpoint)))
         pplx_ipc_look(domain, now_ns); /* it may have answered */
     const bool unmovable = reached(endpoint);
+    pplx_ipc_cuda_finish(domain);
+    if (endpoint->streaming) return PPLX_UNRELEASED; /* our own memory, too */
     if (endpoint->let_go || (!exposed(endpoint) && !unmovable)) return finish_closing(endpoint);
     if (!exposed(endpoint) || now_ns < endpoint->fence_ns) return PPLX_UNRELEASED;
     if (!endpoint->moving) {

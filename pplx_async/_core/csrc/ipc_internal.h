@@ -13,6 +13,7 @@
  *   ipc_keys.c      the peers' regions, as we have them mapped
  *   ipc_fence.c     closing an endpoint so that its peer writes no more
  *   ipc_direct.c    memory of a peer that trusts us, by process_vm_writev
+ *   ipc_cuda.c      memory of GPUs: what of it peers reach, copies by its streams
  *   ipc_post.c      our work requests: post, copy, acknowledgements
  *   ipc_serve.c     the peer's: immediates, commands
  *   ipc_run.c       poll: whose turn it is
@@ -40,6 +41,7 @@
 #include <sys/types.h>
 #include <time.h>
 
+#include "cuda_driver.h"
 #include "ipc_records.h"
 #include "ipc_ring.h"
 
@@ -71,7 +73,10 @@ typedef struct ipc_options {
     uint32_t staging;
     uint32_t holders_ms; /* who has to let go because of another peer is waited for so long */
     bool vm_writev;      /* trust the peers that say the same: ipc_direct.c */
+    char libcuda[4096]; /* a path; "": as the system finds it */
 } ipc_options;
+
+typedef struct ipc_cuda ipc_cuda;
 
 static const uint64_t IPC_MAX_MESSAGE = UINT64_C(1) << 40;
 
@@ -107,6 +112,7 @@ typedef struct ipc_export {
     ipc_region *region;   /* NULL: closed */
     ipc_segment *segment; /* NULL: the peer got no descriptor */
     bool addressed;       /* the peer was told where it lies */
+    bool opened;          /* the peer was told how to open it: memory of a GPU */
     uint64_t key;
     enum { IPC_EXPORT_HELD, IPC_EXPORT_UNWANTED, IPC_EXPORT_REVOKED } state; /* .., REVOKE is to be sent, is sent */
 } ipc_export;
@@ -118,6 +124,8 @@ struct ipc_region {
     uint32_t access;
     ipc_segment *segment; /* NULL: staged, or addressed */
     bool ordinary;        /* no memfd of the engine's: its pages never move */
+    bool device;          /* memory of a GPU */
+    ipc_device_memory allocation; /* device: what it lies in; no handle where that can't be shared */
     ipc_export *exports;
 };
 
@@ -129,6 +137,8 @@ typedef struct ipc_key {
     enum { IPC_KEY_ASKED, IPC_KEY_KNOWN, IPC_KEY_NONE } state;
     unsigned char *memory; /* byte 0 of the region; NULL: not mapped */
     uint64_t address;      /* of byte 0 in the peer's process; 0: it didn't say */
+    cu_pointer device;     /* as `memory`, for the GPU; 0: not opened */
+    cu_pointer allocation; /* to be closed again; 0: nothing */
     void *mapping;
     size_t mapping_nbytes;
 } ipc_key;
@@ -180,6 +190,10 @@ struct ipc_endpoint {
     uint64_t immediate_head, immediate_tail, immediates_free;
     uint32_t held, first_held; /* from immediate_tail on: not published yet; the first is not in its slot */
     uint64_t held_nbytes;      /* of their writes */
+    /* The same, of each stream of a GPU: ours, the peer's. */
+    uint64_t stream_head[IPC_STREAMS], stream_tail[IPC_STREAMS];
+    cu_pointer stream_slots; /* of the outbox, as our GPU knows them; 0: not yet */
+    uint32_t streaming;      /* records that a stream works for */
     /* Commands: executed up to here; sent, and acknowledged, up to here. */
     uint64_t command_head, command_tail, command_acked;
     uint64_t staging_head, staging_tail; /* of the peer's staging area, as positions */
@@ -236,6 +250,7 @@ struct ipc_domain {
     size_t late_count, late_capacity, late_head;
     ipc_region **buckets;
     size_t nbuckets, nregions;
+    ipc_cuda *cuda; /* NULL: no memory of a GPU is registered */
     ipc_region *unfenced; /* closed, but a peer that knows the address has not let go */
     int refused;          /* errno of the last process_vm_writev that the kernel did not allow */
     ipc_segment *segments;
@@ -340,6 +355,20 @@ bool pplx_ipc_goes_direct(const ipc_endpoint *endpoint, const ipc_key *key);
 enum ipc_direct pplx_ipc_direct(ipc_endpoint *endpoint, bool read, void *local, uint64_t remote, uint64_t nbytes);
 void pplx_ipc_describe_direct(const ipc_domain *domain, char *text, size_t capacity);
 
+/* ipc_cuda.c */
+pplx_status pplx_ipc_cuda_region(ipc_region *region, const pplx_memory *memory, pplx_error *error);
+bool pplx_ipc_cuda_open(const ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note); /* false: it can't be true */
+void pplx_ipc_cuda_drop(const ipc_domain *domain, ipc_key *key);
+pplx_status pplx_ipc_cuda_move(ipc_domain *domain, uint64_t to, uint64_t from, uint64_t nbytes, int32_t *native);
+bool pplx_ipc_cuda_gather(ipc_endpoint *endpoint, ipc_record *record, uint64_t remote); /* false: no slot */
+void pplx_ipc_cuda_start(ipc_endpoint *endpoint); /* what was gathered */
+void pplx_ipc_cuda_finish(ipc_domain *domain); /* what the streams have done */
+bool pplx_ipc_cuda_settle(ipc_endpoint *endpoint); /* false: the GPU still works for it, after a while */
+bool pplx_ipc_cuda_room(const ipc_endpoint *endpoint); /* all of its rings */
+bool pplx_ipc_cuda_busy(const ipc_domain *domain);
+void pplx_ipc_cuda_unplug(ipc_endpoint *endpoint); /* before the outbox is unmapped */
+void pplx_ipc_cuda_close(ipc_domain *domain);
+
 /* ipc_post.c */
 pplx_status pplx_ipc_post(pplx_provider_endpoint *endpoint, const pplx_work_request *requests, size_t count,
                           size_t *posted, int32_t *provider_error);
@@ -352,7 +381,7 @@ bool pplx_ipc_own_work(const ipc_endpoint *endpoint); /* run_own() or take_ackno
 /* ipc_serve.c */
 void pplx_ipc_take_immediates(ipc_endpoint *endpoint, ipc_turn *turn);
 bool pplx_ipc_serve(ipc_endpoint *endpoint, ipc_turn *turn); /* true: there is more that can be done */
-bool pplx_ipc_arrived(const ipc_endpoint *endpoint);         /* take_immediates() or serve() would get on */
+bool pplx_ipc_arrived(const ipc_endpoint *endpoint); /* take_immediates() or serve() would get on */
 
 /* ipc_run.c */
 size_t pplx_ipc_poll(pplx_provider_domain *domain, pplx_completion *completions, size_t capacity);

@@ -67,6 +67,7 @@ void pplx_ipc_key_drop(ipc_endpoint *endpoint, ipc_key *key) {
     *at = key->next;
     endpoint->keys.count--;
     endpoint->keys.asked -= key->state == IPC_KEY_ASKED;
+    if (key->device) pplx_ipc_cuda_drop(endpoint->domain, key);
     if (key->mapping) munmap(key->mapping, key->mapping_nbytes);
     free(key);
 }
@@ -106,6 +107,7 @@ static bool take_extent(const ipc_endpoint *endpoint, ipc_key *key, const ipc_no
     case IPC_STAGED: return true;
     case IPC_MAPPABLE: return map(key, note, fd);
     case IPC_ADDRESSED: return address(endpoint, key, note);
+    case IPC_DEVICE: return pplx_ipc_cuda_open(endpoint, key, note);
     default: return false;
     }
 }

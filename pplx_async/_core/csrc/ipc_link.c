@@ -161,6 +161,10 @@ void pplx_ipc_heed_news(ipc_endpoint *endpoint) {
 static void take_bye(ipc_endpoint *endpoint) {
     const ipc_note note = {.kind = IPC_BYE_ACK};
     endpoint->heard_bye = endpoint->let_go = true;
+    if (!pplx_ipc_cuda_settle(endpoint)) { /* then it can't be said */
+        endpoint->garbage = true;
+        return;
+    }
     pplx_ipc_keys_close(endpoint);
     pplx_ipc_say(endpoint, &note, -1);
     pplx_ipc_peer_gone(endpoint, PPLX_CONNECTION);
@@ -169,6 +173,10 @@ static void take_bye(ipc_endpoint *endpoint) {
 static void take_revoke(ipc_endpoint *endpoint, uint64_t key) {
     const ipc_note note = {.kind = IPC_REVOKED, .key = key};
     ipc_key *found = pplx_ipc_key_find(endpoint, key);
+    if (found && found->device && !pplx_ipc_cuda_settle(endpoint)) {
+        endpoint->garbage = true;
+        return;
+    }
     if (found && found->state == IPC_KEY_KNOWN) pplx_ipc_key_drop(endpoint, found);
     if (!pplx_ipc_say(endpoint, &note, -1)) endpoint->garbage = true; /* it asks and asks, and reads no answer */
 }
@@ -261,6 +269,14 @@ static void hang_up(ipc_endpoint *endpoint) {
     close_fd(&endpoint->inbox_fd);
 }
 
+/* Our GPU has let go of the peer's memory, which a socket that ends doesn't say. */
+static void say_bye(ipc_endpoint *endpoint) {
+    static const ipc_note note = {.kind = IPC_BYE};
+    if (!pplx_ipc_cuda_settle(endpoint)) return;
+    pplx_ipc_keys_close(endpoint);
+    pplx_ipc_say(endpoint, &note, -1);
+}
+
 void pplx_ipc_peer_gone(ipc_endpoint *endpoint, pplx_status why) {
     hang_up(endpoint);
     if (endpoint->state < IPC_UP) {
@@ -284,18 +300,20 @@ void pplx_ipc_peer_died(ipc_endpoint *endpoint) {
 
 void pplx_ipc_break(ipc_endpoint *endpoint, pplx_status why) {
     if (endpoint->state == IPC_BROKEN) return;
+    if (endpoint->stream_slots) say_bye(endpoint);
     hang_up(endpoint);
     endpoint->why = endpoint->state < IPC_UP ? PPLX_PEER_LOST : why; /* they meet once, or never */
     endpoint->state = IPC_BROKEN;
     endpoint->retry = false;
     pplx_ipc_end_all(endpoint, why);
-    pplx_ipc_keys_close(endpoint);
+    if (pplx_ipc_cuda_settle(endpoint)) pplx_ipc_keys_close(endpoint);
 }
 
 void pplx_ipc_disconnect(ipc_endpoint *endpoint) {
     hang_up(endpoint);
     unwatch(endpoint->domain, &endpoint->pidfd);
     pplx_ipc_keys_close(endpoint);
+    pplx_ipc_cuda_unplug(endpoint);
     if (endpoint->outbox.head) munmap(endpoint->outbox.head, endpoint->outbox.nbytes);
     if (endpoint->inbox.head) munmap(endpoint->inbox.head, endpoint->inbox.nbytes);
     endpoint->outbox = endpoint->inbox = (ipc_inbox){0};

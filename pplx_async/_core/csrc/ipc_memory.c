@@ -62,8 +62,8 @@ static bool grow(ipc_domain *domain) {
 pplx_status pplx_ipc_mr_open(pplx_provider_domain *handle, const pplx_memory *memory, uint32_t access,
                              pplx_provider_mr **mr_out, pplx_remote_key *key, pplx_error *error) {
     ipc_domain *domain = (ipc_domain *)handle;
-    if (memory->kind != PPLX_MEMORY_HOST)
-        return ipc_fail(error, PPLX_UNSUPPORTED, 0, "this ipc domain registers host memory only");
+    if (memory->kind != PPLX_MEMORY_HOST && memory->kind != PPLX_MEMORY_CUDA)
+        return ipc_fail(error, PPLX_UNSUPPORTED, 0, "ipc registers memory of the host and of GPUs only");
     if (memory->nbytes == 0 || memory->address == 0 || memory->address + memory->nbytes < memory->address)
         return ipc_fail(error, PPLX_INVALID, 0, "no memory: address %#llx, %llu bytes",
                         (unsigned long long)memory->address, (unsigned long long)memory->nbytes);
@@ -84,6 +84,7 @@ pplx_status pplx_ipc_mr_open(pplx_provider_domain *handle, const pplx_memory *me
     while (random && (region->key == 0 || pplx_ipc_region_find(domain, region->key)));
     pplx_status status = PPLX_OK;
     if (!random) status = ipc_fail(error, PPLX_NATIVE, errno, "getrandom() gives no key");
+    if (status == PPLX_OK && memory->kind == PPLX_MEMORY_CUDA) status = pplx_ipc_cuda_region(region, memory, error);
     if (status == PPLX_OK && memory->fd >= 0) status = pplx_ipc_segment_find(domain, memory, &region->segment, error);
     if (status != PPLX_OK) {
         free(region);
@@ -146,7 +147,7 @@ pplx_status pplx_ipc_mr_close(pplx_provider_mr *handle) {
     for (ipc_export *export = region->exports, *next; export; export = next) {
         next = export->region_next;
         export->region = NULL;
-        export->addressed = false; /* its peer is gone */
+        export->addressed = export->opened = false; /* its peer is gone */
     }
     if (region->segment) {
         region->segment->regions--;
@@ -258,6 +259,11 @@ void pplx_ipc_answer_map(ipc_endpoint *endpoint, uint64_t key) {
             note.offset = region->address - (uint64_t)(uintptr_t)region->segment->address;
             if (!export->segment) region->segment->exports++;
             export->segment = region->segment;
+        } else if (region->device) {
+            note.extent = IPC_DEVICE;
+            note.offset = region->address - region->allocation.address;
+            note.device = region->allocation;
+            export->opened = true;
         } else if (pplx_ipc_may_address(region, endpoint)) {
             note.extent = IPC_ADDRESSED;
             note.offset = region->address;

@@ -7,6 +7,7 @@
  *   queue   writes and reads. Into a mapping: copied here, in pieces, then the immediate
  *           Addressed: the same, by the kernel
  *           Staged: a command for each piece; a read's piece is copied here when it is acknowledged
+ *           From GPU to GPU: a stream's, ipc_cuda.c
  *   sends   messages, which need a RECV at the peer before they are begun
  *   waiting all commands are out; ends with the last acknowledgement
  *
@@ -18,6 +19,7 @@
 typedef enum verdict {
     ENDED,  /* record->status says how */
     ISSUED, /* commands do the rest */
+    STREAMED, /* a stream does all of it */
     MORE,   /* this turn's bytes are used up */
     BLOCKED
 } verdict;
@@ -92,13 +94,29 @@ static bool reserve(const ipc_endpoint *endpoint, uint64_t nbytes, uint64_t *at,
     return *end - endpoint->staging_head <= size;
 }
 
+static bool is_device(const ipc_record *record) {
+    return ((const ipc_region *)(const void *)record->request.local_mr)->device;
+}
+
+/* To or from the staging area. */
+static pplx_status stage(const ipc_endpoint *endpoint, ipc_record *record, void *to, const void *from,
+                         uint64_t nbytes) {
+    if (is_device(record))
+        return pplx_ipc_cuda_move(endpoint->domain, (uintptr_t)to, (uintptr_t)from, nbytes, &record->native);
+    pplx_ipc_copy(to, from, nbytes);
+    return PPLX_OK;
+}
+
 /* Hand the next piece of the record to the peer. */
 static bool issue(ipc_endpoint *endpoint, ipc_record *record, ipc_command command, uint64_t nbytes) {
     const pplx_work_request *request = &record->request;
     ipc_issued issued = {.record = record, .local = request->local_address + record->moved, .nbytes = nbytes};
     if (!reserve(endpoint, nbytes, &issued.staging, &issued.end)) return false;
-    if (command.kind != IPC_COPY_OUT)
-        pplx_ipc_copy(endpoint->outbox.staging + issued.staging, (const void *)(uintptr_t)issued.local, nbytes);
+    if (command.kind != IPC_COPY_OUT) {
+        const pplx_status staged = stage(endpoint, record, endpoint->outbox.staging + issued.staging,
+                                         (const void *)(uintptr_t)issued.local, nbytes);
+        if (staged != PPLX_OK) record->status = staged;
+    }
     command.nbytes = nbytes;
     command.staging = issued.staging;
     record->moved += nbytes;
@@ -133,7 +151,8 @@ void pplx_ipc_take_acknowledgements(ipc_endpoint *endpoint, ipc_turn *turn) {
         pplx_status result = status_of(ipc_result(&endpoint->outbox, position));
         if (record->status == PPLX_OK) record->status = result;
         if (record->request.opcode == PPLX_READ && record->status == PPLX_OK) {
-            pplx_ipc_copy((void *)(uintptr_t)issued->local, endpoint->outbox.staging + issued->staging, issued->nbytes);
+            record->status = stage(endpoint, record, (void *)(uintptr_t)issued->local,
+                                   endpoint->outbox.staging + issued->staging, issued->nbytes);
             turn->nbytes -= least(turn->nbytes, issued->nbytes);
         }
         endpoint->staging_head = issued->end;
@@ -160,6 +179,29 @@ static verdict finish_with_immediate(ipc_endpoint *endpoint, ipc_record *record)
     if (record->request.opcode == PPLX_WRITE_IMM && !push_immediate(endpoint, &record->request))
         return block(&endpoint->queue_blocked, IPC_NEEDS_SLOT);
     return end(record, PPLX_OK);
+}
+
+/* Between the host and a GPU. */
+static verdict run_device(ipc_endpoint *endpoint, ipc_record *record, uint64_t remote, uint64_t *nbytes) {
+    const pplx_work_request *request = &record->request;
+    const bool read = request->opcode == PPLX_READ;
+    while (record->moved < request->nbytes) {
+        if (*nbytes == 0) return MORE;
+        uint64_t piece = least(request->nbytes - record->moved, *nbytes);
+        const uint64_t local = request->local_address + record->moved, there = remote + record->moved;
+        pplx_status status = pplx_ipc_cuda_move(endpoint->domain, read ? local : there, read ? there : local, piece,
+                                                &record->native);
+        if (status != PPLX_OK) return end(record, status);
+        record->moved += piece;
+        *nbytes -= piece;
+    }
+    return finish_with_immediate(endpoint, record);
+}
+
+/* From GPU to GPU. */
+static verdict run_streamed(ipc_endpoint *endpoint, ipc_record *record, uint64_t remote) {
+    if (pplx_ipc_cuda_gather(endpoint, record, remote)) return STREAMED;
+    return block(&endpoint->queue_blocked, IPC_NEEDS_SLOT);
 }
 
 static verdict run_mapped(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key, uint64_t *nbytes) {
@@ -242,6 +284,11 @@ static verdict run_one_sided(ipc_endpoint *endpoint, ipc_record *record, uint64_
     if (!(key->access & access) || request->nbytes > key->nbytes ||
         request->remote_address > key->nbytes - request->nbytes)
         return end(record, PPLX_REMOTE_ACCESS);
+    if (key->device && is_device(record) && request->nbytes > 0)
+        return run_streamed(endpoint, record, key->device + request->remote_address);
+    if (key->device) return run_device(endpoint, record, key->device + request->remote_address, nbytes);
+    if (key->memory && is_device(record))
+        return run_device(endpoint, record, (uintptr_t)key->memory + request->remote_address, nbytes);
     if (key->memory) return run_mapped(endpoint, record, key, nbytes);
     return pplx_ipc_goes_direct(endpoint, key) ? run_direct(endpoint, record, key, nbytes)
                                                : run_staged(endpoint, record, nbytes);
@@ -290,6 +337,8 @@ static bool run_some(ipc_endpoint *endpoint, ipc_list *list, run_fn run, uint64_
         if (verdict == MORE) return true;
         if (verdict == ENDED) {
             pplx_ipc_finish(list, record, record->status);
+        } else if (verdict == STREAMED) {
+            ipc_list_remove(list, record);
         } else {
             record->issued = true;
             ipc_list_move(list, &endpoint->waiting, record);
@@ -310,6 +359,7 @@ bool pplx_ipc_run_own(ipc_endpoint *endpoint, ipc_turn *turn) {
     endpoint->queue_blocked = endpoint->sends_blocked = IPC_RUNNABLE; /* tried again, it says so again */
     bool more = run_list(endpoint, &endpoint->sends, run_send, &left);
     more |= run_list(endpoint, &endpoint->queue, run_one_sided, &left);
+    pplx_ipc_cuda_start(endpoint);
     turn->nbytes -= quantum - left;
     return more;
 }
@@ -321,9 +371,10 @@ bool pplx_ipc_own_work(const ipc_endpoint *endpoint) {
     if (endpoint->sends.head && (endpoint->sends_blocked == IPC_RUNNABLE ||
                                  (endpoint->sends_blocked == IPC_NEEDS_RECEIVE && receive_posted(endpoint))))
         return true;
-    return endpoint->queue.head && (endpoint->queue_blocked == IPC_RUNNABLE ||
-                                    (endpoint->queue_blocked == IPC_NEEDS_SLOT &&
-                                     ipc_immediates_free(&endpoint->outbox, endpoint->immediate_tail) != 0));
+    return endpoint->queue.head &&
+           (endpoint->queue_blocked == IPC_RUNNABLE ||
+            (endpoint->queue_blocked == IPC_NEEDS_SLOT &&
+             ipc_immediates_free(&endpoint->outbox, endpoint->immediate_tail) != 0 && pplx_ipc_cuda_room(endpoint)));
 }
 
 /* ------------------------------------------------------------------ post */
@@ -348,6 +399,7 @@ static ipc_record *take_record(ipc_endpoint *endpoint, const pplx_work_request *
     record->pending = 0;
     record->issued = false;
     record->status = PPLX_OK;
+    record->native = 0;
     return record;
 }
 
@@ -382,7 +434,7 @@ static void start(ipc_endpoint *endpoint, ipc_record *record, uint64_t *nbytes) 
     ipc_list_append(list, record);
     if (!first) return;
     *(send ? &endpoint->sends_blocked : &endpoint->queue_blocked) = IPC_RUNNABLE;
-    if (request->nbytes <= least(IPC_SMALL_COPY, *nbytes))
+    if (is_device(record) || request->nbytes <= least(IPC_SMALL_COPY, *nbytes))
         run_list(endpoint, list, send ? run_send : run_one_sided, nbytes);
 }
 
@@ -422,6 +474,7 @@ pplx_status pplx_ipc_post(pplx_provider_endpoint *handle, const pplx_work_reques
             start(endpoint, record, &nbytes);
         }
     }
+    pplx_ipc_cuda_start(endpoint);
     *posted = i;
     return status;
 }

@@ -20,6 +20,8 @@ typedef struct ipc_record {
     uint32_t pending;   /* commands that are not acknowledged */
     bool issued;        /* all of it is in commands */
     pplx_status status; /* how it ends; once it is not PPLX_OK nothing more is copied */
+    int32_t native;     /* the code behind that, of the GPU's driver */
+    uint64_t turn;      /* of a stream of the GPU: it is done when the stream has come so far */
 } ipc_record;
 
 typedef struct ipc_list {

@@ -81,6 +81,45 @@ static inline uint64_t ipc_immediates_free(const ipc_inbox *to, uint64_t tail) {
     return taken <= to->slots ? to->slots - taken : UINT64_MAX;
 }
 
+/* ---- immediates of a GPU's stream ----
+ *
+ * As above, but a slot is stored by the stream, after its copies, and nobody looks at `wake` then: the thread that
+ * gave the stream its work does so when it sees that the work is done, and doesn't sleep before. */
+
+/* What a stream has to store, and where. `position` is the next one of its ring. */
+static inline _Atomic uint64_t *ipc_stream_slot(const ipc_inbox *to, int stream, uint64_t position) {
+    return &to->streams[stream * IPC_STREAM_SLOTS + (int)(position % IPC_STREAM_SLOTS)];
+}
+
+static inline bool ipc_peek_stream(const ipc_inbox *own, int stream, uint64_t head, uint32_t *imm) {
+    /* acquire: pairs with the store of the stream, which comes after its copies */
+    uint64_t slot = atomic_load_explicit(ipc_stream_slot(own, stream, head), memory_order_acquire);
+    *imm = (uint32_t)slot;
+    return slot >> 32 == (uint32_t)(head + 1);
+}
+
+static inline void ipc_free_stream(const ipc_inbox *own, int stream, uint64_t head) {
+    /* seq_cst: pairs with the load in ipc_stream_free(); "Waking" */
+    atomic_store_explicit(&own->head->streams[stream], head, memory_order_seq_cst);
+}
+
+/* Producer: as ipc_immediates_free(). */
+static inline uint64_t ipc_stream_free(const ipc_inbox *to, int stream, uint64_t tail) {
+    /* seq_cst: pairs with the store in ipc_free_stream(), see "Waking" */
+    uint64_t taken = tail - atomic_load_explicit(&to->head->streams[stream], memory_order_seq_cst);
+    return taken <= IPC_STREAM_SLOTS ? IPC_STREAM_SLOTS - taken : UINT64_MAX;
+}
+
+static inline bool ipc_streaming(const ipc_inbox *own) {
+    /* acquire: pairs with the store in ipc_start_streaming() */
+    return atomic_load_explicit(&own->head->streaming, memory_order_acquire) != 0;
+}
+
+static inline void ipc_start_streaming(const ipc_inbox *to) {
+    /* release: pairs with the load in ipc_streaming() */
+    atomic_store_explicit(&to->head->streaming, 1, memory_order_release);
+}
+
 /* ---- commands ---- */
 
 /* Producer, into a slot that is free. */

@@ -13,6 +13,7 @@ static void report(ipc_record *record, pplx_completion *completion) {
         .op = record->request.op,
         .kind = PPLX_COMPLETION_OP,
         .status = (int32_t)record->status,
+        .provider_error = record->native,
         .nbytes = receive && record->status == PPLX_OK ? record->moved : 0,
     };
     ipc_pool_give(receive ? &record->endpoint->receive_records : &record->endpoint->records, record);
@@ -85,6 +86,7 @@ size_t pplx_ipc_poll(pplx_provider_domain *handle, pplx_completion *completions,
     domain->arrivals_first = !domain->arrivals_first;
     if (!domain->arrivals_first) report_done(domain, &turn);
     report_late(domain, &turn);
+    pplx_ipc_cuda_finish(domain);
     run(domain, &turn);
     report_done(domain, &turn);
     return turn.count;

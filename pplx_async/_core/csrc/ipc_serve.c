@@ -15,9 +15,36 @@ static bool may_take(ipc_endpoint *endpoint) {
     return true;
 }
 
+static void take_stream(ipc_endpoint *endpoint, int stream, ipc_turn *turn) {
+    uint64_t *head = &endpoint->stream_head[stream];
+    const uint64_t before = *head;
+    uint32_t imm;
+    while (turn->count < turn->capacity && ipc_peek_stream(&endpoint->inbox, stream, *head, &imm) &&
+           may_take(endpoint)) {
+        ++*head;
+        ipc_report_imm(turn, endpoint, imm);
+    }
+    if (*head == before) return;
+    ipc_free_stream(&endpoint->inbox, stream, *head);
+    if (endpoint->state == IPC_UP) pplx_ipc_wake_peer(endpoint, IPC_WAKE_ROOM);
+}
+
+/* Of the peer's GPU. */
+static void take_streams(ipc_endpoint *endpoint, ipc_turn *turn) {
+    for (int i = 0; i < IPC_STREAMS; i++) take_stream(endpoint, i, turn);
+}
+
+static bool streamed(const ipc_endpoint *endpoint) {
+    uint32_t imm;
+    for (int i = 0; i < IPC_STREAMS; i++)
+        if (ipc_peek_stream(&endpoint->inbox, i, endpoint->stream_head[i], &imm)) return true;
+    return false;
+}
+
 void pplx_ipc_take_immediates(ipc_endpoint *endpoint, ipc_turn *turn) {
     const uint64_t before = endpoint->immediate_head;
     uint32_t imm;
+    if (ipc_streaming(&endpoint->inbox)) take_streams(endpoint, turn);
     while (turn->count < turn->capacity && ipc_peek_immediate(&endpoint->inbox, endpoint->immediate_head, &imm) &&
            may_take(endpoint)) {
         endpoint->immediate_head++;
@@ -41,6 +68,10 @@ static pplx_status copy_for_peer(const ipc_endpoint *endpoint, const ipc_command
         return PPLX_REMOTE_ACCESS;
     unsigned char *memory = (unsigned char *)(uintptr_t)(region->address + command->offset);
     unsigned char *staging = endpoint->inbox.staging + command->staging;
+    int32_t native;
+    if (region->device) /* the peer finds PPLX_TRANSPORT: it is our GPU that failed */
+        return pplx_ipc_cuda_move(endpoint->domain, (uintptr_t)(out ? staging : memory),
+                                  (uintptr_t)(out ? memory : staging), command->nbytes, &native);
     if (out)
         pplx_ipc_copy(staging, memory, command->nbytes);
     else
@@ -127,6 +158,7 @@ bool pplx_ipc_arrived(const ipc_endpoint *endpoint) {
     uint32_t imm;
     ipc_command command;
     if (ipc_peek_immediate(&endpoint->inbox, endpoint->immediate_head, &imm)) return true;
+    if (ipc_streaming(&endpoint->inbox) && streamed(endpoint)) return true;
     if (endpoint->closing || !ipc_peek_command(&endpoint->inbox, endpoint->command_head, &command)) return false;
     return command.kind != IPC_MESSAGE || endpoint->in_message || endpoint->receives.head != NULL;
 }

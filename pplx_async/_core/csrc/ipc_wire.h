@@ -9,6 +9,8 @@
  *   head       what the owner tells: is it asleep, has it news on the socket, how far has it read
  *   immediates a ring of 64-bit slots; see ipc_ring.h
  *   commands   a ring of 64-byte slots: what the owner is asked to copy, and how that went
+ *   streams    rings of 64-bit slots as well, one for each stream of a GPU that copies for the peer and then
+ *              stores the immediate itself; see ipc_cuda.c
  *   staging    bytes on their way, named by commands, used as a ring too
  *
  * Nothing in it is a pointer, and a reader never trusts a value twice: it copies a slot out, then
@@ -22,11 +24,13 @@
 #include <stdint.h>
 
 enum {
-    IPC_VERSION = 3,
+    IPC_VERSION = 4,
     IPC_TOKEN_BYTES = 16,
     IPC_LINE = 64,          /* cache line: what different threads write is kept apart by it */
     IPC_PAGE = 4096,        /* alignment inside an inbox */
     IPC_COMMANDS = 256,     /* slots of the command ring */
+    IPC_STREAMS = 4,
+    IPC_STREAM_SLOTS = 1024, /* of one stream's ring */
     IPC_MIN_SLOTS = 2,
     IPC_MAX_SLOTS = 1 << 20,
     IPC_MIN_STAGING = 64 << 10,
@@ -61,7 +65,8 @@ enum ipc_extent {
     IPC_STAGED = 1,   /* reached by commands only */
     IPC_MAPPABLE = 2, /* a piece of the memfd that comes with it */
     IPC_LATER = 3,    /* let go of it first, as told: ask again */
-    IPC_ADDRESSED = 4 /* `offset` is its address in the sender's process: ipc_direct.c */
+    IPC_ADDRESSED = 4, /* `offset` is its address in the sender's process: ipc_direct.c */
+    IPC_DEVICE = 5     /* memory of a GPU, `offset` from where `device` starts: ipc_cuda.c */
 };
 
 enum {
@@ -85,6 +90,13 @@ typedef struct ipc_hello {
     uint8_t from[IPC_TOKEN_BYTES];
 } ipc_hello;
 
+/* An allocation on a GPU, as another process opens it. */
+typedef struct ipc_device_memory {
+    uint8_t handle[64];  /* CUipcMemHandle */
+    uint64_t nbytes;     /* of the allocation */
+    uint64_t address;    /* of its first byte in the process that has it */
+} ipc_device_memory;
+
 typedef struct ipc_note {
     uint32_t kind;
     uint32_t extent;
@@ -93,6 +105,7 @@ typedef struct ipc_note {
     uint64_t key;
     uint64_t offset; /* in the memfd; IPC_ADDRESSED: in the process */
     uint64_t nbytes;
+    ipc_device_memory device; /* MAPPED, IPC_DEVICE */
 } ipc_note;
 
 /* ---- in shared memory ---- */
@@ -114,6 +127,9 @@ typedef struct ipc_head {
     _Atomic uint64_t commands;   /* executed so far: their results lie in their slots */
     _Atomic uint64_t receives;   /* RECVs ever posted: so many SENDs may come */
     char pad1[IPC_LINE - 3 * sizeof(_Atomic uint64_t)];
+    _Atomic uint64_t streams[IPC_STREAMS]; /* owner: immediates read so far, as above */
+    atomic_uint streaming;                 /* producer: not 0 once it has used one of them */
+    char pad2[IPC_LINE - IPC_STREAMS * sizeof(_Atomic uint64_t) - sizeof(atomic_uint)];
 } ipc_head;
 
 enum ipc_command_kind { IPC_COPY_IN = 1, IPC_COPY_OUT = 2, IPC_MESSAGE = 3 };
@@ -142,7 +158,7 @@ typedef struct ipc_slot {
     _Atomic uint64_t result;                   /* owner: pplx_status, before it moves head->commands */
 } ipc_slot;
 
-_Static_assert(sizeof(ipc_head) == 2 * IPC_LINE && sizeof(ipc_slot) == IPC_LINE, "laid out by cache lines");
+_Static_assert(sizeof(ipc_head) == 3 * IPC_LINE && sizeof(ipc_slot) == IPC_LINE, "laid out by cache lines");
 _Static_assert(sizeof(ipc_command) == IPC_COMMAND_WORDS * sizeof(uint64_t), "a command is whole words");
 
 /* An inbox as this process has it mapped. */
@@ -150,6 +166,7 @@ typedef struct ipc_inbox {
     ipc_head *head;
     _Atomic uint64_t *immediates;
     ipc_slot *commands;
+    _Atomic uint64_t *streams; /* IPC_STREAMS times IPC_STREAM_SLOTS, whole pages */
     unsigned char *staging;
     uint32_t slots;
     uint32_t staging_nbytes;
@@ -158,10 +175,14 @@ typedef struct ipc_inbox {
 
 static inline size_t ipc_round_up(size_t nbytes, size_t unit) { return (nbytes + unit - 1) / unit * unit; }
 
-static inline size_t ipc_inbox_staging_at(uint32_t slots) {
+static const size_t IPC_STREAMS_NBYTES = IPC_STREAMS * IPC_STREAM_SLOTS * sizeof(uint64_t);
+
+static inline size_t ipc_inbox_streams_at(uint32_t slots) {
     return ipc_round_up(sizeof(ipc_head) + slots * sizeof(uint64_t) + IPC_COMMANDS * sizeof(ipc_slot) + IPC_LINE,
                         IPC_PAGE);
 }
+
+static inline size_t ipc_inbox_staging_at(uint32_t slots) { return ipc_inbox_streams_at(slots) + IPC_STREAMS_NBYTES; }
 
 static inline bool ipc_inbox_sizes_valid(uint32_t slots, uint32_t staging) {
     return slots >= IPC_MIN_SLOTS && slots <= IPC_MAX_SLOTS && (slots & (slots - 1)) == 0 &&
@@ -179,6 +200,7 @@ static inline ipc_inbox ipc_inbox_at(void *memory, uint32_t slots, uint32_t stag
         .head = (ipc_head *)memory,
         .immediates = (_Atomic uint64_t *)(void *)(bytes + sizeof(ipc_head)),
         .commands = (ipc_slot *)(void *)(bytes + commands_at),
+        .streams = (_Atomic uint64_t *)(void *)(bytes + ipc_inbox_streams_at(slots)),
         .staging = bytes + ipc_inbox_staging_at(slots),
         .slots = slots,
         .staging_nbytes = staging,

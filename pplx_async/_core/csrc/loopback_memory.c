@@ -54,7 +54,7 @@ pplx_status pplx_loopback_mr_open(pplx_provider_domain *handle, const pplx_memor
                                   pplx_provider_mr **mr_out, pplx_remote_key *key, pplx_error *error) {
     loopback_domain *domain = (loopback_domain *)handle;
     if (memory->kind != PPLX_MEMORY_HOST)
-        return loopback_fail(error, PPLX_UNSUPPORTED, 0, "loopback registers host memory only");
+        return loopback_fail(error, PPLX_REGISTRATION, 0, "loopback reaches memory of the host only");
     if (memory->nbytes == 0 || memory->address == 0 || memory->address + memory->nbytes < memory->address)
         return loopback_fail(error, PPLX_INVALID, 0, "no memory: address %#llx, %llu bytes",
                              (unsigned long long)memory->address, (unsigned long long)memory->nbytes);

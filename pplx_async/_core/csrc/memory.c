@@ -4,21 +4,50 @@
 /* Registration: one region, every domain of the engine. Proxy thread, like all that touches a NIC. */
 #include "internal.h"
 
+/* Not every NIC reaches the memory of a GPU: those that do are enough, and it has no key for the others. */
+static bool may_lack(const pplx_mr *mr, pplx_status status) {
+    return mr->memory.kind == PPLX_MEMORY_CUDA && (status == PPLX_UNSUPPORTED || status == PPLX_REGISTRATION);
+}
+
 pplx_status pplx_mr_open_all(pplx_engine *engine, pplx_mr *mr, pplx_error *error) {
-    uint64_t start = pplx_now_ns();
+    const uint64_t start = pplx_now_ns();
+    pplx_status failed = PPLX_OK;
+    bool open = false;
     mr->domains = 0;
     for (uint32_t i = 0; i < engine->ndomains; i++) {
         pplx_domain *domain = &engine->domains[i];
-        pplx_status status = domain->provider->mr_open(domain->handle, &mr->memory, mr->access, &mr->handles[i],
-                                                       &mr->keys[i], error);
+        pplx_error refused;
+        const pplx_status status = domain->provider->mr_open(domain->handle, &mr->memory, mr->access, &mr->handles[i],
+                                                             &mr->keys[i], &refused);
         if (status != PPLX_OK) {
-            pplx_mr_close_all(engine, mr);
-            return status;
+            const bool decides = !may_lack(mr, status);
+            mr->handles[i] = NULL;
+            mr->keys[i] = (pplx_remote_key){0};
+            if (failed == PPLX_OK || decides) {
+                *error = refused;
+                failed = status;
+            }
+            if (decides) {
+                open = false;
+                break;
+            }
         }
+        open |= status == PPLX_OK;
         mr->domains = i + 1;
     }
     mr->register_ns = pplx_now_ns() - start;
-    return PPLX_OK;
+    if (!open) pplx_mr_close_all(engine, mr);
+    return open ? PPLX_OK : failed;
+}
+
+/* Each link to the region's peer has a key of either side: memory of a GPU may lack some. */
+bool pplx_reaches(const pplx_mr *local, const pplx_remote *remote) {
+    for (uint32_t i = 0; i < remote->peer->nlinks; i++) {
+        const pplx_link *link = &remote->peer->links[i];
+        const pplx_remote_key *key = &remote->keys[link->remote_domain];
+        if (!local->handles[link->domain->index] || (key->key == 0 && key->base == 0)) return false;
+    }
+    return true;
 }
 
 /* Closes what is open; the first failure is returned, the rest is closed all the same. What failed is

@@ -51,6 +51,10 @@ static pplx_status read_options(ipc_options *options, const pplx_option *given, 
             if (strcmp(value, "0") != 0 && strcmp(value, "1") != 0)
                 return ipc_fail(error, PPLX_INVALID, 0, "ipc option 'vm_writev' takes 0 or 1, not '%.60s'", value);
             options->vm_writev = value[0] == '1';
+        } else if (strcmp(key, "libcuda") == 0) {
+            if (strlen(value) >= sizeof options->libcuda)
+                return ipc_fail(error, PPLX_INVALID, 0, "ipc option 'libcuda' takes a path, not '%.60s ...'", value);
+            memcpy(options->libcuda, value, strlen(value) + 1);
         } else {
             return ipc_fail(error, PPLX_INVALID, 0, "ipc has no option '%.60s'", key);
         }

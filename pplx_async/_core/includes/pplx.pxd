@@ -43,6 +43,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         PPLX_ACCESS_REMOTE_READ
         PPLX_ACCESS_REMOTE_WRITE
         PPLX_MEMORY_HOST
+        PPLX_MEMORY_CUDA
         PPLX_CAP_READ
         PPLX_CAP_WAIT_FD
         PPLX_CAP_FENCE
@@ -160,6 +161,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         pplx_memory memory
         uint32_t access
         uint32_t domains
+        void *handles[9]  # PPLX_MAX_DOMAINS
         pplx_remote_key keys[8]
         uint64_t register_ns
 
@@ -281,6 +283,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         void (*peer_address)(const pplx_peer *, size_t, pplx_link_address *) noexcept nogil
         uint32_t (*peer_heartbeat_counter)(const pplx_peer *) noexcept nogil
         uint32_t (*peer_credit_counter)(const pplx_peer *) noexcept nogil
+        bint (*reaches)(const pplx_mr *, const pplx_remote *) noexcept nogil
         uint64_t (*peer_token)(const pplx_peer *) noexcept nogil
         void (*peer_configure)(pplx_peer *, const pplx_peer_config *) noexcept nogil
         void *(*peer_cookie)(const pplx_peer *) noexcept nogil

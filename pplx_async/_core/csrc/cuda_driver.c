@@ -1,0 +1,73 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+#include "cuda_driver.h"
+
+#include <stdio.h>
+
+/* Names with a suffix are what cuda.h makes of the plain ones: the interface since CUDA 12. */
+#define SYMBOL(field, symbol) {"cu" symbol, NULL, true, offsetof(pplx_libcuda, field)}
+static const pplx_symbol symbols[] = {
+    SYMBOL(init, "Init"),
+    SYMBOL(driver_version, "DriverGetVersion"),
+    SYMBOL(error_name, "GetErrorName"),
+    SYMBOL(device_count, "DeviceGetCount"),
+    SYMBOL(device_get, "DeviceGet"),
+    SYMBOL(device_uuid, "DeviceGetUuid_v2"),
+    SYMBOL(device_attribute, "DeviceGetAttribute"),
+    SYMBOL(primary_retain, "DevicePrimaryCtxRetain"),
+    SYMBOL(primary_release, "DevicePrimaryCtxRelease_v2"),
+    SYMBOL(context_push, "CtxPushCurrent_v2"),
+    SYMBOL(context_pop, "CtxPopCurrent_v2"),
+    SYMBOL(pointer_attributes, "PointerGetAttributes"),
+    SYMBOL(ipc_get, "IpcGetMemHandle"),
+    SYMBOL(ipc_open, "IpcOpenMemHandle_v2"),
+    SYMBOL(ipc_close, "IpcCloseMemHandle"),
+    SYMBOL(stream_create, "StreamCreate"),
+    SYMBOL(stream_destroy, "StreamDestroy_v2"),
+    SYMBOL(stream_query, "StreamQuery"),
+    SYMBOL(stream_batch, "StreamBatchMemOp_v2"),
+    SYMBOL(copy, "MemcpyAsync"),
+    SYMBOL(host_register, "MemHostRegister_v2"),
+    SYMBOL(host_unregister, "MemHostUnregister"),
+    SYMBOL(host_device_pointer, "MemHostGetDevicePointer_v2"),
+    SYMBOL(module_load, "ModuleLoadData"),
+    SYMBOL(module_function, "ModuleGetFunction"),
+    SYMBOL(module_unload, "ModuleUnload"),
+    SYMBOL(launch, "LaunchKernel"),
+};
+#undef SYMBOL
+
+static const pplx_library library = {
+    .soname = "libcuda.so.1",
+    .remedy = ": it comes with NVIDIA's driver (12.0 or newer), and in a container by its runtime",
+    .symbols = symbols,
+    .nsymbols = sizeof symbols / sizeof symbols[0],
+    .nbytes = sizeof(pplx_libcuda),
+};
+
+const char *pplx_cuda_error(const pplx_libcuda *cuda, cu_result result) {
+    const char *name = NULL;
+    return cuda->error_name(result, &name) == CU_OK && name ? name : "an unknown error of CUDA";
+}
+
+pplx_status pplx_cuda_load(const char *path, const pplx_libcuda **out, pplx_error *error) {
+    const void *functions;
+    const char *file;
+    int count = 0;
+    pplx_status status = pplx_library_load(&library, path, &functions, &file, error);
+    if (status != PPLX_OK) return status;
+    const pplx_libcuda *cuda = functions;
+    cu_result result = cuda->init(0); /* again costs nothing */
+    if (result == CU_OK) result = cuda->device_count(&count);
+    if (result == CU_OK && count > 0) {
+        *out = cuda;
+        return PPLX_OK;
+    }
+    if (error) {
+        *error = (pplx_error){.status = PPLX_UNAVAILABLE, .provider_error = result};
+        snprintf(error->text, sizeof error->text, "%s: %s; see what nvidia-smi says", file,
+                 result == CU_OK ? "it finds no GPU" : pplx_cuda_error(cuda, result));
+    }
+    return PPLX_UNAVAILABLE;
+}

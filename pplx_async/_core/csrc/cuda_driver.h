@@ -1,0 +1,116 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* The CUDA driver (libcuda.so.1), as far as it is used here.
+ *
+ * Its types are declared here and not taken from cuda.h: the driver's interface is a stable ABI, so who builds
+ * this needs no CUDA, and one wheel serves machines with and without GPUs. Names follow the driver's, in the
+ * style of this tree: CUdeviceptr is cu_pointer. (CUDA Driver API reference, "Data types used by CUDA driver".) */
+#ifndef PPLX_CSRC_CUDA_DRIVER_H
+#define PPLX_CSRC_CUDA_DRIVER_H
+
+#include <stdint.h>
+
+#include "dynload.h"
+
+typedef int32_t cu_result; /* 0: success */
+typedef int32_t cu_device;
+typedef uint64_t cu_pointer;
+typedef struct cu_context_object *cu_context;
+typedef struct cu_stream_object *cu_stream;
+typedef struct cu_module_object *cu_module;
+typedef struct cu_function_object *cu_function;
+
+typedef struct cu_uuid {
+    uint8_t bytes[16];
+} cu_uuid;
+
+typedef struct cu_ipc_handle {
+    uint8_t bytes[64];
+} cu_ipc_handle;
+
+enum {
+    CU_OK = 0,
+    CU_ERROR_NOT_READY = 600,
+    CU_ERROR_ALREADY_REGISTERED = 712 /* of cuMemHostRegister */
+};
+
+enum cu_device_attribute {
+    CU_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM = 91,
+    CU_CAN_USE_64_BIT_STREAM_MEM_OPS = 122, /* of the interface of CUDA 12; 93 in that of 11 is this one's first */
+    CU_GPU_DIRECT_RDMA_WRITES_ORDERING = 118,
+    CU_DMA_BUF_SUPPORTED = 124
+};
+
+enum cu_pointer_attribute {
+    CU_POINTER_MEMORY_TYPE = 2,   /* uint32_t, enum cu_memory_type */
+    CU_POINTER_IS_MANAGED = 8,    /* uint32_t */
+    CU_POINTER_DEVICE_ORDINAL = 9, /* int32_t */
+    CU_POINTER_IS_LEGACY_CUDA_IPC_CAPABLE = 10, /* int32_t */
+    CU_POINTER_RANGE_START = 11,  /* cu_pointer */
+    CU_POINTER_RANGE_SIZE = 12    /* size_t */
+};
+
+enum cu_memory_type { CU_MEMORY_HOST = 1, CU_MEMORY_DEVICE = 2 };
+
+enum {
+    CU_HOST_REGISTER_PORTABLE = 1,
+    CU_HOST_REGISTER_DEVICEMAP = 2,
+    CU_STREAM_NON_BLOCKING = 1,
+    CU_IPC_LAZY_ENABLE_PEER_ACCESS = 1
+};
+
+/* One of an array for cuStreamBatchMemOp; the driver's union, as far as it is used. */
+enum cu_memory_operation { CU_WAIT_VALUE_64 = 4, CU_WRITE_VALUE_64 = 5 };
+
+typedef union cu_memory_op {
+    struct {
+        uint32_t operation; /* enum cu_memory_operation */
+        cu_pointer address;
+        uint64_t value;
+        uint32_t flags;
+        cu_pointer alias;
+    } word;
+    uint64_t pad[6];
+} cu_memory_op;
+
+typedef struct pplx_libcuda {
+    cu_result (*init)(unsigned flags);
+    cu_result (*driver_version)(int *version);
+    cu_result (*error_name)(cu_result error, const char **text);
+    cu_result (*device_count)(int *count);
+    cu_result (*device_get)(cu_device *device, int ordinal);
+    cu_result (*device_uuid)(cu_uuid *uuid, cu_device device);
+    cu_result (*device_attribute)(int *value, int attribute, cu_device device);
+    cu_result (*primary_retain)(cu_context *context, cu_device device);
+    cu_result (*primary_release)(cu_device device);
+    cu_result (*context_push)(cu_context context);
+    cu_result (*context_pop)(cu_context *context);
+    cu_result (*pointer_attributes)(unsigned count, const int *attributes, void **data, cu_pointer pointer);
+    cu_result (*ipc_get)(cu_ipc_handle *handle, cu_pointer pointer);
+    cu_result (*ipc_open)(cu_pointer *pointer, cu_ipc_handle handle, unsigned flags);
+    cu_result (*ipc_close)(cu_pointer pointer);
+    cu_result (*stream_create)(cu_stream *stream, unsigned flags);
+    cu_result (*stream_destroy)(cu_stream stream);
+    cu_result (*stream_query)(cu_stream stream);
+    cu_result (*stream_batch)(cu_stream stream, unsigned count, cu_memory_op *ops, unsigned flags);
+    cu_result (*copy)(cu_pointer to, cu_pointer from, size_t nbytes, cu_stream stream);
+    cu_result (*host_register)(void *memory, size_t nbytes, unsigned flags);
+    cu_result (*host_unregister)(void *memory);
+    cu_result (*host_device_pointer)(cu_pointer *pointer, void *memory, unsigned flags);
+    cu_result (*module_load)(cu_module *module, const void *image);
+    cu_result (*module_function)(cu_function *function, cu_module module, const char *name);
+    cu_result (*module_unload)(cu_module module);
+    cu_result (*launch)(cu_function function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                        unsigned block_y, unsigned block_z, unsigned shared_nbytes, cu_stream stream, void **arguments,
+                        void **extra);
+} pplx_libcuda;
+
+/* Load it (`path` NULL: as the system finds it) and initialise it, once a process. PPLX_UNAVAILABLE: no such
+ * library, too old a driver, or no GPU. Any thread. */
+pplx_status pplx_cuda_load(const char *path, const pplx_libcuda **cuda, pplx_error *error);
+
+/* "CUDA_ERROR_INVALID_VALUE" */
+const char *pplx_cuda_error(const pplx_libcuda *cuda, cu_result result);
+
+#endif

@@ -1,0 +1,430 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* Memory of GPUs between processes of this host: over NVLink or PCIe, without a byte through the host.
+ *
+ * Whose work it is. Each engine that registers memory of a GPU opens that of its peers (CUDA IPC) and copies, by
+ * streams of its own that wait for nobody and that no program knows. A peer without such memory has us copy, a
+ * piece at a time through the staging area: ipc_serve.c.
+ *
+ * A write from GPU to GPU is three things on one stream: the copy; then, if there is an immediate, a store of it
+ * into a slot in the peer's inbox, which the GPU reaches like any pinned memory; then a store into a word of ours.
+ * So no code of the host's runs between data and immediate, and the peer's thread sees the slot turn as it would
+ * see any other. (cuStreamWriteValue64 comes after what the stream did before, for every reader:
+ * CUDA Driver API, "Stream Memory Operations".) What is begun together is a batch, with all its copies
+ * before its stores; many small ones are copied by one kernel. Our own word tells that a record has ended; while a stream works nobody here sleeps.
+ *
+ * Between GPU and host, and where a peer's memory can't be opened, the thread copies, and waits for each piece.
+ *
+ * Letting go. Who is asked for it first waits until its streams have done what they had for that peer: they wait
+ * for nothing, so this ends, unless the GPU is lost. Then it doesn't confirm, and the owner's memory stays
+ * unreleased: memory of a GPU can't be moved. When a process ends, its driver's file is closed, with what
+ * its streams do, before its pidfd tells; its socket may tell before, so that alone isn't believed.
+ *
+ * Threads. The thread that calls the domain; each call makes the context current and then that of before again. */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "cuda_copy.h"
+#include "ipc_internal.h"
+
+enum {
+    BATCH = CUDA_PIECES, /* records begun together */
+    FEW = 4,            /* from so many on by one kernel, if each is */
+    SMALL = 256 << 10,  /* no larger than this */
+    KERNEL_BLOCK = 16 << 10, /* bytes of a block of it */
+    LARGE = 1 << 20,    /* bytes from which on a record doesn't keep the small ones waiting */
+    ASK_NS = 10000000,  /* between questions to the driver if a stream still works */
+    MOST_NS = 1000000000 /* that a stream without anything to wait for is waited for */
+};
+
+struct ipc_cuda {
+    const pplx_libcuda *api;
+    cu_device device;
+    cu_context context;
+    cu_stream streams[IPC_STREAMS];
+    cu_stream host;            /* for copies that the thread waits for */
+    cu_module module;          /* NULL: this GPU's driver does not take it */
+    cu_function kernel;
+    _Atomic uint64_t *done;    /* a pinned page: how far each stream has come */
+    cu_pointer done_at;        /* as the GPU sees it */
+    uint64_t begun[IPC_STREAMS];
+    ipc_list working[IPC_STREAMS]; /* oldest first */
+    uint32_t records;          /* on them */
+    int next_large;
+    uint64_t asked_ns;
+    cu_result lost; /* the driver has given the context up */
+    /* The batch that is gathered. */
+    int stream;
+    uint32_t count;
+    uint32_t slots;
+    struct {
+        ipc_record *record;
+        cu_pointer remote;
+    } batch[BATCH];
+};
+
+static bool enter(const ipc_cuda *cuda) { return cuda->api->context_push(cuda->context) == CU_OK; }
+
+static void leave(const ipc_cuda *cuda) {
+    cu_context own;
+    cuda->api->context_pop(&own);
+}
+
+static size_t page_nbytes(void) { return (size_t)sysconf(_SC_PAGESIZE); }
+
+/* ------------------------------------------------------------------ opening */
+
+static cu_result open_streams(ipc_cuda *cuda) {
+    const pplx_libcuda *api = cuda->api;
+    cu_result result = api->stream_create(&cuda->host, CU_STREAM_NON_BLOCKING);
+    for (int i = 0; result == CU_OK && i < IPC_STREAMS; i++)
+        result = api->stream_create(&cuda->streams[i], CU_STREAM_NON_BLOCKING);
+    if (result == CU_OK)
+        result = api->host_register(cuda->done, page_nbytes(), CU_HOST_REGISTER_PORTABLE | CU_HOST_REGISTER_DEVICEMAP);
+    if (result == CU_OK) result = api->host_device_pointer(&cuda->done_at, cuda->done, 0);
+    if (result != CU_OK || api->module_load(&cuda->module, pplx_cuda_copy_ptx) != CU_OK) return result;
+    return api->module_function(&cuda->kernel, cuda->module, pplx_cuda_copy_name);
+}
+
+static void close_streams(ipc_cuda *cuda) {
+    if (cuda->done_at) cuda->api->host_unregister(cuda->done);
+    for (int i = 0; i < IPC_STREAMS; i++)
+        if (cuda->streams[i]) cuda->api->stream_destroy(cuda->streams[i]);
+    if (cuda->host) cuda->api->stream_destroy(cuda->host);
+    if (cuda->module) cuda->api->module_unload(cuda->module);
+}
+
+void pplx_ipc_cuda_close(ipc_domain *domain) {
+    ipc_cuda *cuda = domain->cuda;
+    if (!cuda) return;
+    if (cuda->context && enter(cuda)) {
+        close_streams(cuda);
+        leave(cuda);
+    }
+    if (cuda->context) cuda->api->primary_release(cuda->device);
+    if (cuda->done) munmap(cuda->done, page_nbytes());
+    free(cuda);
+    domain->cuda = NULL;
+}
+
+/* On the GPU of the first region. Its streams copy for all others as well: addresses are unified. */
+static pplx_status open_cuda(ipc_domain *domain, const pplx_libcuda *api, int ordinal, pplx_error *error) {
+    ipc_cuda *cuda = calloc(1, sizeof *cuda);
+    if (!cuda) return ipc_fail(error, PPLX_NO_MEMORY, 0, "no memory for the streams of a GPU");
+    void *page = mmap(NULL, page_nbytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int has_words = 0;
+    domain->cuda = cuda;
+    cuda->api = api;
+    cuda->done = page == MAP_FAILED ? NULL : page;
+    cu_result result = api->device_get(&cuda->device, ordinal);
+    if (result == CU_OK) result = api->device_attribute(&has_words, CU_CAN_USE_64_BIT_STREAM_MEM_OPS, cuda->device);
+    if (result == CU_OK && has_words) result = api->primary_retain(&cuda->context, cuda->device);
+    if (result == CU_OK && cuda->context && cuda->done && enter(cuda)) {
+        result = open_streams(cuda);
+        leave(cuda);
+        if (result == CU_OK) return PPLX_OK;
+    }
+    pplx_ipc_cuda_close(domain);
+    if (!has_words && result == CU_OK)
+        return ipc_fail(error, PPLX_REGISTRATION, 0, "GPU %d has no stream memory operations of 64 bit", ordinal);
+    return ipc_fail(error, PPLX_NATIVE, result, "GPU %d gives no streams to copy with: %s", ordinal,
+                    pplx_cuda_error(api, result));
+}
+
+typedef struct device_range {
+    uint32_t type, managed, shareable;
+    int32_t ordinal;
+    cu_pointer start;
+    size_t nbytes;
+} device_range;
+
+static cu_result look_up(const pplx_libcuda *api, cu_pointer pointer, device_range *range) {
+    const int attributes[] = {CU_POINTER_MEMORY_TYPE,    CU_POINTER_IS_MANAGED,  CU_POINTER_IS_LEGACY_CUDA_IPC_CAPABLE,
+                              CU_POINTER_DEVICE_ORDINAL, CU_POINTER_RANGE_START, CU_POINTER_RANGE_SIZE};
+    void *data[] = {&range->type, &range->managed, &range->shareable, &range->ordinal, &range->start, &range->nbytes};
+    *range = (device_range){0};
+    return api->pointer_attributes(sizeof data / sizeof *data, attributes, data, pointer);
+}
+
+static bool holds(const device_range *range, cu_pointer address, uint64_t nbytes) {
+    return address >= range->start && nbytes <= range->nbytes && address - range->start <= range->nbytes - nbytes;
+}
+
+/* A region of a GPU's memory is about to be made. */
+pplx_status pplx_ipc_cuda_region(ipc_region *region, const pplx_memory *memory, pplx_error *error) {
+    ipc_domain *domain = region->domain;
+    const pplx_libcuda *api;
+    device_range range;
+    pplx_status status = pplx_cuda_load(domain->options.libcuda[0] ? domain->options.libcuda : NULL, &api, error);
+    if (status != PPLX_OK) return error->status = PPLX_REGISTRATION;
+    cu_result result = look_up(api, memory->address, &range);
+    if (result != CU_OK || range.type != CU_MEMORY_DEVICE || range.managed ||
+        !holds(&range, memory->address, memory->nbytes))
+        return ipc_fail(error, PPLX_INVALID, result, "%#llx, %llu bytes: no memory of one allocation on a GPU",
+                        (unsigned long long)memory->address, (unsigned long long)memory->nbytes);
+    if (!range.shareable && region->access)
+        return ipc_fail(error, PPLX_REGISTRATION, 0,
+                        "other processes can't open this memory: it is of a pool (cudaMallocAsync) or a virtual "
+                        "mapping; take it from cudaMalloc, as CuPy's own pool does, and torch without "
+                        "expandable_segments");
+    if (!domain->cuda) status = open_cuda(domain, api, range.ordinal, error);
+    if (status != PPLX_OK) return status;
+    region->device = region->ordinary = true;
+    if (!region->access) return PPLX_OK;
+    cu_ipc_handle handle;
+    if (!enter(domain->cuda)) return ipc_fail(error, PPLX_NATIVE, 0, "the GPU's context is gone");
+    result = api->ipc_get(&handle, range.start);
+    leave(domain->cuda);
+    if (result != CU_OK)
+        return ipc_fail(error, PPLX_NATIVE, result, "no handle of the memory for other processes: %s",
+                        pplx_cuda_error(api, result));
+    memcpy(region->allocation.handle, handle.bytes, sizeof handle.bytes);
+    region->allocation.address = range.start;
+    region->allocation.nbytes = range.nbytes;
+    return PPLX_OK;
+}
+
+/* ------------------------------------------------------------------ peers' memory */
+
+/* Whoever can't open it has the owner copy. False: it can't be what the peer says. */
+bool pplx_ipc_cuda_open(const ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note) {
+    const ipc_cuda *cuda = endpoint->domain->cuda;
+    const ipc_device_memory *memory = &note->device;
+    cu_ipc_handle handle;
+    device_range range;
+    if (note->nbytes > memory->nbytes || note->offset > memory->nbytes - note->nbytes) return false;
+    if (!cuda) return true;
+    if (endpoint->pid == getpid()) { /* our own: CUDA doesn't open what is open */
+        if (look_up(cuda->api, memory->address, &range) == CU_OK && range.start == memory->address &&
+            range.nbytes == memory->nbytes)
+            key->device = memory->address + note->offset;
+        return true;
+    }
+    memcpy(handle.bytes, memory->handle, sizeof handle.bytes);
+    if (!enter(cuda)) return true;
+    if (cuda->api->ipc_open(&key->allocation, handle, CU_IPC_LAZY_ENABLE_PEER_ACCESS) == CU_OK) {
+        /* the handle says how long it really is */
+        if (look_up(cuda->api, key->allocation, &range) == CU_OK &&
+            holds(&range, key->allocation + note->offset, note->nbytes))
+            key->device = key->allocation + note->offset;
+    } else {
+        key->allocation = 0;
+    }
+    leave(cuda);
+    return !key->allocation || key->device;
+}
+
+/* Nothing works with it any more: pplx_ipc_cuda_settle() was called. */
+void pplx_ipc_cuda_drop(const ipc_domain *domain, ipc_key *key) {
+    if (key->allocation && enter(domain->cuda)) {
+        domain->cuda->api->ipc_close(key->allocation);
+        leave(domain->cuda);
+    }
+    key->allocation = key->device = 0;
+}
+
+/* ------------------------------------------------------------------ copies that are waited for */
+
+/* Either address may be the host's. */
+pplx_status pplx_ipc_cuda_move(ipc_domain *domain, uint64_t to, uint64_t from, uint64_t nbytes, int32_t *native) {
+    ipc_cuda *cuda = domain->cuda;
+    const uint64_t start_ns = ipc_now_ns();
+    cu_result result = cuda->lost;
+    if (nbytes == 0) return PPLX_OK;
+    if (result == CU_OK && enter(cuda)) {
+        result = cuda->api->copy(to, from, nbytes, cuda->host);
+        while (result == CU_OK && (result = cuda->api->stream_query(cuda->host)) == CU_ERROR_NOT_READY &&
+               ipc_now_ns() - start_ns < MOST_NS)
+            result = CU_OK;
+        leave(cuda);
+    }
+    if (result == CU_OK) return PPLX_OK;
+    if (result == CU_ERROR_NOT_READY) cuda->lost = result; /* it still copies, so this memory is nobody's */
+    *native = result;
+    return PPLX_LOCAL_ACCESS;
+}
+
+/* ------------------------------------------------------------------ batches */
+
+/* Once for each peer: its rings as our GPU knows them. */
+static bool plug(ipc_endpoint *endpoint) {
+    const pplx_libcuda *api = endpoint->domain->cuda->api;
+    if (endpoint->stream_slots) return true;
+    if (api->host_register(endpoint->outbox.streams, IPC_STREAMS_NBYTES,
+                           CU_HOST_REGISTER_PORTABLE | CU_HOST_REGISTER_DEVICEMAP) != CU_OK)
+        return false;
+    if (api->host_device_pointer(&endpoint->stream_slots, endpoint->outbox.streams, 0) == CU_OK) {
+        ipc_start_streaming(&endpoint->outbox);
+        return true;
+    }
+    api->host_unregister(endpoint->outbox.streams);
+    endpoint->stream_slots = 0;
+    return false;
+}
+
+void pplx_ipc_cuda_unplug(ipc_endpoint *endpoint) {
+    const ipc_cuda *cuda = endpoint->domain->cuda;
+    if (!endpoint->stream_slots || !enter(cuda)) return;
+    cuda->api->host_unregister(endpoint->outbox.streams);
+    endpoint->stream_slots = 0;
+    leave(cuda);
+}
+
+static bool has_room(ipc_endpoint *endpoint, int stream, uint32_t slots) {
+    const uint64_t free = ipc_stream_free(&endpoint->outbox, stream, endpoint->stream_tail[stream]);
+    if (free == UINT64_MAX) endpoint->garbage = true;
+    return free != UINT64_MAX && free > slots;
+}
+
+bool pplx_ipc_cuda_room(const ipc_endpoint *endpoint) {
+    for (int i = 0; i < IPC_STREAMS; i++)
+        if (ipc_stream_free(&endpoint->outbox, i, endpoint->stream_tail[i]) == 0) return false;
+    return true;
+}
+
+/* Small ones by the first stream, large ones by the others in turn. */
+static int pick_stream(ipc_cuda *cuda, uint64_t nbytes) {
+    if (nbytes < LARGE) return 0;
+    cuda->next_large = cuda->next_large % (IPC_STREAMS - 1) + 1;
+    return cuda->next_large;
+}
+
+bool pplx_ipc_cuda_gather(ipc_endpoint *endpoint, ipc_record *record, uint64_t remote) {
+    ipc_cuda *cuda = endpoint->domain->cuda;
+    const bool large = record->request.nbytes >= LARGE;
+    if (cuda->count == BATCH || (cuda->count && large != (cuda->stream != 0))) pplx_ipc_cuda_start(endpoint);
+    if (cuda->count == 0) cuda->stream = pick_stream(cuda, record->request.nbytes);
+    if (record->request.opcode == PPLX_WRITE_IMM) {
+        if (!has_room(endpoint, cuda->stream, cuda->slots)) return false;
+        cuda->slots++;
+    }
+    cuda->batch[cuda->count].record = record;
+    cuda->batch[cuda->count++].remote = remote;
+    return true;
+}
+
+static cu_memory_op store(cu_pointer address, uint64_t value) {
+    return (cu_memory_op){.word = {.operation = CU_WRITE_VALUE_64, .address = address, .value = value}};
+}
+
+static cu_memory_op store_immediate(ipc_endpoint *endpoint, int stream, uint32_t imm) {
+    const uint64_t position = endpoint->stream_tail[stream]++;
+    const char *slot = (const char *)ipc_stream_slot(&endpoint->outbox, stream, position);
+    return store(endpoint->stream_slots + (uint64_t)(slot - (const char *)endpoint->outbox.streams),
+                 ipc_immediate_slot(position, imm));
+}
+
+static cuda_piece piece_of(const ipc_cuda *cuda, uint32_t i) {
+    const pplx_work_request *request = &cuda->batch[i].record->request;
+    const bool read = request->opcode == PPLX_READ;
+    const cu_pointer remote = cuda->batch[i].remote, local = request->local_address;
+    return (cuda_piece){.to = read ? local : remote, .from = read ? remote : local, .nbytes = request->nbytes};
+}
+
+/* The whole batch by one kernel. False: it isn't worth it, or the driver says no. */
+static bool copy_together(ipc_cuda *cuda) {
+    cuda_pieces pieces;
+    uint64_t longest = 0;
+    if (!cuda->kernel || cuda->count < FEW) return false;
+    for (uint32_t i = 0; i < cuda->count; i++) {
+        pieces.of[i] = piece_of(cuda, i);
+        if (pieces.of[i].nbytes > longest) longest = pieces.of[i].nbytes;
+    }
+    if (longest > SMALL) return false;
+    void *arguments[] = {&pieces};
+    return cuda->api->launch(cuda->kernel, (unsigned)(longest / KERNEL_BLOCK + 1), cuda->count, 1, CUDA_PIECE_THREADS,
+                             1, 1, 0, cuda->streams[cuda->stream], arguments, NULL) == CU_OK;
+}
+
+/* Copies, then immediates, then our word: what the driver refuses of the copies ends at once. */
+void pplx_ipc_cuda_start(ipc_endpoint *endpoint) {
+    ipc_cuda *cuda = endpoint->domain->cuda;
+    if (!cuda || cuda->count == 0) return;
+    const int stream = cuda->stream;
+    const pplx_libcuda *api = cuda->api;
+    cu_memory_op ops[BATCH + 1];
+    uint32_t nops = 0;
+    const bool entered = enter(cuda);
+    const bool ready = entered && plug(endpoint);
+    const bool copied = ready && !cuda->lost && copy_together(cuda);
+    for (uint32_t i = 0; i < cuda->count; i++) {
+        ipc_record *record = cuda->batch[i].record;
+        const pplx_work_request *request = &record->request;
+        const cuda_piece piece = piece_of(cuda, i);
+        record->native = cuda->lost;
+        if (ready && !copied && !cuda->lost)
+            record->native = api->copy(piece.to, piece.from, piece.nbytes, cuda->streams[stream]);
+        if (!ready || record->native != CU_OK) {
+            pplx_ipc_finish(NULL, record, PPLX_LOCAL_ACCESS);
+            continue;
+        }
+        if (request->opcode == PPLX_WRITE_IMM) ops[nops++] = store_immediate(endpoint, stream, request->imm);
+        record->turn = cuda->begun[stream] + 1;
+        ipc_list_append(&cuda->working[stream], record);
+        endpoint->streaming++;
+        cuda->records++;
+    }
+    cuda->count = cuda->slots = 0;
+    if (cuda->working[stream].tail && cuda->working[stream].tail->turn > cuda->begun[stream]) {
+        ops[nops++] = store(cuda->done_at + (uint64_t)stream * sizeof(uint64_t), ++cuda->begun[stream]);
+        const cu_result result = api->stream_batch(cuda->streams[stream], nops, ops, 0);
+        if (result != CU_OK) cuda->lost = result; /* what is copied is never told */
+    }
+    if (entered) leave(cuda);
+}
+
+/* ------------------------------------------------------------------ the end of them */
+
+bool pplx_ipc_cuda_busy(const ipc_domain *domain) { return domain->cuda && domain->cuda->records; }
+
+static void end_record(ipc_cuda *cuda, int stream, pplx_status status, int32_t native) {
+    ipc_record *record = cuda->working[stream].head;
+    ipc_endpoint *endpoint = record->endpoint;
+    ipc_list_remove(&cuda->working[stream], record);
+    cuda->records--;
+    endpoint->streaming--;
+    if (record->status == PPLX_OK && status != PPLX_OK) {
+        record->status = status;
+        record->native = native;
+    }
+    /* Its end may have been told already; the copy into the memory of who is gone is no success. */
+    if (record->status == PPLX_OK && endpoint->state >= IPC_ENDING) record->status = endpoint->why;
+    pplx_ipc_finish(NULL, record, record->status);
+    if (record->request.opcode == PPLX_WRITE_IMM && endpoint->state == IPC_UP)
+        pplx_ipc_wake_peer(endpoint, IPC_WAKE_ARRIVAL);
+}
+
+/* The driver is asked now and then whether it has given up. */
+static void ask(ipc_cuda *cuda) {
+    const uint64_t now_ns = ipc_now_ns();
+    if (now_ns - cuda->asked_ns < ASK_NS || !enter(cuda)) return;
+    cuda->asked_ns = now_ns;
+    for (int i = 0; i < IPC_STREAMS; i++) {
+        if (!cuda->working[i].head) continue;
+        const cu_result result = cuda->api->stream_query(cuda->streams[i]);
+        if (result == CU_ERROR_NOT_READY) continue;
+        if (result != CU_OK) cuda->lost = result;
+        while (cuda->lost && cuda->working[i].head) end_record(cuda, i, PPLX_LOCAL_ACCESS, cuda->lost);
+    }
+    leave(cuda);
+}
+
+void pplx_ipc_cuda_finish(ipc_domain *domain) {
+    ipc_cuda *cuda = domain->cuda;
+    if (!cuda || cuda->records == 0) return;
+    for (int i = 0; i < IPC_STREAMS; i++) {
+        /* acquire: pairs with the store of the stream, after what it has copied to us */
+        const uint64_t done = atomic_load_explicit(&cuda->done[i], memory_order_acquire);
+        while (cuda->working[i].head && cuda->working[i].head->turn <= done) end_record(cuda, i, PPLX_OK, 0);
+    }
+    if (cuda->records) ask(cuda);
+}
+
+bool pplx_ipc_cuda_settle(ipc_endpoint *endpoint) {
+    const uint64_t start_ns = ipc_now_ns();
+    while (endpoint->streaming && ipc_now_ns() - start_ns < MOST_NS) pplx_ipc_cuda_finish(endpoint->domain);
+    return endpoint->streaming == 0;
+}
