@@ -15,6 +15,7 @@ from helpers.engines import SOON, engine_on, eventually, open_pair, pattern
 from helpers.process import run_program
 from pplx_async import ClosedResourceError, PeerLost, ProviderUnavailable, _loop
 from pplx_async._core.memory import Registration
+from pplx_async._intake import take
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -194,7 +195,7 @@ class Unhashable(Registration):
 
 async def test_failure_while_a_call_settles_reaches_who_awaits_it(pair):
     core = pair.a._core
-    registration = Unhashable(core, bytearray(100), 0, False)
+    registration = Unhashable(core, take(bytearray(100)), 0)
     with pytest.raises(LookupError, match="mine"):
         await asyncio.wait_for(core.register(registration), SOON)
     await core.deregister(registration)

@@ -77,14 +77,16 @@ class Pair:
 
     async def source(self, buffer: Any, **options: Any) -> MemoryRegion:
         """Register memory with a. An int: so many bytes of a pattern."""
-        region = await self.a.register(pattern(buffer, 1) if isinstance(buffer, int) else buffer, **options)
+        region = await self.a.register(
+            self.fabric.wrap(pattern(buffer, 1) if isinstance(buffer, int) else buffer), **options
+        )
         self._opened.append(region)
         return region
 
     async def target(self, buffer: Any, **options: Any) -> Target:
         """Register memory with b, and give a the descriptor. An int: so many zeros."""
         array = np.zeros(buffer, dtype=np.uint8) if isinstance(buffer, int) else buffer
-        region = await self.b.register(array, **options)
+        region = await self.b.register(self.fabric.wrap(array), **options)
         self._opened.append(region)
         return Target(array, region, self.ab.region(region.to_bytes()))
 

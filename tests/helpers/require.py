@@ -12,12 +12,14 @@ import functools
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.cuda import Adopted
 from pplx_async._core import rt
 from pplx_async.errors import ProviderUnavailable
 from pplx_async.libraries import libfabric_files
@@ -27,6 +29,12 @@ FAKE_SOURCES = ROOT / "tests" / "fake_libfabric"
 FAKE_LIBRARY = ROOT / "build" / "c" / "libfabric_fake.so.1"
 FAKE_VERBS_SOURCES = ROOT / "tests" / "fake_ibverbs"
 FAKE_VERBS_LIBRARY = ROOT / "build" / "c" / "libibverbs_fake.so.1"
+FAKE_CUDA_SOURCES = ROOT / "tests" / "fake_libcuda"
+FAKE_CUDA_LIBRARY = ROOT / "build" / "c" / "libcuda_fake.so.1"
+
+
+def _as_it_is(array: Any) -> Any:
+    return array
 
 
 @dataclass(frozen=True)
@@ -43,12 +51,15 @@ class Fabric:
         Other options that an engine on it needs.
     missing : str or None
         Why it cannot be had here.
+    wrap : callable
+        What a `Pair` registers in place of an array.
     """
 
     id: str
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     missing: str | None = None
+    wrap: Callable[[Any], Any] = _as_it_is
 
     def __repr__(self) -> str:
         return self.id
@@ -114,9 +125,27 @@ def _verbs_fake() -> Fabric:
     return Fabric("verbs-fake", "verbs", {"library": str(FAKE_VERBS_LIBRARY)})
 
 
+def _ipc_gpu() -> Fabric:
+    """Shared memory, but what a pair moves lies on a GPU, as far as the tests' own libcuda can have one."""
+    ipc = _ipc()
+    reason = ipc.missing or _build_fake(FAKE_CUDA_LIBRARY, FAKE_CUDA_SOURCES, "pthread.h", "libc6-dev")
+    if reason is not None:
+        return Fabric("ipc-gpu", "ipc", missing=reason)
+    library = str(FAKE_CUDA_LIBRARY)
+    return Fabric("ipc-gpu", "ipc", {"cuda_library": library}, wrap=lambda array: _on_device(array, library))
+
+
+def _on_device(array: Any, library: str) -> Any:
+    flags = getattr(array, "flags", None)
+    if flags is None or not (flags.c_contiguous and flags.writeable and array.nbytes):
+        return array  # refused, or the host's, as everywhere
+    return Adopted(array, library)
+
+
 _FIND = {
     "loopback": _loopback,
     "ipc": _ipc,
+    "ipc-gpu": _ipc_gpu,
     "tcp": _tcp,
     "rxm": _rxm,
     "efa": _efa,

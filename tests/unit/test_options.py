@@ -131,6 +131,7 @@ def test_every_variable_is_read():
         "near": ("gpu3", "gpu3"),
         "cpu": ("3", 3),
         "verbs_traffic_class": ("106", 106),
+        "cuda_library": ("/lib/libcuda.so.1", "/lib/libcuda.so.1"),
         "name": ("n", "n"),
     }
     variables = EngineOptions.env_variables()

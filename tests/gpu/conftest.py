@@ -1,0 +1,44 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""On the GPU of this machine if it has one, else on the tests' own libcuda."""
+
+import contextlib
+import ctypes
+
+import pytest
+
+from helpers.cuda import Device
+from helpers.require import FAKE_CUDA_LIBRARY, find_fabric
+
+
+def _real():
+    """Say whether there is a driver with a GPU."""
+    count = ctypes.c_int()
+    with contextlib.suppress(OSError):
+        driver = ctypes.CDLL("libcuda.so.1")
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return False
+
+
+@pytest.fixture(scope="session")
+def library():
+    """Path of the libcuda to use."""
+    if _real():
+        return "libcuda.so.1"
+    fabric = find_fabric("ipc-gpu")
+    if fabric.missing:
+        pytest.skip(fabric.missing)
+    return str(FAKE_CUDA_LIBRARY)
+
+
+@pytest.fixture
+def fake(library):
+    """The same, where a test wants what a GPU doesn't do on demand."""
+    if library != str(FAKE_CUDA_LIBRARY):
+        pytest.skip("needs the tests' own libcuda: a GPU doesn't fail on demand")
+    return library
+
+
+@pytest.fixture(scope="session")
+def device(library):
+    return Device(0, library)

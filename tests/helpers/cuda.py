@@ -1,0 +1,83 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""Memory of a GPU through the driver alone, real or the tests' own, without CuPy."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from typing import Any
+
+__all__ = ["Adopted", "Device", "DeviceArray"]
+
+_POINTER = ctypes.c_uint64
+
+
+class Device:
+    """A GPU's primary context, current in this thread for good."""
+
+    def __init__(self, ordinal: int = 0, library: str | None = None) -> None:
+        self.driver = ctypes.CDLL(library or os.environ.get("PPLX_ASYNC_CUDA_LIBRARY", "libcuda.so.1"))
+        self.ordinal = ordinal
+        device, context = ctypes.c_int(), ctypes.c_void_p()
+        self.call("cuInit", 0)
+        self.call("cuDeviceGet", ctypes.byref(device), ordinal)
+        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+        self.call("cuCtxPushCurrent_v2", context)
+
+    def call(self, name: str, *arguments: Any) -> None:
+        result = getattr(self.driver, name)(*arguments)
+        if result:
+            raise RuntimeError(f"{name} says {result}")
+
+    def array(self, content: bytes) -> DeviceArray:
+        return DeviceArray(self, content)
+
+    def zeros(self, nbytes: int) -> DeviceArray:
+        return DeviceArray(self, bytes(nbytes))
+
+
+class Adopted:
+    """Memory of the host that the tests' libcuda takes for a device's: the array shows what is there."""
+
+    def __init__(self, array: Any, library: str) -> None:
+        self._driver = ctypes.CDLL(library)
+        self._array = array
+        self._driver.cuInit(0)
+        pointer = _POINTER()
+        memory, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+        assert self._driver.fake_cuda_adopt(ctypes.byref(pointer), memory, size) == 0
+        self.address = pointer.value
+        weakref.finalize(self, self._driver.fake_cuda_forget, pointer)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"version": 3, "shape": (self._array.nbytes,), "typestr": "|u1", "data": (self.address, False)}
+
+
+class DeviceArray:
+    """Bytes on a GPU."""
+
+    def __init__(self, device: Device, content: bytes) -> None:
+        self._device = device
+        self.nbytes = len(content)
+        pointer = _POINTER()
+        device.call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(self.nbytes))
+        self.address = pointer.value
+        self.set(content)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {"version": 3, "shape": (self.nbytes,), "typestr": "|u1", "data": (self.address, False), "strides": None}
+
+    def set(self, content: bytes, at: int = 0) -> None:
+        self._device.call("cuMemcpyHtoD_v2", _POINTER(self.address + at), content, ctypes.c_size_t(len(content)))
+
+    def get(self) -> bytes:
+        content = ctypes.create_string_buffer(self.nbytes)
+        self._device.call("cuMemcpyDtoH_v2", content, _POINTER(self.address), ctypes.c_size_t(self.nbytes))
+        return content.raw
+
+    def free(self) -> None:
+        self._device.call("cuMemFree_v2", _POINTER(self.address))
