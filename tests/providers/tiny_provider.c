@@ -76,7 +76,13 @@ static void tiny_domain_close(pplx_provider_domain *handle) { free(handle); }
 
 static void tiny_domain_caps(pplx_provider_domain *handle, pplx_caps *caps) {
     (void)handle;
-    *caps = (pplx_caps){PPLX_CAP_READ | PPLX_CAP_FENCE, INFLIGHT, 1 << 30, 1 << 20, 8, 32, 0, "tiny, in process"};
+    *caps = (pplx_caps){.flags = PPLX_CAP_READ | PPLX_CAP_FENCE,
+                        .max_inflight = INFLIGHT,
+                        .max_inflight_bytes = 1 << 30,
+                        .max_message = 1 << 20,
+                        .eager_posts = 8,
+                        .posts_per_turn = 32,
+                        .description = "tiny, in process"};
 }
 
 static pplx_status tiny_endpoint_open(pplx_provider_domain *handle, pplx_provider_endpoint **out, void *address,
