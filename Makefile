@@ -113,7 +113,7 @@ sanitize: $(STAMP)/test  ## C tests under AddressSanitizer with UBSan, then unde
 	$(MAKE) -f tests/c/Makefile PY=$(PY) SANITIZE=thread run
 
 .PHONY: sanitize-python
-sanitize-python: $(STAMP)/test  ## The Python suite on extensions with AddressSanitizer and UBSan, 5 min (ARGS=tests/unit)
+sanitize-python: $(STAMP)/test  ## The Python suite on extensions with AddressSanitizer and UBSan, 20 min (ARGS=tests/api)
 	PY=$(PY) tools/sanitize-python $(ARGS)
 
 # Where there is a device it is used; else soft-RoCE, in a virtual machine that is made for this.
