@@ -3,6 +3,7 @@
 
 /* The engine over loopback with several links: of different weight, and when one of them is lost. */
 #include "engine_helpers.h"
+#include "internal.h"
 
 /* ------------------------------------------------------------------ weights */
 
@@ -390,6 +391,107 @@ static void messages_that_wait_end_with_the_peer(void) {
     free(notes);
 }
 
+/* ---- a NIC that says one thing and does another */
+
+static pplx_provider_domain *opened[4]; /* two of a, two of b */
+static uint32_t nopened;
+static atomic_uint lies; /* enum lie */
+enum lie { NONE, SENDS_FAIL = 1, SENDS_ARE_LOST = 2, RECEIVES_VANISH = 4 };
+
+static pplx_status lying_open(const char *device, const pplx_option *options, size_t noptions,
+                              pplx_provider_domain **domain, pplx_error *error) {
+    const pplx_status status = pplx_provider_loopback.domain_open(device, options, noptions, domain, error);
+    opened[nopened++ % 4] = *domain;
+    return status;
+}
+
+/* What has arrived is said to have failed at a, or isn't told of at b; on the first link. */
+static size_t lying_poll(pplx_provider_domain *domain, pplx_completion *completions, size_t capacity) {
+    static uint32_t sends;
+    const uint32_t lie = atomic_load(&lies);
+    const size_t n = pplx_provider_loopback.poll(domain, completions, capacity);
+    size_t kept = 0;
+    for (size_t i = 0; i < n; i++) {
+        pplx_completion *c = &completions[i];
+        const uint32_t role = c->op ? ((pplx_slot *)c->op)->role : PPLX_SLOT_TRANSFER;
+        if (role == PPLX_SLOT_RECEIVE && domain == opened[2] && lie & RECEIVES_VANISH) continue;
+        if (role == PPLX_SLOT_SEND && domain == opened[0]) {
+            if (lie & SENDS_FAIL && sends++ % 3 == 0) c->status = PPLX_TRANSPORT;
+            if (lie & SENDS_ARE_LOST) c->status = PPLX_PEER_LOST;
+        }
+        completions[kept++] = *c;
+    }
+    return kept;
+}
+
+static pplx_provider liar;
+
+static void liar_open(pair *pair) {
+    liar = pplx_provider_loopback;
+    liar.domain_open = lying_open;
+    liar.poll = lying_poll;
+    host_provider = &liar;
+    nopened = 0;
+    rails_open(pair, 2, "", "", false, 20000);
+    host_provider = &pplx_provider_loopback;
+    memset(seen, 0, sizeof seen);
+    pair->b.on_message = take_note;
+}
+
+static void check_notes(pair *pair, note *notes) {
+    for (uint32_t i = 0; i < NOTES; i++) {
+        WAIT(notes[i].end.released);
+        CHECK_EQ(notes[i].request.error.status, PPLX_OK);
+    }
+    WAIT(pair->b.messages == NOTES); /* take_note(): each once */
+    pump_ms(20);
+    CHECK_EQ(pair->b.messages, NOTES);
+    atomic_store(&lies, NONE);
+    rails_close(pair);
+    free(notes);
+}
+
+/* The link lives: they are sent again there, and the receiver knows their numbers. */
+static void messages_that_seem_to_have_failed_come_once(void) {
+    pair pair;
+    note *notes = calloc(NOTES, sizeof *notes);
+    liar_open(&pair);
+    atomic_store(&lies, SENDS_FAIL);
+    start_notes(&pair.a, pair.ab, notes, 0, NOTES);
+    check_notes(&pair, notes);
+}
+
+/* The other side says that they have arrived. */
+static void messages_that_seem_to_be_lost_come_once(void) {
+    pair pair;
+    note *notes = calloc(NOTES, sizeof *notes);
+    liar_open(&pair);
+    start_notes(&pair.a, pair.ab, notes, 0, NOTES / 2);
+    WAIT(notes[NOTES / 2 - 1].end.released);
+    atomic_store(&lies, SENDS_ARE_LOST);
+    start_notes(&pair.a, pair.ab, notes, NOTES / 2, NOTES);
+    WAIT(pair.a.rails == 1 && pair.b.rails == 1);
+    check_notes(&pair, notes);
+}
+
+/* The NIC has taken them, and the endpoint was closed before anybody saw that. */
+static void messages_that_seem_to_have_arrived_are_sent_again(void) {
+    pair pair;
+    note *notes = calloc(NOTES, sizeof *notes);
+    liar_open(&pair);
+    atomic_store(&lies, RECEIVES_VANISH);
+    start_notes(&pair.a, pair.ab, notes, 0, NOTES);
+    WAIT(notes[0].end.released && notes[0].request.error.status == PPLX_OK);
+    CHECK_EQ(pair.b.messages, 0);
+    notices[7] = (pplx_rail_notice){.link = 0, .why = "as if a had lost it"};
+    ending end = {0};
+    pplx_request lost = {.kind = PPLX_REQUEST_CALL, .opcode = PPLX_CALL_RAIL_LOST, .subject = pair.ba, .cookie = &end};
+    lost.payload = &notices[7];
+    pplx_submit(pair.b.engine, &lost);
+    WAIT(end.released && pair.a.rails == 1 && pair.b.rails == 1);
+    check_notes(&pair, notes);
+}
+
 int main(void) {
     RUN(writes_are_cut_by_weight);
     RUN(what_is_not_cut_goes_where_least_was);
@@ -408,5 +510,8 @@ int main(void) {
     RUN(messages_move_twice);
     RUN(messages_wait_for_the_other_side);
     RUN(messages_that_wait_end_with_the_peer);
+    RUN(messages_that_seem_to_have_failed_come_once);
+    RUN(messages_that_seem_to_be_lost_come_once);
+    RUN(messages_that_seem_to_have_arrived_are_sent_again);
     return check_done();
 }
