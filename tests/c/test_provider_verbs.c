@@ -114,6 +114,31 @@ static void an_immediate_comes_after_its_bytes_and_once(void) {
     }
 }
 
+/* Its retries are few for what it takes for losses, and what is overtaken holds up all behind it. Messages can't be
+ * cut, and are not. */
+static void soft_roce_gets_short_writes_few_of_them_and_whole_messages(void) {
+    enum { MESSAGE = 8256 };
+    side a, b;
+    watched receive, send, w;
+    pair_open(&a, &b, "x0 roce soft mtu=1024 ip=10.0.0.1; x1 roce soft mtu=1024 ip=10.0.0.2", "message_nbytes=8256");
+    CHECK_EQ(a.caps.max_message, 4096);
+    CHECK_EQ(a.caps.max_inflight, 32);
+    CHECK_EQ(a.caps.max_inflight_bytes, 32 << 10);
+    CHECK_EQ(perform(&a, &b, PPLX_WRITE, 0, 4096, 0), PPLX_OK);
+    pplx_work_request one = request(&a, &b, &w, PPLX_WRITE, 0, 4097, 0);
+    CHECK_EQ(post(&a, &one), PPLX_TOO_LARGE);
+    fill(a.arena, MESSAGE, 3);
+    one = request(&b, NULL, &receive, PPLX_RECV, 0, MESSAGE, 0);
+    CHECK_EQ(post(&b, &one), PPLX_OK);
+    one = request(&a, NULL, &send, PPLX_SEND, 0, MESSAGE, 0);
+    CHECK_EQ(post(&a, &one), PPLX_OK);
+    WAIT(receive.completions && send.completions);
+    CHECK_EQ(receive.status, PPLX_OK);
+    CHECK_EQ(receive.nbytes, MESSAGE);
+    CHECK(memcmp(a.arena, b.arena, MESSAGE) == 0);
+    pair_close(&a, &b);
+}
+
 static void a_write_that_has_ended_is_visible(void) {
     side a, b;
     pair_open(&a, &b, "x0 roce ip=10.0.0.1 delay=300", "");
@@ -568,6 +593,7 @@ int main(void) {
     RUN(misspelt_and_senseless_options_are_refused);
     RUN(bytes_are_written_and_read);
     RUN(an_immediate_comes_after_its_bytes_and_once);
+    RUN(soft_roce_gets_short_writes_few_of_them_and_whole_messages);
     RUN(a_write_that_has_ended_is_visible);
     RUN(all_of_a_flood_end_once);
     RUN(messages_go_to_the_oldest_receive);

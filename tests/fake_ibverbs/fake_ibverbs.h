@@ -37,6 +37,7 @@
  *     port                      what follows is of the next port
  *     cqe=N wr=N srq=N inline=N reads=N qps=N mrs=N sge=N   limits of the device
  *     td, dmabuf                it has thread domains, takes dma-bufs
+ *     soft                      it says that it is soft-RoCE
  *     noopen                    it is listed, and can't be opened
  *     delay=N                   microseconds that a work request takes, after the one before
  *     retry=N                   milliseconds until an answer is missed, whatever the queue pair says

@@ -196,6 +196,8 @@ static bool set_word(fake_device *device, int index, const char *word) {
         device->no_open = true;
     } else if (strcmp(word, "stale") == 0) {
         device->stale = true;
+    } else if (strcmp(word, "soft") == 0) {
+        device->attr.vendor_id = 0xffffff;
     } else if (strcmp(word, "late") == 0) {
         device->late = true;
     } else {

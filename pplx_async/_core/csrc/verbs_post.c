@@ -23,7 +23,7 @@ static inline bool is_inside(const verbs_mr *mr, const pplx_work_request *reques
 static VERBS_COLD pplx_status check(const verbs_endpoint *endpoint, const pplx_work_request *request) {
     const verbs_mr *mr = (const verbs_mr *)request->local_mr;
     if (!request->op || !mr) return PPLX_INVALID;
-    if (request->nbytes > endpoint->domain->caps.max_message) return PPLX_TOO_LARGE;
+    if (request->nbytes > endpoint->domain->caps.max_message && request->opcode <= PPLX_READ) return PPLX_TOO_LARGE;
     if (mr->domain != endpoint->domain || request->nbytes > mr->nbytes || !is_inside(mr, request))
         return PPLX_LOCAL_ACCESS;
     if (request->remote_key >> 32 && request->opcode <= PPLX_READ) return PPLX_REMOTE_ACCESS; /* nobody's */
