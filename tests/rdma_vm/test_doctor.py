@@ -65,15 +65,21 @@ def test_address_that_is_missing_is_named(fabric, cable):
     assert any("rxe0 " in text and "no IP address" in text for text in texts(found, "GIDs", "warning")), found
 
 
+WITHOUT = """
+from pplx_async import EngineOptions
+from pplx_async.cli.doctor.examine import CHECKS, examine
+from pplx_async.cli.doctor.system import System
+system = System("/", EngineOptions(fabric="verbs"))
+for _, finding in examine(system, [each for each in CHECKS if each[0] == "devices"]):
+    print(finding.level.value, finding.text)
+"""
+
+
 def test_without_devices_it_is_said(fabric, cables):
-    interfaces = ("eth0a", "eth0b", "eth1a", "eth1b")
-    devices = [device for cable in cables for device in cable.devices]
-    try:
-        for device in devices:
-            administer("rdma", "link", "delete", device)
-        found = look("devices")
-    finally:
-        for device, interface in zip(devices, interfaces, strict=True):
-            administer("rdma", "link", "add", device, "type", "rxe", "netdev", interface)
-    assert any("there is no RDMA device" in text for text in texts(found, "devices", "problem")), found
-    assert len(texts(look("devices"), "devices", "ok")) == len(devices)
+    """They are hidden from one process: to remove one, rdma_rxe may wait for ever for its last user."""
+    cover = "for each in infiniband infiniband_verbs; do mount -t tmpfs none /sys/class/$each; done"
+    command = ["unshare", "--mount", "sh", "-c", f'{cover} && exec "$@"', "sh", sys.executable, "-c", WITHOUT]
+    run = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "problem" in run.stdout
+    assert "there is no RDMA device" in run.stdout
