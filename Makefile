@@ -9,6 +9,7 @@ PYTHON ?=#               interpreter for a new environment; by default the first
 VENV   ?= .venv#         relative, without blanks
 DEMO   ?= weights#       what `make demo` shows: weights or pages
 LOOPS  ?= asyncio uvloop#  event loops that `make test` and `make test-rdma` run on
+BRIEF  ?=#               1: less of `make test-rdma`, as in CI
 ARGS   ?=#               more arguments for pytest, the demo, or the measurement
 SECONDS ?= 60#           how long `make soak` runs, and each target of `make fuzz`
 FABRIC ?= ipc#           what `make soak` runs on: ipc, tcp, tcp;ofi_rxm or auto
@@ -120,7 +121,7 @@ sanitize-python: $(STAMP)/test  ## The Python suite on extensions with AddressSa
 .PHONY: test-rdma
 test-rdma: $(STAMP)/ext $(STAMP)/test $(STAMP)/rdma  ## The verbs tests on RDMA devices: on this machine's, or on soft-RoCE in a QEMU
 	if [ -n "$$(ls /sys/class/infiniband 2>/dev/null)" ]; then vm=; else vm=tests/rdma_vm/run-in-vm; fi; \
-	PY=$(abspath $(PY)) LOOPS="$(LOOPS)" $$vm tests/rdma_vm/suite $(ARGS)
+	PY=$(abspath $(PY)) LOOPS="$(LOOPS)" BRIEF="$(BRIEF)" $$vm tests/rdma_vm/suite $(ARGS)
 
 .PHONY: soak
 soak: $(STAMP)/ext $(STAMP)/test  ## Do everything between four processes that are killed and stopped (SECONDS=600 FABRIC=tcp SEED=7)

@@ -16,6 +16,7 @@ import uvloop
 from helpers import gap
 from helpers.engines import engine_on, eventually, pattern
 from helpers.process import helper
+from helpers.slowness import SLOWNESS, fewer
 from pplx_async import PeerLost, UnreleasedMemory
 
 pytestmark = [pytest.mark.fabrics("tcp", "ipc", "verbs"), pytest.mark.tcp]
@@ -106,9 +107,9 @@ async def test_busy_sender_confirms_and_stays(fabric):
 
 async def test_slow_sender_is_waited_for(fabric, tmp_path):
     """Its event loop computes for a while: it neither hears nor confirms, and its proxy thread goes on writing."""
-    async with connected(fabric, revoke_timeout=10.0) as receiver:
+    async with connected(fabric, revoke_timeout=10.0 * SLOWNESS) as receiver:
         through = tmp_path / "through"
-        await receiver.process.ask("queue", regions=await receiver.add_both(), count=100, until=str(through))
+        await receiver.process.ask("queue", regions=await receiver.add_both(), count=fewer(100), until=str(through))
         await receiver.written()
         asyncio.get_running_loop().call_later(0.5, through.touch)
         await receiver.take_back()
