@@ -197,7 +197,7 @@ class Survivor:
         assert not peer.is_open
         await eventually(lambda: peer not in self.engine._peers, "its endpoints are closed")
         assert self.is_alone
-        assert self.engine.stats().inflight == 0
+        await eventually(lambda: self.engine.stats().inflight == 0, "nothing is under way")
 
 
 async def stop(pid: int) -> None:
