@@ -44,7 +44,8 @@ enum pplx_capability {
     PPLX_CAP_DMABUF = 16, /* mr_open() takes PPLX_MEMORY_DMABUF */
     PPLX_CAP_STACKED = 32, /* its wait fd is a stack of epolls, and no epoll should take it on top: ppoll() only */
     PPLX_CAP_PROMPT = 64,  /* what is posted mostly ends at once, and to poll() for it costs no system call */
-    PPLX_CAP_STREAM = 128  /* an endpoint's work requests leave in turn: a long one holds up the others */
+    PPLX_CAP_STREAM = 128, /* an endpoint's work requests leave in turn: a long one holds up the others */
+    PPLX_CAP_DEATH = 256   /* PPLX_PEER_LOST says that the peer's process has ended, and not only this way to it */
 };
 
 /* Heartbeats and returned credits may not wait until data has left: for so many immediates alone

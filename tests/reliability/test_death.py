@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from helpers.engines import SOON, eventually, open_pair
-from helpers.survivor import NOTICED, SIZE, Ending, all_end, check_lost, stop
+from helpers.survivor import NOTICED, SIZE, Ending, all_end, check_lost, open_survivor, stop
 from pplx_async import BrokenResourceError, CompletionError, PeerLost
 
 pytestmark = [pytest.mark.tcp, pytest.mark.asyncio(loop_scope="module")]
@@ -294,3 +294,27 @@ async def test_waits_that_begin_between_death_and_loss(fabric):
         await all_end(endings, time.monotonic())
         for name, ending in endings.items():
             check_lost(ending.failure, peer, name)
+
+
+@PROCESSES
+async def test_killed_with_several_links_is_a_loss_of_the_peer(fabric):
+    """Its links end one after the other: what was on the first of them must not hear of that link only."""
+    async with open_survivor(fabric, domains=2) as survivor:
+        engine, source = survivor.engine, survivor.source
+        for _ in range(10):
+            pid, peer = await survivor.meet()
+            memory = (await peer.lookup("memory"))[0 : source.nbytes]
+            counter = await peer.lookup_counter("counter")
+            turns = {}
+            streams = {
+                "write": lambda memory=memory, counter=counter: engine.write(source, memory, counter=counter),
+                "notify": lambda counter=counter: engine.notify(counter),
+            }
+            endings = {name: Ending(endless(submit, turns, name)) for name, submit in streams.items()}
+            await eventually(lambda turns=turns: len(turns) == 2, "each of them runs")
+            await all_end(endings, await survivor.kill(pid))
+            for name, ending in endings.items():
+                check_lost(ending.failure, peer, name)
+            await asyncio.wait_for(peer.wait_closed(), SOON)
+            await survivor.bury(pid)
+            await survivor.forget(peer)

@@ -234,7 +234,12 @@ static bool park(pplx_slot *slot) {
 void pplx_link_completed(pplx_slot *slot, pplx_status status, int32_t provider_error, uint64_t nbytes) {
     slot->link->again_ns = 0; /* things move */
     if (status == PPLX_PEER_LOST) { /* while connecting, too: it will never be ready */
-        pplx_link_lose(slot->link, PPLX_OK, provider_error, "its endpoint is gone");
+        /* Its process has ended: no other link can show that it lives, and in shared memory some seem to. */
+        if (slot->link->domain->caps.flags & PPLX_CAP_DEATH)
+            pplx_peer_lose(slot->link->peer, slot->link->domain->index, PPLX_OK, provider_error,
+                           "its endpoint is gone");
+        else
+            pplx_link_lose(slot->link, PPLX_OK, provider_error, "its endpoint is gone");
         if (slot->link->peer->state == PPLX_PEER_UP && slot->link->reason.status != PPLX_OK) status = PPLX_RAIL_LOST;
         if (status == PPLX_RAIL_LOST && park(slot)) return;
     }

@@ -124,7 +124,7 @@ static void ipc_domain_close(pplx_provider_domain *domain) { pplx_ipc_domain_clo
 static void ipc_domain_caps(pplx_provider_domain *handle, pplx_caps *caps) {
     const ipc_domain *domain = (const ipc_domain *)handle;
     *caps = (pplx_caps){
-        .flags = PPLX_CAP_READ | PPLX_CAP_WAIT_FD | PPLX_CAP_FENCE | PPLX_CAP_PROMPT,
+        .flags = PPLX_CAP_READ | PPLX_CAP_WAIT_FD | PPLX_CAP_FENCE | PPLX_CAP_PROMPT | PPLX_CAP_DEATH,
         .max_inflight = IPC_MAX_INFLIGHT,
         .max_inflight_bytes = 64u << 20,
         .max_message = IPC_MAX_MESSAGE,
