@@ -50,6 +50,9 @@ class Scopes:
         """Whether what was reused here is as it was left."""
         return all((self.sunk[part] == self.SINK).all() for part in self.over)
 
+    async def connected(self) -> bool:
+        return self.peer.is_open
+
     async def close(self) -> None:
         await self.engine.close()
 
