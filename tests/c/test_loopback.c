@@ -236,7 +236,7 @@ static void registration_is_checked(void) {
     pplx_memory memory = {.device = -1, .address = (uint64_t)(uintptr_t)a.buffer, .nbytes = 64};
     pplx_memory bad = memory;
     bad.kind = PPLX_MEMORY_CUDA;
-    CHECK_EQ(provider->mr_open(a.domain, &bad, 0, &mr, &key, &error), PPLX_UNSUPPORTED);
+    CHECK_EQ(provider->mr_open(a.domain, &bad, 0, &mr, &key, &error), PPLX_REGISTRATION);
     bad = memory, bad.nbytes = 0;
     CHECK_EQ(provider->mr_open(a.domain, &bad, 0, &mr, &key, &error), PPLX_INVALID);
     bad = memory, bad.nbytes = UINT64_MAX;
