@@ -56,7 +56,7 @@ extern "C" {
     X(void, peer_address, (const pplx_peer *, size_t, pplx_link_address *))                            \
     X(uint32_t, peer_heartbeat_counter, (const pplx_peer *))                                           \
     X(uint32_t, peer_credit_counter, (const pplx_peer *))                                              \
-    X(bool, reaches, (const pplx_mr *, const pplx_remote *))                                           \
+    X(bool, reaches, (const pplx_mr *, const pplx_peer *))                                             \
     X(uint64_t, peer_token, (const pplx_peer *))                                                       \
     X(void, peer_configure, (pplx_peer *, const pplx_peer_config *))                                   \
     X(void *, peer_cookie, (const pplx_peer *))                                                        \

@@ -125,8 +125,8 @@ typedef struct pplx_remote {
     pplx_remote_key keys[PPLX_MAX_DOMAINS]; /* by the peer's domain */
 } pplx_remote;
 
-/* Whether a transfer between the two can use every link to the peer. Owner; while the peer is there. */
-bool pplx_reaches(const pplx_mr *local, const pplx_remote *remote);
+/* Whether every link to the peer can use it: not every NIC reaches memory of a GPU. Owner; while the peer is there. */
+bool pplx_reaches(const pplx_mr *local, const pplx_peer *peer);
 
 /* ---- counters -------------------------------------------------------------------------------- */
 

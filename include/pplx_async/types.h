@@ -81,6 +81,9 @@ typedef struct pplx_remote_key {
     uint64_t base; /* remote address of byte 0: a virtual address, or 0 where the provider wants offsets */
 } pplx_remote_key;
 
+/* In place of the key of a NIC that does not reach the memory; no provider makes such a key. */
+static const uint64_t PPLX_NO_KEY = UINT64_MAX;
+
 /* An operation in flight, as the provider sees it. `scratch` belongs to the provider from post to
  * completion (libfabric's fi_context2 lives there); the engine's own part follows behind it. */
 typedef struct pplx_op {

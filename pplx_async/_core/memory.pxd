@@ -62,7 +62,6 @@ cdef class RemoteRecord(Used):
     cdef pplx_remote remote
     cdef readonly PeerRecord peer
     cdef readonly uint64_t region
-    cdef bint lacks  # a NIC of the peer doesn't reach it
     cdef readonly uint64_t nbytes
     cdef readonly uint32_t access
     cdef public bint revoked

@@ -20,6 +20,7 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_MAX_DOMAINS,
     PPLX_MEMORY_CUDA,
     PPLX_MEMORY_HOST,
+    PPLX_NO_KEY,
     pplx_peer,
 )
 
@@ -133,7 +134,11 @@ cdef class Registration(Used):
     cdef size_t agreed(self):
         """How many domains gave a key: while registering they are asked in turn, until one refuses."""
         cdef size_t i = 0
-        while i < PPLX_MAX_DOMAINS and (self.mr.keys[i].key or self.mr.keys[i].base):
+        while (
+            i < PPLX_MAX_DOMAINS
+            and (self.mr.keys[i].key or self.mr.keys[i].base)
+            and self.mr.keys[i].key != PPLX_NO_KEY
+        ):
             i += 1
         return i
 
@@ -283,7 +288,6 @@ cdef class RemoteRecord(Used):
         for i, (key, base) in enumerate(keys):
             self.remote.keys[i].key = key
             self.remote.keys[i].base = base
-            self.lacks |= key == 0 and base == 0
 
     def is_as_told(self, uint64_t nbytes, uint32_t access, keys) -> bool:
         """Say whether a descriptor tells the same."""

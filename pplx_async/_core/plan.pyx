@@ -30,7 +30,7 @@ from pplx_async._core.includes.pplx cimport (
     pplx_segment,
     pplx_target,
 )
-from pplx_async._core.memory cimport LocalSlice, PeerRecord, RemoteCounterRecord, RemoteRecord, RemoteSlice
+from pplx_async._core.memory cimport LocalSlice, PeerRecord, RemoteCounterRecord, RemoteSlice
 from pplx_async._core.promise cimport fresh
 from pplx_async._core.rt cimport api
 
@@ -106,7 +106,7 @@ cdef int check_write(object engine, LocalSlice local, RemoteSlice remote) except
     check_local(engine, local)
     check_peer(engine, remote.record.peer, "write")
     check_not_revoked(remote)
-    check_reach(local, remote)
+    check_reach(local, remote.record.peer)
     if not remote.record.access & PPLX_ACCESS_REMOTE_WRITE:
         raise ValueError(f"peer {remote.record.peer.label} did not allow writes into this region")
     return 0
@@ -118,18 +118,17 @@ cdef int check_read(object engine, LocalSlice local, RemoteSlice remote) except 
     if not local.registration.writable:
         raise ValueError("the local region is read-only: nothing can be read into it")
     check_not_revoked(remote)
-    check_reach(local, remote)
+    check_reach(local, remote.record.peer)
     if not remote.record.access & PPLX_ACCESS_REMOTE_READ:
         raise ValueError(f"peer {remote.record.peer.label} did not allow reads from this region")
     return 0
 
 
-cdef int check_reach(LocalSlice local, RemoteSlice remote) except -1:
-    """Memory of a GPU, of either side, may lie where the NICs between the two don't reach."""
-    cdef RemoteRecord record = remote.record
-    if (local.registration.lacks or record.lacks) and not api.reaches(&local.registration.mr, &record.remote):
+cdef int check_reach(LocalSlice local, PeerRecord peer) except -1:
+    """Memory of a GPU may lie where the NICs on the way to the peer don't reach."""
+    if local.registration.lacks and not api.reaches(&local.registration.mr, <const pplx_peer *>peer.ptr):
         raise RegistrationError(
-            f"memory of a GPU that the NICs on the way to peer {record.peer.label} don't reach",
+            f"memory of a GPU that the NICs on the way to peer {peer.label} don't reach",
             nbytes=local.nbytes,
             hint=GPU_HINT,
         )

@@ -60,8 +60,10 @@ async def test_thousands_of_requests_through_a_ring_of_two(fabric, progress):
                 await region.close()
         assert np.array_equal(target.array, data)
         assert np.array_equal(large_target.array, bulk)
+        async with asyncio.timeout(SOON):
+            while not pair.a.stats().overflowed:  # a fast proxy has kept up so far
+                await asyncio.gather(*(pair.a.write(large_source, large_target.remote) for _ in range(64)))
         stats = pair.a.stats()
-        assert stats.overflowed > 0
         assert stats.inflight == 0
         assert counter.value == count
 

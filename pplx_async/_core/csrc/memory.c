@@ -22,7 +22,7 @@ pplx_status pplx_mr_open_all(pplx_engine *engine, pplx_mr *mr, pplx_error *error
         if (status != PPLX_OK) {
             const bool decides = !may_lack(mr, status);
             mr->handles[i] = NULL;
-            mr->keys[i] = (pplx_remote_key){0};
+            mr->keys[i] = (pplx_remote_key){.key = PPLX_NO_KEY};
             if (failed == PPLX_OK || decides) {
                 *error = refused;
                 failed = status;
@@ -40,13 +40,10 @@ pplx_status pplx_mr_open_all(pplx_engine *engine, pplx_mr *mr, pplx_error *error
     return open ? PPLX_OK : failed;
 }
 
-/* Each link to the region's peer has a key of either side: memory of a GPU may lack some. */
-bool pplx_reaches(const pplx_mr *local, const pplx_remote *remote) {
-    for (uint32_t i = 0; i < remote->peer->nlinks; i++) {
-        const pplx_link *link = &remote->peer->links[i];
-        const pplx_remote_key *key = &remote->keys[link->remote_domain];
-        if (!local->handles[link->domain->index] || (key->key == 0 && key->base == 0)) return false;
-    }
+/* If it is the peer's own memory that a NIC doesn't reach, the peer refuses: there is no such key. */
+bool pplx_reaches(const pplx_mr *local, const pplx_peer *peer) {
+    for (uint32_t i = 0; i < peer->nlinks; i++)
+        if (!local->handles[peer->links[i].domain->index]) return false;
     return true;
 }
 

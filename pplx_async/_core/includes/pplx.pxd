@@ -108,6 +108,8 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint64_t key
         uint64_t base
 
+    const uint64_t PPLX_NO_KEY
+
     ctypedef struct pplx_caps:
         uint32_t flags
         uint32_t max_inflight
@@ -283,7 +285,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         void (*peer_address)(const pplx_peer *, size_t, pplx_link_address *) noexcept nogil
         uint32_t (*peer_heartbeat_counter)(const pplx_peer *) noexcept nogil
         uint32_t (*peer_credit_counter)(const pplx_peer *) noexcept nogil
-        bint (*reaches)(const pplx_mr *, const pplx_remote *) noexcept nogil
+        bint (*reaches)(const pplx_mr *, const pplx_peer *) noexcept nogil
         uint64_t (*peer_token)(const pplx_peer *) noexcept nogil
         void (*peer_configure)(pplx_peer *, const pplx_peer_config *) noexcept nogil
         void *(*peer_cookie)(const pplx_peer *) noexcept nogil
