@@ -11,6 +11,8 @@ extern const pplx_provider pplx_provider_loopback;
 
 enum { USERS = 4, LINKS = 3, CREDITS = 5 };
 
+static pplx_sent sent[2 * CREDITS];
+
 static pplx_engine *engine;
 static pplx_peer *peer;
 
@@ -30,7 +32,7 @@ void fuzz_open(void) {
                                        .again_timeout_ms = 1000,
                                        .shard_nbytes = 65536,
                                        .message_nbytes = 256,
-                                       .message_slots = 4,
+                                       .message_slots = 2 * CREDITS,
                                        .cpu = -1};
     pplx_error error;
     HOLDS(pplx_engine_open(&config, &engine, &error) == PPLX_OK);
@@ -86,6 +88,8 @@ void fuzz_one(const uint8_t *data, size_t nbytes) {
     model models[USERS] = {0};
     peer->acked = peer->heard_links = 0;
     peer->next_sequence = CREDITS;
+    peer->sent = sent; /* with what is still flying: nobody waits for its end here */
+    for (int i = 0; i < CREDITS; i++) sent[i].state = PPLX_SENT_FLYING;
     for (int i = 0; i < USERS; i++) {
         model *m = &models[i];
         HOLDS(pplx_counter_open(engine, &m->counter) == PPLX_OK);

@@ -500,7 +500,7 @@ static void check_memory(const victim *v, const attacker *a) {
 
 /* What is put into a ring comes out of it, once, and at its turn only. */
 static void check_rings(input *in) {
-    static _Alignas(IPC_PAGE) unsigned char bytes[IPC_PAGE * 8];
+    static _Alignas(IPC_PAGE) unsigned char bytes[IPC_PAGE * 16];
     memset(bytes, 0, sizeof bytes);
     const ipc_inbox inbox = ipc_inbox_at(bytes, 2u << take_u8(in) % 6, STAGING);
     HOLDS(ipc_inbox_staging_at(inbox.slots) <= sizeof bytes);
@@ -515,6 +515,10 @@ static void check_rings(input *in) {
     ipc_push_immediate(&inbox, at, imm);
     HOLDS(ipc_peek_immediate(&inbox, at, &seen) && seen == imm);
     HOLDS(!ipc_peek_immediate(&inbox, at + inbox.slots, &seen));
+    const int stream = take_u8(in) % IPC_STREAMS;
+    atomic_store_explicit(ipc_stream_slot(&inbox, stream, at), ipc_immediate_slot(at, imm), memory_order_relaxed);
+    HOLDS(ipc_peek_stream(&inbox, stream, at, &seen) && seen == imm);
+    HOLDS(!ipc_peek_stream(&inbox, stream, at + IPC_STREAM_SLOTS, &seen));
 }
 
 /* Of every size that passes, each part has room and is apart from the others. */
@@ -526,7 +530,9 @@ static void check_sizes(input *in) {
     HOLDS((uintptr_t)inbox.immediates >= start + sizeof(ipc_head));
     HOLDS((uintptr_t)inbox.commands >= (uintptr_t)(inbox.immediates + slots));
     HOLDS((uintptr_t)inbox.commands % IPC_LINE == 0);
-    HOLDS((uintptr_t)inbox.staging >= (uintptr_t)(inbox.commands + IPC_COMMANDS));
+    HOLDS((uintptr_t)inbox.streams >= (uintptr_t)(inbox.commands + IPC_COMMANDS));
+    HOLDS((uintptr_t)inbox.streams % IPC_PAGE == 0);
+    HOLDS((uintptr_t)inbox.staging >= (uintptr_t)(inbox.streams + IPC_STREAMS * IPC_STREAM_SLOTS));
     HOLDS((uintptr_t)inbox.staging % IPC_PAGE == 0);
     HOLDS((uintptr_t)inbox.staging + staging == start + inbox.nbytes);
 }
