@@ -94,7 +94,8 @@ _EngineId: TypeAlias = Annotated[bytes, Meta(min_length=16, max_length=16)]
 _Bytes32: TypeAlias = Annotated[bytes, Meta(min_length=32, max_length=32)]
 _Address: TypeAlias = Annotated[bytes, Meta(min_length=1, max_length=128)]  # PPLX_ADDRESS_BYTES
 _Word: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
-_Subnet: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
+# Shown in errors, logs and explain(): printable, and no blank, which stands between two.
+_Subnet: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[!-~]+\Z")]
 _Name: TypeAlias = Annotated[str, Meta(max_length=MAX_NAME)]
 _Reason: TypeAlias = Annotated[str, Meta(max_length=MAX_REASON)]
 

@@ -393,16 +393,43 @@ static void messages_that_wait_end_with_the_peer(void) {
 
 /* ---- a NIC that says one thing and does another */
 
-static pplx_provider_domain *opened[4]; /* two of a, two of b */
-static uint32_t nopened;
+static pplx_provider_domain *opened[6]; /* those of a, as many of b */
+static uint32_t nopened, nrails;
 static atomic_uint lies; /* enum lie */
-enum lie { NONE, SENDS_FAIL = 1, SENDS_ARE_LOST = 2, RECEIVES_VANISH = 4 };
+static atomic_uint early; /* messages of b on its second link before a receives there */
+static atomic_bool receives_there;
+static _Atomic(const pplx_provider_endpoint *) forged; /* an immediate comes to b through it */
+static uint32_t forged_imm;
+enum lie {
+    NONE,
+    SENDS_FAIL = 1,
+    SENDS_ARE_LOST = 2,
+    RECEIVES_VANISH = 4,
+    WRITES_ARE_LOST = 8,   /* on a's second link */
+    WRITES_ARE_REFUSED = 16 /* on a's last link: it says that the peer is gone */
+};
 
 static pplx_status lying_open(const char *device, const pplx_option *options, size_t noptions,
                               pplx_provider_domain **domain, pplx_error *error) {
     const pplx_status status = pplx_provider_loopback.domain_open(device, options, noptions, domain, error);
-    opened[nopened++ % 4] = *domain;
+    opened[nopened++ % 6] = *domain;
     return status;
+}
+
+static pplx_status lying_post(pplx_provider_endpoint *endpoint, const pplx_work_request *requests, size_t count,
+                              size_t *posted, int32_t *provider_error) {
+    const pplx_provider_domain *domain = ((pplx_slot *)requests[0].op)->link->domain->handle;
+    size_t n = 0;
+    for (; n < count; n++) {
+        const uint32_t role = ((pplx_slot *)requests[n].op)->role;
+        if (role == PPLX_SLOT_RECEIVE && domain == opened[1]) atomic_store(&receives_there, true);
+        if (role == PPLX_SLOT_SEND && domain == opened[nrails + 1] && !atomic_load(&receives_there))
+            atomic_fetch_add(&early, 1);
+        if (role == PPLX_SLOT_TRANSFER && domain == opened[nrails - 1] && atomic_load(&lies) & WRITES_ARE_REFUSED)
+            break;
+    }
+    const pplx_status status = pplx_provider_loopback.post(endpoint, requests, n, posted, provider_error);
+    return status == PPLX_OK && n < count ? PPLX_PEER_LOST : status;
 }
 
 /* What has arrived is said to have failed at a, or isn't told of at b; on the first link. */
@@ -414,29 +441,48 @@ static size_t lying_poll(pplx_provider_domain *domain, pplx_completion *completi
     for (size_t i = 0; i < n; i++) {
         pplx_completion *c = &completions[i];
         const uint32_t role = c->op ? ((pplx_slot *)c->op)->role : PPLX_SLOT_TRANSFER;
-        if (role == PPLX_SLOT_RECEIVE && domain == opened[2] && lie & RECEIVES_VANISH) continue;
+        if (role == PPLX_SLOT_RECEIVE && domain == opened[nrails] && lie & RECEIVES_VANISH) continue;
+        if (c->op && role == PPLX_SLOT_TRANSFER && domain == opened[1] && lie & WRITES_ARE_LOST)
+            c->status = PPLX_PEER_LOST;
         if (role == PPLX_SLOT_SEND && domain == opened[0]) {
             if (lie & SENDS_FAIL && sends++ % 3 == 0) c->status = PPLX_TRANSPORT;
             if (lie & SENDS_ARE_LOST) c->status = PPLX_PEER_LOST;
         }
         completions[kept++] = *c;
     }
+    const pplx_provider_endpoint *source = domain == opened[nrails] ? atomic_exchange(&forged, NULL) : NULL;
+    if (source && kept < capacity)
+        completions[kept++] = (pplx_completion){.kind = PPLX_COMPLETION_IMM, .imm = forged_imm, .source = source};
     return kept;
 }
 
 static pplx_provider liar;
 
-static void liar_open(pair *pair) {
+static bool streams; /* a's second link is one, of which little is in flight at first */
+
+static void lying_caps(pplx_provider_domain *domain, pplx_caps *caps) {
+    pplx_provider_loopback.domain_caps(domain, caps);
+    if (streams && nopened <= nrails && domain == opened[1]) caps->flags |= PPLX_CAP_STREAM;
+}
+
+static void liar_open_with(pair *pair, uint32_t domains, const char *faults_a, bool failover) {
     liar = pplx_provider_loopback;
+    liar.domain_caps = lying_caps;
     liar.domain_open = lying_open;
+    liar.post = lying_post;
     liar.poll = lying_poll;
     host_provider = &liar;
     nopened = 0;
-    rails_open(pair, 2, "", "", false, 20000);
+    nrails = domains;
+    atomic_store(&early, 0);
+    atomic_store(&receives_there, false);
+    rails_open(pair, domains, faults_a, "", failover, 20000);
     host_provider = &pplx_provider_loopback;
     memset(seen, 0, sizeof seen);
-    pair->b.on_message = take_note;
+    pair->a.on_message = pair->b.on_message = take_note;
 }
+
+static void liar_open(pair *pair) { liar_open_with(pair, 2, "", false); }
 
 static void check_notes(pair *pair, note *notes) {
     for (uint32_t i = 0; i < NOTES; i++) {
@@ -492,6 +538,133 @@ static void messages_that_seem_to_have_arrived_are_sent_again(void) {
     check_notes(&pair, notes);
 }
 
+/* The other side sends there as soon as it is told, and a NIC keeps few messages for which there is no receive. */
+static void receives_are_there_before_the_other_side_is_told(void) {
+    pair pair;
+    note *there = calloc(NOTES, sizeof *there), *back = calloc(NOTES, sizeof *back);
+    liar_open(&pair);
+    start_notes(&pair.b, pair.ba, back, 0, NOTES);
+    atomic_store(&lies, SENDS_ARE_LOST);
+    start_notes(&pair.a, pair.ab, there, 0, NOTES);
+    for (uint32_t i = 0; i < NOTES; i++) WAIT(back[i].end.released);
+    WAIT(pair.a.messages == NOTES);
+    CHECK_EQ(atomic_load(&early), 0);
+    CHECK(atomic_load(&receives_there));
+    check_notes(&pair, there);
+    free(back);
+}
+
+/* ---- ... and writes */
+
+static pplx_segment pieces[MANY];
+
+/* All in one request, so that the first turn of the proxy cuts them all. */
+static void start_pieces(pair *pair, transfer *t, bool counted) {
+    for (uint32_t i = 0; i < MANY; i++) pieces[i] = (pplx_segment){i * PIECE, i * PIECE, PIECE, 1};
+    memset(t, 0, sizeof *t);
+    t->target = (pplx_target){.local = &pair->from.mr,
+                              .remote = &pair->remote,
+                              .peer = pair->ab,
+                              .segments = pieces,
+                              .nsegments = MANY,
+                              .counter = counted ? pair->counter.id : PPLX_NO_COUNTER};
+    transfer_submit(&pair->a, t, PPLX_WRITE);
+}
+
+/* It has no more to do with them, and no more slots for others than it had. */
+static void a_link_that_refuses_takes_no_more(void) {
+    pair pair;
+    transfer t;
+    liar_open_with(&pair, 2, "max_inflight=64 eager_posts=65536", false);
+    atomic_store(&lies, WRITES_ARE_REFUSED);
+    start_pieces(&pair, &t, true);
+    WAIT(t.end.released);
+    CHECK_EQ(t.request.error.status, PPLX_OK);
+    check_lost_rail(&pair, 1);
+    CHECK_COUNT(&pair, MANY * PPLX_EIGHTHS);
+    CHECK(pair_equal(&pair, 0, MANY * PIECE));
+    atomic_store(&lies, NONE);
+    rails_close(&pair);
+}
+
+/* The second link has lost them, and the third one refuses when they are sent again. */
+static void what_is_sent_again_may_be_refused(void) {
+    pair pair;
+    transfer t;
+    liar_open_with(&pair, 3, "", true);
+    pair.b.on_rail = NULL;
+    atomic_store(&lies, WRITES_ARE_LOST);
+    start_pieces(&pair, &t, false);
+    WAIT(pair.a.rails == 1 && pair.b.rails == 1);
+    pump_ms(20);
+    CHECK(!t.end.settled);
+    atomic_store(&lies, WRITES_ARE_REFUSED);
+    tell_other(&pair.b, pair.ba, 1);
+    WAIT(t.end.released);
+    CHECK_EQ(t.request.error.status, PPLX_OK);
+    WAIT(pair.a.rails == 2 && pair.b.rails == 2);
+    CHECK_EQ(pair.a.last_rail, 2);
+    CHECK(pair_equal(&pair, 0, MANY * PIECE));
+    atomic_store(&lies, NONE);
+    rails_close(&pair);
+}
+
+/* A provider that can't fence says of work requests that the peer is gone when they have ended long since. */
+static void what_ends_after_its_link_is_only_released(void) {
+    pair pair;
+    transfer t;
+    rails_open(&pair, 2, "device=1 release=0 delay_us=1000:400000", "", true, 20000);
+    start_pieces(&pair, &t, false);
+    notices[7] = (pplx_rail_notice){.link = 1, .why = "as if a had lost it"};
+    ending end = {0};
+    pplx_request lost = {.kind = PPLX_REQUEST_CALL, .opcode = PPLX_CALL_RAIL_LOST, .subject = pair.ba, .cookie = &end};
+    lost.payload = &notices[7];
+    pplx_submit(pair.b.engine, &lost);
+    WAIT(end.released && t.end.released);
+    CHECK_EQ(t.request.error.status, PPLX_RAIL_LOST);
+    check_lost_rail(&pair, 1);
+    rails_close(&pair);
+}
+
+/* Where the closed endpoint lay another peer's may lie now. */
+static void a_lost_link_counts_nothing_any_more(void) {
+    pair pair;
+    pplx_counter bound = {0};
+    pplx_engine_stats stats;
+    liar_open(&pair);
+    bound.owner = pplx_peer_token(pair.ba);
+    CHECK_EQ(pplx_counter_open(pair.b.engine, &bound), PPLX_OK);
+    forged_imm = pplx_imm_encode(bound.id, PPLX_EIGHTHS);
+    const pplx_provider_endpoint *source = pair.ba->links[1].source;
+    atomic_store(&forged, source);
+    WATCH(pplx_counter_value(&bound) == PPLX_EIGHTHS); /* while it is there */
+    atomic_store(&lies, WRITES_ARE_LOST);
+    run_many(&pair, PPLX_WRITE, false);
+    check_lost_rail(&pair, 1);
+    atomic_store(&forged, source);
+    WATCH((pplx_engine_read_stats(pair.b.engine, &stats), stats.stray_imms > 0) ||
+          pplx_counter_value(&bound) > PPLX_EIGHTHS);
+    CHECK_EQ(pplx_counter_value(&bound), PPLX_EIGHTHS);
+    CHECK_EQ(call(&pair.b, PPLX_CALL_COUNTER_CLOSE, &bound, NULL), PPLX_OK);
+    atomic_store(&lies, NONE);
+    rails_close(&pair);
+}
+
+/* No piece of a stream fills its window: once it is lost, they may be as long as the others take them. */
+static void a_slow_link_that_is_lost_slows_nothing_down(void) {
+    pair pair;
+    streams = true;
+    liar_open(&pair);
+    streams = false;
+    CHECK(pair.ab->max_piece < pair.ab->max_message);
+    atomic_store(&lies, WRITES_ARE_LOST);
+    run_many(&pair, PPLX_WRITE, false);
+    check_lost_rail(&pair, 1);
+    CHECK_EQ(pair.ab->max_piece, pair.ab->max_message);
+    atomic_store(&lies, NONE);
+    rails_close(&pair);
+}
+
 int main(void) {
     RUN(writes_are_cut_by_weight);
     RUN(what_is_not_cut_goes_where_least_was);
@@ -513,5 +686,11 @@ int main(void) {
     RUN(messages_that_seem_to_have_failed_come_once);
     RUN(messages_that_seem_to_be_lost_come_once);
     RUN(messages_that_seem_to_have_arrived_are_sent_again);
+    RUN(receives_are_there_before_the_other_side_is_told);
+    RUN(a_link_that_refuses_takes_no_more);
+    RUN(what_is_sent_again_may_be_refused);
+    RUN(what_ends_after_its_link_is_only_released);
+    RUN(a_lost_link_counts_nothing_any_more);
+    RUN(a_slow_link_that_is_lost_slows_nothing_down);
     return check_done();
 }

@@ -17,7 +17,7 @@ COUNTER = st.integers(0, wire.MAX_COUNTERS - 1)
 KEYS = st.lists(st.builds(wire.RemoteKey, U64, st.integers(0, 2**63)), min_size=1, max_size=8).map(tuple)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=wire.MAX_NAME)
 WORD = TEXT.filter(bool)
-SUBNET = st.text(min_size=1, max_size=64)
+SUBNET = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=64)
 ID = st.binary(min_size=16, max_size=16)
 BYTES32 = st.binary(min_size=32, max_size=32)
 
@@ -217,6 +217,25 @@ def test_region_ranges(change):
             wire.decode_region(forged)
 
 
+def hello_of(*nics):
+    return wire.Hello(
+        magic="pplx_async",
+        version=wire.PROTOCOL_VERSION,
+        engine=bytes(16),
+        nonce=bytes(32),
+        networks=("verbs",),
+        host="here",
+        name="",
+        auth=False,
+        nics=nics,
+    )
+
+
+def test_a_nic_says_where_it_lies():
+    hello = hello_of(wire.Nic(10**11, ("ipv4:10.0.0.0/16", "ipv6:fd00::/64", "ib:fe80::/64", "ib")))
+    assert wire.decode_message(wire.encode_message(hello)) == hello
+
+
 @pytest.mark.parametrize(
     "message",
     [
@@ -230,6 +249,10 @@ def test_region_ranges(change):
         wire.Lookup(1, "\ud800"),
         wire.Found(1, b"x" * 257),
         wire.GroupJoin("x" * 129, 1, 1, None),
+        wire.RailLost(8, ""),
+        wire.RailLost(0, "", 0, b"x" * 251),
+        *[hello_of(wire.Nic(0, (word,))) for word in ("", "x" * 65, "two words", "\x1b[2J", "line\n", "caf\u00e9")],
+        hello_of(wire.Nic(0, ("x",) * 9)),
     ],
 )
 def test_message_ranges(message):

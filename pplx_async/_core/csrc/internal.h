@@ -72,10 +72,11 @@ struct pplx_link {
     pplx_domain *domain;
     pplx_provider_endpoint *endpoint; /* NULL: not open, or closed */
     pplx_provider_endpoint *fading;   /* closed, but the provider has not let go yet */
-    const pplx_provider_endpoint *source; /* what names it in immediates; also after it was closed */
+    const pplx_provider_endpoint *source; /* what names it in immediates; until all that came on it is counted */
     pplx_slot *slots;
     pplx_slot *free_slots;
     uint32_t nslots;
+    uint32_t room; /* slots for data; 0: it is lost, and takes no more */
     uint32_t index;
     uint32_t remote_domain;
     uint32_t weight; /* its share of the peer's bytes, beside the others' */

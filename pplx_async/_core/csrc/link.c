@@ -42,6 +42,7 @@ pplx_status pplx_link_open(pplx_link *link, pplx_error *error) {
     pplx_domain *domain = link->domain;
     uint32_t nslots = domain->caps.max_inflight < MOST_SLOTS ? domain->caps.max_inflight : MOST_SLOTS;
     link->nslots = nslots + RESERVED_SLOTS;
+    link->room = nslots;
     link->slots = calloc(link->nslots, sizeof *link->slots);
     if (!link->slots) return pplx_fail(error, PPLX_NO_MEMORY, 0, "no memory for %u slots", link->nslots);
     for (uint32_t i = link->nslots; i-- > 0;) {
@@ -67,7 +68,7 @@ pplx_status pplx_link_open(pplx_link *link, pplx_error *error) {
 /* For data; heartbeats and credits may use the reserved slots too. */
 bool pplx_link_has_room(const pplx_link *link, uint64_t nbytes) {
     const pplx_link_stats *stats = &link->stats;
-    return link->endpoint && link->nstaged < PPLX_BATCH && stats->inflight + RESERVED_SLOTS < link->nslots &&
+    return link->endpoint && link->nstaged < PPLX_BATCH && stats->inflight < link->room &&
            (stats->inflight == 0 || stats->inflight_nbytes + nbytes <= link->window);
 }
 
@@ -222,9 +223,9 @@ static void count_completed(pplx_slot *slot, pplx_status status, uint64_t nbytes
     PPLX_COUNT(stats->latency[slot->opcode][latency_bucket(ns)], 1);
 }
 
-/* Of a link that is lost: sent again over others, or not. */
+/* Of a link that is lost: sent again over others, or not. Not if its target has ended without it. */
 static bool park(pplx_slot *slot) {
-    if (slot->role != PPLX_SLOT_TRANSFER || !pplx_transfer_park(slot)) return false;
+    if (slot->role != PPLX_SLOT_TRANSFER || slot->orphaned || !pplx_transfer_park(slot)) return false;
     count_completed(slot, PPLX_RAIL_LOST, 0);
     leave_flight(slot);
     return true;
@@ -297,13 +298,16 @@ pplx_status pplx_link_close(pplx_link *link, pplx_status status) {
         if (!in_flight(slot)) continue;
         if (closed == PPLX_UNRELEASED) {
             if (!slot->orphaned) orphan(slot, status);
-        } else if (!rail || slot->orphaned || !park(slot)) {
+        } else if (!rail || !park(slot)) {
             pplx_link_completed(slot, status, provider_error, 0);
         }
     }
     if (closed == PPLX_UNRELEASED) return closed;
     if (endpoint) link->domain->nendpoints--;
-    if (rail) return PPLX_OK;
+    if (rail) {
+        limit_pieces(link->peer); /* it may have been the slow one */
+        return PPLX_OK;
+    }
     free(link->slots);
     link->slots = link->free_slots = NULL;
     return PPLX_OK;

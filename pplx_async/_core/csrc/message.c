@@ -470,8 +470,16 @@ static void go_on(pplx_peer *peer) {
     pplx_peer_busy(peer);
 }
 
+static void renew_receives(pplx_peer *peer) {
+    int32_t provider_error = 0;
+    const pplx_status status = peer->unposted ? post_receives(peer, &provider_error) : PPLX_OK;
+    if (status != PPLX_OK && status != PPLX_AGAIN)
+        pplx_link_lose(message_link(peer), status, provider_error, "it takes no more receives");
+}
+
 /* The first link that neither side has lost. It is ours as soon as those before it are closed here, and the other
- * side's when they are closed there. */
+ * side's when they are closed there. Receives are posted now: the other side sends as soon as it is told, and a NIC
+ * does not keep much for which there is none. */
 void pplx_message_link_dropped(pplx_peer *peer) {
     uint32_t first = 0;
     bool held = false;
@@ -484,6 +492,7 @@ void pplx_message_link_dropped(pplx_peer *peer) {
     if (first == peer->nlinks || (first == peer->message_link && held == peer->messages_held)) return;
     peer->message_link = first;
     peer->messages_held = held;
+    renew_receives(peer);
     if (!held) go_on(peer);
 }
 
@@ -498,11 +507,7 @@ bool pplx_message_wants(const pplx_peer *peer) {
 bool pplx_message_post(pplx_peer *peer) {
     bool any = false;
     if (pplx_message_wants(peer) && peer->engine->now_ns >= peer->retry_ns) {
-        pplx_status status = PPLX_OK;
-        int32_t provider_error = 0;
-        if (peer->unposted) status = post_receives(peer, &provider_error);
-        if (status != PPLX_OK && status != PPLX_AGAIN)
-            pplx_link_lose(message_link(peer), status, provider_error, "it takes no more receives");
+        renew_receives(peer);
         /* After the receives: a credit says that one is there. */
         if (owes_credits(peer)) any |= return_credits(peer);
     }

@@ -380,20 +380,24 @@ static void stage(pplx_link *link, pplx_target *target, const cut *c) {
     target->inflight++;
 }
 
-/* Its target can't end meanwhile: the slot still counts as one in flight. */
+/* Its target can't end meanwhile: the slot still counts as one in flight. It is taken off first, since to look for room
+ * may flush a batch, and what is refused then comes to the list. */
 static void stage_resends(pplx_peer *peer) {
     const cut any = {0};
     while (peer->resends) {
         pplx_slot *slot = peer->resends;
         pplx_target *target = slot->target;
+        peer->resends = slot->next;
         if (target->status != PPLX_OK && target->status != PPLX_CANCELLED) {
-            peer->resends = slot->next;
             pplx_transfer_completed(slot, PPLX_RAIL_LOST, slot->link->reason.provider_error);
             continue;
         }
         pplx_link *link = link_with_room(peer, slot->nbytes, &any, 0);
-        if (!link) return;
-        peer->resends = slot->next;
+        if (!link) {
+            slot->next = peer->resends;
+            peer->resends = slot;
+            return;
+        }
         stage_piece(link, target, slot->local, slot->remote, slot->nbytes, slot->eighths, slot->whole);
     }
 }
