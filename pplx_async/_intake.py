@@ -121,7 +121,7 @@ def _device_of(buffer: Any) -> int:
     """Which GPU, where that is told; the provider asks the driver anyway, and an address says it, too."""
     device = getattr(buffer, "device", None)
     index = getattr(device, "id", getattr(device, "index", None))  # CuPy's; torch's
-    return index if isinstance(index, int) else 0
+    return index if isinstance(index, int) and index >= 0 else 0
 
 
 # ---- DLPack ----

@@ -24,6 +24,8 @@ typedef struct attacker {
     ipc_inbox outbox; /* the victim's inbox */
 } attacker;
 
+static uint32_t attacker_flags; /* of its HELLO */
+
 /* The attacker has the smallest token, so it is the one that connects. */
 static void attacker_named(attacker *a, side *victim) {
     memset(a, 0, sizeof *a);
@@ -44,7 +46,8 @@ static void attacker_named(attacker *a, side *victim) {
 }
 
 static ipc_hello hello_of(const attacker *a) {
-    ipc_hello hello = {.kind = IPC_HELLO, .version = IPC_VERSION, .slots = SLOTS, .staging = STAGING};
+    ipc_hello hello = {
+        .kind = IPC_HELLO, .version = IPC_VERSION, .slots = SLOTS, .staging = STAGING, .flags = attacker_flags};
     memcpy(hello.to, a->victim.token, sizeof hello.to);
     memcpy(hello.from, a->address.token, sizeof hello.from);
     return hello;
@@ -349,6 +352,41 @@ static void test_lies_about_memory(void) {
         attacker_leaves(&a);
         close_endpoint(&victim, NULL);
     }
+    side_close(&victim);
+}
+
+/* No attack, but a peer that is slow: it answers a question when we are about to close, and lets go after that. Its
+ * memory can't be moved, so nothing else would release it as long as the peer lives. */
+static void test_an_answer_after_the_goodbye(void) {
+    static side victim;
+    static watched w;
+    const pplx_option trusting = {"vm_writev", "1"};
+    attacker a;
+    size_t posted;
+    int32_t native;
+    side_open_with(&victim, &trusting, 1);
+    attacker_flags = IPC_TRUSTS;
+    attacker_connects(&a, &victim);
+    attacker_flags = 0;
+    ipc_note question = {.kind = IPC_MAP, .key = victim.key[PLAIN].key}, answer = {0};
+    CHECK(pplx_ipc_send(a.socket, &question, sizeof question, -1) == sizeof question);
+    uint64_t start = check_now_ns();
+    while (answer.kind != IPC_MAPPED) {
+        int fd = -1;
+        side_poll(&victim);
+        pplx_ipc_receive(a.socket, &answer, sizeof answer, &fd);
+        check_patience(start, PATIENCE);
+    }
+    CHECK_EQ(answer.extent, IPC_ADDRESSED);
+    pplx_work_request request = request_of(&victim, PLAIN, NULL, PLAIN, &w, PPLX_WRITE_IMM, 0, 64, 0);
+    request.remote_key = 77;
+    CHECK_EQ(ipc->post(victim.endpoint, &request, 1, &posted, &native), PPLX_OK);
+    CHECK_EQ(ipc->endpoint_close(victim.endpoint), PPLX_UNRELEASED);
+    const ipc_note late[] = {{.kind = IPC_MAPPED, .extent = IPC_STAGED, .access = 3, .key = 77, .nbytes = 4096},
+                             {.kind = IPC_BYE_ACK}};
+    for (int i = 0; i < 2; i++) CHECK(pplx_ipc_send(a.socket, &late[i], sizeof late[i], -1) == sizeof late[i]);
+    close_endpoint(&victim, NULL);
+    attacker_leaves(&a);
     side_close(&victim);
 }
 
@@ -838,6 +876,7 @@ int main(void) {
     RUN(test_garbage_on_the_socket);
     RUN(test_flood_of_questions);
     RUN(test_lies_about_memory);
+    RUN(test_an_answer_after_the_goodbye);
     RUN(test_lying_heads);
     RUN(test_commands_out_of_range);
     RUN(test_holes);

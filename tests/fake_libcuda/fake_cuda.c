@@ -326,7 +326,7 @@ API cuMemHostGetDevicePointer_v2(uint64_t *pointer, void *memory, unsigned flags
 /* ------------------------------------------------------------------ streams */
 
 typedef struct op {
-    enum { COPY, WRITE, WAIT } kind;
+    enum { COPY, KERNEL, WRITE, WAIT } kind;
     uint64_t to, from, nbytes; /* or: address, value, flags */
 } op;
 
@@ -337,7 +337,7 @@ typedef struct stream {
     op ops[MOST_OPS];
     uint64_t head, tail; /* done, queued */
     bool ended;
-    int failed;
+    int failed, device;
 } stream;
 
 static void nap_us(int us) {
@@ -355,8 +355,18 @@ static bool waited(uint64_t value, uint64_t wanted, uint64_t flags) {
     }
 }
 
+/* A kernel reaches the memory of its own device, and what was opened of others'; a copy reaches all. */
+static bool kernel_reaches(const stream *stream, uint64_t pointer) {
+    pthread_mutex_lock(&lock);
+    const range *range = find(pointer);
+    const bool reaches = !range || range->opened || range->device == stream->device;
+    pthread_mutex_unlock(&lock);
+    return reaches;
+}
+
 static int execute(stream *stream, const op *op) {
-    if (op->kind == COPY) {
+    if (op->kind == KERNEL && !(kernel_reaches(stream, op->to) && kernel_reaches(stream, op->from))) return 700;
+    if (op->kind == COPY || op->kind == KERNEL) {
         unsigned char *to = translate(op->to, op->nbytes, false), *from = translate(op->from, op->nbytes, false);
         if (!to || !from) return 700;
         nap_us(env("FAKE_CUDA_COPY_US", 0));
@@ -406,6 +416,7 @@ API cuStreamCreate(stream **out, unsigned flags) {
     if (flags > 1) return INVALID_VALUE;
     stream *stream = calloc(1, sizeof *stream);
     if (!stream) return OUT_OF_MEMORY;
+    stream->device = (int)contexts[depth - 1] - 1;
     pthread_mutex_init(&stream->lock, NULL);
     pthread_cond_init(&stream->changed, NULL);
     if (pthread_create(&stream->thread, NULL, run, stream)) {
@@ -613,7 +624,7 @@ API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
         return INVALID_VALUE;
     for (unsigned i = 0; i < gy; i++) {
         memcpy(&piece, (const char *)arguments[0] + i * sizeof piece, sizeof piece);
-        const int result = enqueue(stream, (op){COPY, piece.to, piece.from, piece.nbytes});
+        const int result = enqueue(stream, (op){KERNEL, piece.to, piece.from, piece.nbytes});
         if (result != OK) return result;
     }
     return OK;

@@ -4,12 +4,14 @@
 
 import asyncio
 import contextlib
+import ctypes
 import hashlib
 import json
 
 import numpy as np
 import pytest
 
+from helpers.cuda import Device
 from helpers.engines import SOON
 from helpers.process import helper
 from helpers.require import find_fabric
@@ -112,6 +114,51 @@ async def test_who_has_no_memory_on_a_gpu_reaches_that_of_others(library, device
         digest = await x.other.ask("fill", kind="gpu", seed=2)
         await x.engine.read(x.remote["gpu"], x.regions["staged"])
         assert hashlib.sha256(x.content("staged")).hexdigest() == digest
+
+
+async def test_the_kernel_is_not_asked_for_what_it_can_not_reach(library, device):
+    """With process_vm_writev allowed on both sides, memory of a GPU goes through the staging area all the same."""
+    async with sides(library, device, ours=("gpu",), theirs=("staged",), ipc_vm_writev=True) as x:
+        content = x.fill("gpu", 1)
+        await x.engine.write(x.regions["gpu"], x.remote["staged"], counter=x.counter)
+        assert await x.other.ask("wait", count=1, kind="staged") == hashlib.sha256(content).hexdigest()
+        digest = await x.other.ask("fill", kind="staged", seed=2)
+        await x.engine.read(x.remote["staged"], x.regions["gpu"])
+        assert hashlib.sha256(x.content("gpu")).hexdigest() == digest
+
+
+async def test_two_gpus_of_one_process(library, device):
+    """A copy reaches both; a kernel of one would end with a fault at the other, and so isn't taken."""
+    try:
+        second = Device(1, library)
+    except RuntimeError:
+        pytest.skip("this machine has one GPU")
+    page, pages = 4096, 32
+    content = np.random.default_rng(1).bytes(page * pages)
+    order = np.random.default_rng(2).permutation(pages)
+    expected = np.frombuffer(content, dtype=np.uint8).reshape(pages, page)[order].tobytes()
+    try:
+        here, there = second.array(content), second.zeros(page * pages)
+    finally:
+        second.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+    near, back = device.array(content), device.zeros(page * pages)
+    async with (
+        TransferEngine(fabric="ipc", cuda_library=library) as a,
+        TransferEngine(fabric="ipc", cuda_library=library) as b,
+    ):
+        peer = await a.connect(b.address)
+        # The engine works on the GPU of what it has registered first.
+        for source, target in ((near, there), (here, back), (here, there)):
+            async with await a.register(near), await a.register(source) as local, await b.register(target) as region:
+                target.set(bytes(page * pages))
+                await a.write_pages(
+                    local,
+                    peer.region(region.to_bytes()),
+                    page_nbytes=page,
+                    local_pages=order,
+                    remote_pages=np.arange(pages),
+                )
+                assert target.get() == expected
 
 
 @pytest.mark.parametrize("page", [16, 4000, 4096, 65536])

@@ -99,6 +99,7 @@ def test_buffers_say_where_they_lie_when_they_are_asked(buffer, nbytes, readonly
         (Interface(readonly=True), (128, True, ADDRESS, 0)),
         (Interface(device=Named(id=3)), (128, False, ADDRESS, 3)),
         (Interface(device=Named(index=2)), (128, False, ADDRESS, 2)),
+        (Interface(device=Named(id=-1)), (128, False, ADDRESS, 0)),
         (Interface(strides=(32, 4)), (128, False, ADDRESS, 0)),
         (Interface(shape=(1, 8), strides=(999, 4)), (32, False, ADDRESS, 0)),
         (Interface(shape=()), (4, False, ADDRESS, 0)),

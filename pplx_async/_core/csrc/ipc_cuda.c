@@ -16,9 +16,9 @@
  *
  * Between GPU and host, and where a peer's memory can't be opened, the thread copies, and waits for each piece.
  *
- * Letting go. Who is asked for it first waits until its streams have done what they had for that peer: they wait
- * for nothing, so this ends, unless the GPU is lost. Then it doesn't confirm, and the owner's memory stays
- * unreleased: memory of a GPU can't be moved. When a process ends, its driver's file is closed, with what
+ * Letting go. Who is asked for it begins nothing more there, and confirms when its streams have done what they had
+ * for that peer: they wait for nothing, so this ends, unless the GPU is lost. Then it doesn't confirm, and the owner's
+ * memory stays unreleased: memory of a GPU can't be moved. When a process ends, its driver's file is closed, with what
  * its streams do, before its pidfd tells; its socket may tell before, so that alone isn't believed.
  *
  * Threads. The thread that calls the domain; each call makes the context current and then that of before again. */
@@ -43,6 +43,7 @@ enum {
 struct ipc_cuda {
     const pplx_libcuda *api;
     cu_device device;
+    int ordinal;
     cu_context context;
     cu_stream streams[IPC_STREAMS];
     cu_stream host;            /* for copies that the thread waits for */
@@ -55,18 +56,21 @@ struct ipc_cuda {
     uint32_t records;          /* on them */
     int next_large;
     uint64_t asked_ns;
-    cu_result lost; /* the driver has given the context up */
+    cu_result lost; /* the driver has given the context up, or we have given up the stream `host` */
+    bool unfinished; /* what that was to copy it may be copying yet */
+    bool stuck;      /* somebody has waited for it in vain: the next one doesn't */
     /* The batch that is gathered. */
     int stream;
     uint32_t count;
     uint32_t slots;
+    bool apart; /* some of it is not for the kernel */
     struct {
         ipc_record *record;
         cu_pointer remote;
     } batch[BATCH];
 };
 
-static bool enter(const ipc_cuda *cuda) { return cuda->api->context_push(cuda->context) == CU_OK; }
+static cu_result enter(const ipc_cuda *cuda) { return cuda->api->context_push(cuda->context); }
 
 static void leave(const ipc_cuda *cuda) {
     cu_context own;
@@ -100,7 +104,7 @@ static void close_streams(ipc_cuda *cuda) {
 void pplx_ipc_cuda_close(ipc_domain *domain) {
     ipc_cuda *cuda = domain->cuda;
     if (!cuda) return;
-    if (cuda->context && enter(cuda)) {
+    if (cuda->context && enter(cuda) == CU_OK) {
         close_streams(cuda);
         leave(cuda);
     }
@@ -118,11 +122,12 @@ static pplx_status open_cuda(ipc_domain *domain, const pplx_libcuda *api, int or
     int has_words = 0;
     domain->cuda = cuda;
     cuda->api = api;
+    cuda->ordinal = ordinal;
     cuda->done = page == MAP_FAILED ? NULL : page;
     cu_result result = api->device_get(&cuda->device, ordinal);
     if (result == CU_OK) result = api->device_attribute(&has_words, CU_CAN_USE_64_BIT_STREAM_MEM_OPS, cuda->device);
     if (result == CU_OK && has_words) result = api->primary_retain(&cuda->context, cuda->device);
-    if (result == CU_OK && cuda->context && cuda->done && enter(cuda)) {
+    if (result == CU_OK && cuda->context && cuda->done && (result = enter(cuda)) == CU_OK) {
         result = open_streams(cuda);
         leave(cuda);
         if (result == CU_OK) return PPLX_OK;
@@ -173,9 +178,12 @@ pplx_status pplx_ipc_cuda_region(ipc_region *region, const pplx_memory *memory, 
     if (!domain->cuda) status = open_cuda(domain, api, range.ordinal, error);
     if (status != PPLX_OK) return status;
     region->device = region->ordinary = true;
+    region->near = range.ordinal == domain->cuda->ordinal;
     if (!region->access) return PPLX_OK;
     cu_ipc_handle handle;
-    if (!enter(domain->cuda)) return ipc_fail(error, PPLX_NATIVE, 0, "the GPU's context is gone");
+    result = enter(domain->cuda);
+    if (result != CU_OK)
+        return ipc_fail(error, PPLX_NATIVE, result, "the GPU's context is gone: %s", pplx_cuda_error(api, result));
     result = api->ipc_get(&handle, range.start);
     leave(domain->cuda);
     if (result != CU_OK)
@@ -199,17 +207,20 @@ bool pplx_ipc_cuda_open(const ipc_endpoint *endpoint, ipc_key *key, const ipc_no
     if (!cuda) return true;
     if (endpoint->pid == getpid()) { /* our own: CUDA doesn't open what is open */
         if (look_up(cuda->api, memory->address, &range) == CU_OK && range.start == memory->address &&
-            range.nbytes == memory->nbytes)
+            range.nbytes == memory->nbytes) {
             key->device = memory->address + note->offset;
+            key->near = range.ordinal == cuda->ordinal;
+        }
         return true;
     }
     memcpy(handle.bytes, memory->handle, sizeof handle.bytes);
-    if (!enter(cuda)) return true;
+    if (enter(cuda) != CU_OK) return true;
     if (cuda->api->ipc_open(&key->allocation, handle, CU_IPC_LAZY_ENABLE_PEER_ACCESS) == CU_OK) {
         /* the handle says how long it really is */
         if (look_up(cuda->api, key->allocation, &range) == CU_OK &&
             holds(&range, key->allocation + note->offset, note->nbytes))
             key->device = key->allocation + note->offset;
+        key->near = true; /* as the flag says */
     } else {
         key->allocation = 0;
     }
@@ -219,7 +230,7 @@ bool pplx_ipc_cuda_open(const ipc_endpoint *endpoint, ipc_key *key, const ipc_no
 
 /* Nothing works with it any more: pplx_ipc_cuda_settle() was called. */
 void pplx_ipc_cuda_drop(const ipc_domain *domain, ipc_key *key) {
-    if (key->allocation && enter(domain->cuda)) {
+    if (key->allocation && enter(domain->cuda) == CU_OK) {
         domain->cuda->api->ipc_close(key->allocation);
         leave(domain->cuda);
     }
@@ -228,21 +239,39 @@ void pplx_ipc_cuda_drop(const ipc_domain *domain, ipc_key *key) {
 
 /* ------------------------------------------------------------------ copies that are waited for */
 
+/* The stream `host` still copies what was given up. */
+bool pplx_ipc_cuda_copies(const ipc_domain *domain) {
+    ipc_cuda *cuda = domain->cuda;
+    if (!cuda || !cuda->unfinished) return false;
+    cu_result result = enter(cuda); /* without a context there is no stream */
+    if (result == CU_OK) {
+        result = cuda->api->stream_query(cuda->host);
+        leave(cuda);
+    }
+    if (result == CU_ERROR_NOT_READY) return true;
+    if (cuda->lost == CU_ERROR_NOT_READY) cuda->lost = result; /* it was slow, and not lost */
+    cuda->unfinished = cuda->stuck = false;
+    return false;
+}
+
 /* Either address may be the host's. */
 pplx_status pplx_ipc_cuda_move(ipc_domain *domain, uint64_t to, uint64_t from, uint64_t nbytes, int32_t *native) {
     ipc_cuda *cuda = domain->cuda;
     const uint64_t start_ns = ipc_now_ns();
-    cu_result result = cuda->lost;
     if (nbytes == 0) return PPLX_OK;
-    if (result == CU_OK && enter(cuda)) {
+    cu_result result = pplx_ipc_cuda_copies(domain) ? CU_ERROR_NOT_READY : cuda->lost;
+    if (result == CU_OK && (result = enter(cuda)) == CU_OK) {
+        bool late = false;
         result = cuda->api->copy(to, from, nbytes, cuda->host);
-        while (result == CU_OK && (result = cuda->api->stream_query(cuda->host)) == CU_ERROR_NOT_READY &&
-               ipc_now_ns() - start_ns < MOST_NS)
+        while (result == CU_OK && (result = cuda->api->stream_query(cuda->host)) == CU_ERROR_NOT_READY && !late) {
+            late = ipc_now_ns() - start_ns >= MOST_NS; /* then once more: we may have been stopped ourselves */
             result = CU_OK;
+        }
+        cuda->unfinished = result == CU_ERROR_NOT_READY; /* so this memory is nobody's */
         leave(cuda);
     }
     if (result == CU_OK) return PPLX_OK;
-    if (result == CU_ERROR_NOT_READY) cuda->lost = result; /* it still copies, so this memory is nobody's */
+    if (cuda->unfinished) cuda->lost = result;
     *native = result;
     return PPLX_LOCAL_ACCESS;
 }
@@ -267,7 +296,7 @@ static bool plug(ipc_endpoint *endpoint) {
 
 void pplx_ipc_cuda_unplug(ipc_endpoint *endpoint) {
     const ipc_cuda *cuda = endpoint->domain->cuda;
-    if (!endpoint->stream_slots || !enter(cuda)) return;
+    if (!endpoint->stream_slots || enter(cuda) != CU_OK) return;
     cuda->api->host_unregister(endpoint->outbox.streams);
     endpoint->stream_slots = 0;
     leave(cuda);
@@ -292,8 +321,9 @@ static int pick_stream(ipc_cuda *cuda, uint64_t nbytes) {
     return cuda->next_large;
 }
 
-bool pplx_ipc_cuda_gather(ipc_endpoint *endpoint, ipc_record *record, uint64_t remote) {
+bool pplx_ipc_cuda_gather(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key) {
     ipc_cuda *cuda = endpoint->domain->cuda;
+    const ipc_region *local = (const ipc_region *)(const void *)record->request.local_mr;
     const bool large = record->request.nbytes >= LARGE;
     if (cuda->count == BATCH || (cuda->count && large != (cuda->stream != 0))) pplx_ipc_cuda_start(endpoint);
     if (cuda->count == 0) cuda->stream = pick_stream(cuda, record->request.nbytes);
@@ -301,8 +331,9 @@ bool pplx_ipc_cuda_gather(ipc_endpoint *endpoint, ipc_record *record, uint64_t r
         if (!has_room(endpoint, cuda->stream, cuda->slots)) return false;
         cuda->slots++;
     }
+    cuda->apart |= !local->near || !key->near;
     cuda->batch[cuda->count].record = record;
-    cuda->batch[cuda->count++].remote = remote;
+    cuda->batch[cuda->count++].remote = key->device + record->request.remote_address;
     return true;
 }
 
@@ -324,11 +355,13 @@ static cuda_piece piece_of(const ipc_cuda *cuda, uint32_t i) {
     return (cuda_piece){.to = read ? local : remote, .from = read ? remote : local, .nbytes = request->nbytes};
 }
 
-/* The whole batch by one kernel. False: it isn't worth it, or the driver says no. */
+/* The whole batch by one kernel. False: it isn't worth it, or the driver says no; or some of it is another GPU's
+ * memory, and not opened as a peer's: the copy engines reach that, but a kernel would end with a fault, which takes
+ * the program's own context along. */
 static bool copy_together(ipc_cuda *cuda) {
     cuda_pieces pieces;
     uint64_t longest = 0;
-    if (!cuda->kernel || cuda->count < FEW) return false;
+    if (!cuda->kernel || cuda->count < FEW || cuda->apart) return false;
     for (uint32_t i = 0; i < cuda->count; i++) {
         pieces.of[i] = piece_of(cuda, i);
         if (pieces.of[i].nbytes > longest) longest = pieces.of[i].nbytes;
@@ -347,14 +380,14 @@ void pplx_ipc_cuda_start(ipc_endpoint *endpoint) {
     const pplx_libcuda *api = cuda->api;
     cu_memory_op ops[BATCH + 1];
     uint32_t nops = 0;
-    const bool entered = enter(cuda);
-    const bool ready = entered && plug(endpoint);
+    const cu_result entered = enter(cuda);
+    const bool ready = entered == CU_OK && plug(endpoint);
     const bool copied = ready && !cuda->lost && copy_together(cuda);
     for (uint32_t i = 0; i < cuda->count; i++) {
         ipc_record *record = cuda->batch[i].record;
         const pplx_work_request *request = &record->request;
         const cuda_piece piece = piece_of(cuda, i);
-        record->native = cuda->lost;
+        record->native = entered == CU_OK ? cuda->lost : entered;
         if (ready && !copied && !cuda->lost)
             record->native = api->copy(piece.to, piece.from, piece.nbytes, cuda->streams[stream]);
         if (!ready || record->native != CU_OK) {
@@ -368,17 +401,20 @@ void pplx_ipc_cuda_start(ipc_endpoint *endpoint) {
         cuda->records++;
     }
     cuda->count = cuda->slots = 0;
+    cuda->apart = false;
     if (cuda->working[stream].tail && cuda->working[stream].tail->turn > cuda->begun[stream]) {
         ops[nops++] = store(cuda->done_at + (uint64_t)stream * sizeof(uint64_t), ++cuda->begun[stream]);
         const cu_result result = api->stream_batch(cuda->streams[stream], nops, ops, 0);
         if (result != CU_OK) cuda->lost = result; /* what is copied is never told */
     }
-    if (entered) leave(cuda);
+    if (entered == CU_OK) leave(cuda);
 }
 
 /* ------------------------------------------------------------------ the end of them */
 
-bool pplx_ipc_cuda_busy(const ipc_domain *domain) { return domain->cuda && domain->cuda->records; }
+bool pplx_ipc_cuda_busy(const ipc_domain *domain) {
+    return domain->cuda && (domain->cuda->records || domain->cuda->unfinished);
+}
 
 static void end_record(ipc_cuda *cuda, int stream, pplx_status status, int32_t native) {
     ipc_record *record = cuda->working[stream].head;
@@ -386,6 +422,7 @@ static void end_record(ipc_cuda *cuda, int stream, pplx_status status, int32_t n
     ipc_list_remove(&cuda->working[stream], record);
     cuda->records--;
     endpoint->streaming--;
+    if (status == PPLX_OK) cuda->stuck = false;
     if (record->status == PPLX_OK && status != PPLX_OK) {
         record->status = status;
         record->native = native;
@@ -400,20 +437,22 @@ static void end_record(ipc_cuda *cuda, int stream, pplx_status status, int32_t n
 /* The driver is asked now and then whether it has given up. */
 static void ask(ipc_cuda *cuda) {
     const uint64_t now_ns = ipc_now_ns();
-    if (now_ns - cuda->asked_ns < ASK_NS || !enter(cuda)) return;
+    if (now_ns - cuda->asked_ns < ASK_NS) return;
     cuda->asked_ns = now_ns;
+    const cu_result entered = enter(cuda); /* if there is no context any more, the streams are gone with it */
     for (int i = 0; i < IPC_STREAMS; i++) {
         if (!cuda->working[i].head) continue;
-        const cu_result result = cuda->api->stream_query(cuda->streams[i]);
+        const cu_result result = entered == CU_OK ? cuda->api->stream_query(cuda->streams[i]) : entered;
         if (result == CU_ERROR_NOT_READY) continue;
         if (result != CU_OK) cuda->lost = result;
         while (cuda->lost && cuda->working[i].head) end_record(cuda, i, PPLX_LOCAL_ACCESS, cuda->lost);
     }
-    leave(cuda);
+    if (entered == CU_OK) leave(cuda);
 }
 
 void pplx_ipc_cuda_finish(ipc_domain *domain) {
     ipc_cuda *cuda = domain->cuda;
+    pplx_ipc_cuda_copies(domain);
     if (!cuda || cuda->records == 0) return;
     for (int i = 0; i < IPC_STREAMS; i++) {
         /* acquire: pairs with the store of the stream, after what it has copied to us */
@@ -423,8 +462,20 @@ void pplx_ipc_cuda_finish(ipc_domain *domain) {
     if (cuda->records) ask(cuda);
 }
 
-bool pplx_ipc_cuda_settle(ipc_endpoint *endpoint) {
+bool pplx_ipc_cuda_idle(const ipc_endpoint *endpoint) {
+    return endpoint->streaming == 0 && !pplx_ipc_cuda_copies(endpoint->domain);
+}
+
+/* A GPU that works on is waited for once: peers would take us for dead, were each of them to have us wait. */
+bool pplx_ipc_cuda_settle(const ipc_endpoint *endpoint) {
+    ipc_cuda *cuda = endpoint->domain->cuda;
     const uint64_t start_ns = ipc_now_ns();
-    while (endpoint->streaming && ipc_now_ns() - start_ns < MOST_NS) pplx_ipc_cuda_finish(endpoint->domain);
-    return endpoint->streaming == 0;
+    if (pplx_ipc_cuda_idle(endpoint)) return true;
+    for (bool late = cuda->stuck;; late = ipc_now_ns() - start_ns >= MOST_NS) { /* before the look: we may be stopped */
+        pplx_ipc_cuda_finish(endpoint->domain);
+        if (pplx_ipc_cuda_idle(endpoint)) return true;
+        if (late) break;
+    }
+    cuda->stuck = true;
+    return false;
 }

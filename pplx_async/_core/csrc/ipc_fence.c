@@ -140,38 +140,49 @@ bool pplx_ipc_fence_region(const ipc_region *region, uint64_t patience_ns) {
     if (patience_ns) mute_holders(region);
     if (has_holder(region) && segment->regions == 1 && segment->fd >= 0 && pplx_ipc_segment_move(segment))
         forget_holders(domain, segment);
-    return !is_reached(region);
+    return !is_reached(region) && !pplx_ipc_cuda_copies(domain);
 }
 
 /* ------------------------------------------------------------------ closing */
 
-static void start_closing(ipc_endpoint *endpoint, uint64_t now_ns) {
+/* Not before our GPU has done what it had for the peer, whose memory is free for anything from then on. */
+static void part(ipc_endpoint *endpoint, uint64_t now_ns) {
     const ipc_note note = {.kind = IPC_BYE};
-    endpoint->closing = true;
     endpoint->fence_ns = now_ns + IPC_FENCE_NS;
-    pplx_ipc_cuda_settle(endpoint);
-    pplx_ipc_end_all(endpoint, PPLX_FLUSHED);
     pplx_ipc_keys_close(endpoint);
     endpoint->said_bye = pplx_ipc_say(endpoint, &note, -1);
 }
 
+static void start_closing(ipc_endpoint *endpoint, uint64_t now_ns) {
+    endpoint->closing = true;
+    pplx_ipc_end_all(endpoint, PPLX_FLUSHED);
+    if (pplx_ipc_cuda_settle(endpoint)) part(endpoint, now_ns);
+}
+
+static bool keep(const ipc_endpoint *endpoint, uint32_t imm) {
+    ipc_domain *domain = endpoint->domain;
+    if (domain->late_count == domain->late_capacity) {
+        size_t capacity = domain->late_capacity ? 2 * domain->late_capacity : 64;
+        ipc_late *late = realloc(domain->late, capacity * sizeof *late);
+        if (!late) return false;
+        domain->late = late;
+        domain->late_capacity = capacity;
+    }
+    domain->late[domain->late_count++] = (ipc_late){endpoint, imm};
+    return true;
+}
+
 /* What the peer has sent before it knew is counted, if its endpoint is here or not. */
 static void keep_immediates(ipc_endpoint *endpoint) {
-    ipc_domain *domain = endpoint->domain;
     uint32_t imm;
     if (!endpoint->inbox.head) return;
-    for (uint32_t i = 0; i < endpoint->inbox.slots; i++) {
-        if (!ipc_peek_immediate(&endpoint->inbox, endpoint->immediate_head, &imm)) return;
-        endpoint->immediate_head++;
-        if (domain->late_count == domain->late_capacity) {
-            size_t capacity = domain->late_capacity ? 2 * domain->late_capacity : 64;
-            ipc_late *late = realloc(domain->late, capacity * sizeof *late);
-            if (!late) return;
-            domain->late = late;
-            domain->late_capacity = capacity;
-        }
-        domain->late[domain->late_count++] = (ipc_late){endpoint, imm};
-    }
+    for (uint32_t i = 0; i < endpoint->inbox.slots; i++)
+        if (!ipc_peek_immediate(&endpoint->inbox, endpoint->immediate_head++, &imm) || !keep(endpoint, imm)) break;
+    for (int stream = 0; stream < IPC_STREAMS; stream++)
+        for (int i = 0; i < IPC_STREAM_SLOTS; i++)
+            if (!ipc_peek_stream(&endpoint->inbox, stream, endpoint->stream_head[stream]++, &imm) ||
+                !keep(endpoint, imm))
+                break;
 }
 
 static void drop_done(ipc_endpoint *endpoint) {
@@ -212,11 +223,12 @@ pplx_status pplx_ipc_endpoint_close(pplx_provider_endpoint *handle) {
     ipc_domain *domain = endpoint->domain;
     const uint64_t now_ns = ipc_now_ns();
     if (!endpoint->closing) start_closing(endpoint, now_ns);
+    pplx_ipc_cuda_finish(domain);
+    if (!pplx_ipc_cuda_idle(endpoint)) return PPLX_UNRELEASED; /* our own memory, too */
+    if (!endpoint->fence_ns) part(endpoint, now_ns);
     if (!endpoint->let_go && (exposed(endpoint) || reached(endpoint)))
         pplx_ipc_look(domain, now_ns); /* it may have answered */
     const bool unmovable = reached(endpoint);
-    pplx_ipc_cuda_finish(domain);
-    if (endpoint->streaming) return PPLX_UNRELEASED; /* our own memory, too */
     if (endpoint->let_go || (!exposed(endpoint) && !unmovable)) return finish_closing(endpoint);
     if (!exposed(endpoint) || now_ns < endpoint->fence_ns) return PPLX_UNRELEASED;
     if (!endpoint->moving) {

@@ -55,6 +55,7 @@ enum {
     IPC_PIECE = 256 << 10,       /* bytes of a command, and of a copy between looks at anything else */
     IPC_POST_BYTES = 256 << 10,  /* bytes that a post() copies at most */
     IPC_TURN_BYTES = 1 << 20,    /* bytes copied in a poll(), over all endpoints */
+    IPC_DEVICE_COPY = 64 << 10,  /* bytes that a copy from or to a GPU counts for, however few it moves: 10 us */
     IPC_TURN_OPS = 256,          /* work requests of one endpoint begun in a poll() */
     IPC_VISITORS = 64,
     IPC_LOOK_NS = 1000000,       /* between looks at descriptors while busy */
@@ -125,6 +126,7 @@ struct ipc_region {
     ipc_segment *segment; /* NULL: staged, or addressed */
     bool ordinary;        /* no memfd of the engine's: its pages never move */
     bool device;          /* memory of a GPU */
+    bool near;            /* device: a kernel of ours may touch it */
     ipc_device_memory allocation; /* device: what it lies in; no handle where that can't be shared */
     ipc_export *exports;
 };
@@ -139,6 +141,8 @@ typedef struct ipc_key {
     uint64_t address;      /* of byte 0 in the peer's process; 0: it didn't say */
     cu_pointer device;     /* as `memory`, for the GPU; 0: not opened */
     cu_pointer allocation; /* to be closed again; 0: nothing */
+    bool near;             /* a kernel of ours may touch it */
+    bool unwanted;         /* its owner has asked for it, and our GPU may be at work there */
     void *mapping;
     size_t mapping_nbytes;
 } ipc_key;
@@ -193,6 +197,7 @@ struct ipc_endpoint {
     /* The same, of each stream of a GPU: ours, the peer's. */
     uint64_t stream_head[IPC_STREAMS], stream_tail[IPC_STREAMS];
     cu_pointer stream_slots; /* of the outbox, as our GPU knows them; 0: not yet */
+    bool shown;              /* we were told how to open memory of a GPU, whose owner waits for our goodbye */
     uint32_t streaming;      /* records that a stream works for */
     /* Commands: executed up to here; sent, and acknowledged, up to here. */
     uint64_t command_head, command_tail, command_acked;
@@ -215,8 +220,9 @@ struct ipc_endpoint {
     /* Closing. */
     bool closing, let_go; /* endpoint_close() was called; the peer has confirmed that it touches nothing */
     bool said_bye, heard_bye;
+    bool owing; /* the peer has asked for memory, and was not answered: pplx_ipc_answer() */
     bool mute; /* a fence waited for it in vain, and it has answered none since: ipc_fence.c */
-    uint64_t fence_ns;
+    uint64_t fence_ns; /* 0: it was not told goodbye */
     bool moving; /* the peer didn't let go: waiting for the others, so that pages can be moved */
 };
 
@@ -291,6 +297,7 @@ void pplx_ipc_accept(ipc_endpoint *endpoint, int fd, const ipc_hello *hello, int
 void pplx_ipc_read_notes(ipc_endpoint *endpoint);
 void pplx_ipc_take_bell(ipc_endpoint *endpoint);
 void pplx_ipc_heed_news(ipc_endpoint *endpoint);
+void pplx_ipc_answer(ipc_endpoint *endpoint); /* what could not be answered at once */
 void pplx_ipc_wake_peer(ipc_endpoint *endpoint, unsigned what);
 bool pplx_ipc_say(ipc_endpoint *endpoint, const ipc_note *note, int fd);
 bool pplx_ipc_has_news(const ipc_endpoint *endpoint);
@@ -343,6 +350,7 @@ ipc_key *pplx_ipc_key_use(ipc_endpoint *endpoint, uint64_t key); /* NULL: asked,
 void pplx_ipc_key_mapped(ipc_endpoint *endpoint, const ipc_note *note, int fd);
 void pplx_ipc_key_drop(ipc_endpoint *endpoint, ipc_key *key);
 void pplx_ipc_keys_close(ipc_endpoint *endpoint);
+void pplx_ipc_keys_yield(ipc_endpoint *endpoint); /* those that are unwanted */
 
 /* ipc_fence.c */
 bool pplx_ipc_fence_region(const ipc_region *region, uint64_t patience_ns); /* false: a peer may still write there */
@@ -360,12 +368,14 @@ pplx_status pplx_ipc_cuda_region(ipc_region *region, const pplx_memory *memory, 
 bool pplx_ipc_cuda_open(const ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note); /* false: it can't be true */
 void pplx_ipc_cuda_drop(const ipc_domain *domain, ipc_key *key);
 pplx_status pplx_ipc_cuda_move(ipc_domain *domain, uint64_t to, uint64_t from, uint64_t nbytes, int32_t *native);
-bool pplx_ipc_cuda_gather(ipc_endpoint *endpoint, ipc_record *record, uint64_t remote); /* false: no slot */
+bool pplx_ipc_cuda_gather(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key); /* false: no slot */
 void pplx_ipc_cuda_start(ipc_endpoint *endpoint); /* what was gathered */
 void pplx_ipc_cuda_finish(ipc_domain *domain); /* what the streams have done */
-bool pplx_ipc_cuda_settle(ipc_endpoint *endpoint); /* false: the GPU still works for it, after a while */
+bool pplx_ipc_cuda_settle(const ipc_endpoint *endpoint); /* false: the GPU still works for it, after a while */
 bool pplx_ipc_cuda_room(const ipc_endpoint *endpoint); /* all of its rings */
 bool pplx_ipc_cuda_busy(const ipc_domain *domain);
+bool pplx_ipc_cuda_copies(const ipc_domain *domain); /* it was given up, and may yet end */
+bool pplx_ipc_cuda_idle(const ipc_endpoint *endpoint); /* nothing works for it, as was seen last */
 void pplx_ipc_cuda_unplug(ipc_endpoint *endpoint); /* before the outbox is unmapped */
 void pplx_ipc_cuda_close(ipc_domain *domain);
 

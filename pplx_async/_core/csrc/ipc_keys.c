@@ -44,7 +44,8 @@ static bool grow(ipc_keys *keys) {
 ipc_key *pplx_ipc_key_use(ipc_endpoint *endpoint, uint64_t number) {
     ipc_keys *keys = &endpoint->keys;
     ipc_key *key = pplx_ipc_key_find(endpoint, number);
-    if (key) return key->state == IPC_KEY_ASKED ? NULL : key;
+    if (endpoint->heard_bye) return NULL;
+    if (key) return key->state == IPC_KEY_ASKED || key->unwanted ? NULL : key;
     const ipc_note note = {.kind = IPC_MAP, .key = number};
     if (keys->asked == IPC_MAX_ASKED || !grow(keys)) return NULL;
     key = calloc(1, sizeof *key);
@@ -67,9 +68,23 @@ void pplx_ipc_key_drop(ipc_endpoint *endpoint, ipc_key *key) {
     *at = key->next;
     endpoint->keys.count--;
     endpoint->keys.asked -= key->state == IPC_KEY_ASKED;
-    if (key->device) pplx_ipc_cuda_drop(endpoint->domain, key);
+    pplx_ipc_cuda_drop(endpoint->domain, key);
     if (key->mapping) munmap(key->mapping, key->mapping_nbytes);
     free(key);
+}
+
+/* Let go of what its owner has asked for. */
+void pplx_ipc_keys_yield(ipc_endpoint *endpoint) {
+    for (size_t i = 0; i < endpoint->keys.nbuckets; i++) {
+        for (ipc_key *key = endpoint->keys.buckets[i], *next; key; key = next) {
+            const ipc_note note = {.kind = IPC_REVOKED, .key = key->key};
+            next = key->next;
+            if (!key->unwanted) continue;
+            pplx_ipc_key_drop(endpoint, key);
+            if (!pplx_ipc_say(endpoint, &note, -1)) endpoint->garbage = true; /* it asks, and reads no answer */
+        }
+    }
+    endpoint->queue_blocked = IPC_RUNNABLE;
 }
 
 void pplx_ipc_keys_close(ipc_endpoint *endpoint) {
@@ -101,13 +116,13 @@ static bool address(const ipc_endpoint *endpoint, ipc_key *key, const ipc_note *
 }
 
 /* False: there is no such answer, or it can't be true. */
-static bool take_extent(const ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note, int fd) {
+static bool take_extent(ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note, int fd) {
     switch (note->extent) {
     case IPC_NO_KEY:
     case IPC_STAGED: return true;
     case IPC_MAPPABLE: return map(key, note, fd);
     case IPC_ADDRESSED: return address(endpoint, key, note);
-    case IPC_DEVICE: return pplx_ipc_cuda_open(endpoint, key, note);
+    case IPC_DEVICE: endpoint->shown = true; return pplx_ipc_cuda_open(endpoint, key, note);
     default: return false;
     }
 }
@@ -116,7 +131,9 @@ static bool take_extent(const ipc_endpoint *endpoint, ipc_key *key, const ipc_no
 void pplx_ipc_key_mapped(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
     ipc_key *key = pplx_ipc_key_find(endpoint, note->key);
     bool fine = key && key->state == IPC_KEY_ASKED;
-    if (fine && note->extent == IPC_LATER) {
+    if (endpoint->closing) {
+        fine = true; /* nobody needs it any more; what the peer says next is waited for, its BYE_ACK */
+    } else if (fine && note->extent == IPC_LATER) {
         pplx_ipc_key_drop(endpoint, key); /* asked again by whoever needs it */
     } else if (fine) {
         endpoint->keys.asked--;

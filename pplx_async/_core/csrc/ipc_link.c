@@ -157,24 +157,35 @@ void pplx_ipc_heed_news(ipc_endpoint *endpoint) {
 
 /* ------------------------------------------------------------------ listening */
 
+/* Let go of the peer's memory, and say so, as soon as our GPU does nothing more for the peer: tried again in each
+ * poll(), for to wait would keep us from all others. Nothing is begun there meanwhile, see pplx_ipc_key_use(). */
+void pplx_ipc_answer(ipc_endpoint *endpoint) {
+    const ipc_note note = {.kind = IPC_BYE_ACK};
+    if (!endpoint->owing) return;
+    pplx_ipc_cuda_finish(endpoint->domain);
+    if (!pplx_ipc_cuda_idle(endpoint)) return;
+    endpoint->owing = false;
+    if (endpoint->heard_bye) {
+        pplx_ipc_keys_close(endpoint);
+        pplx_ipc_say(endpoint, &note, -1);
+        pplx_ipc_peer_gone(endpoint, PPLX_CONNECTION);
+    } else {
+        pplx_ipc_keys_yield(endpoint);
+    }
+}
+
 /* The peer closes, and has let go of our memory. So do we of its. */
 static void take_bye(ipc_endpoint *endpoint) {
-    const ipc_note note = {.kind = IPC_BYE_ACK};
-    endpoint->heard_bye = endpoint->let_go = true;
-    if (!pplx_ipc_cuda_settle(endpoint)) { /* then it can't be said */
-        endpoint->garbage = true;
-        return;
-    }
-    pplx_ipc_keys_close(endpoint);
-    pplx_ipc_say(endpoint, &note, -1);
-    pplx_ipc_peer_gone(endpoint, PPLX_CONNECTION);
+    endpoint->heard_bye = endpoint->let_go = endpoint->owing = true;
+    pplx_ipc_answer(endpoint);
 }
 
 static void take_revoke(ipc_endpoint *endpoint, uint64_t key) {
     const ipc_note note = {.kind = IPC_REVOKED, .key = key};
     ipc_key *found = pplx_ipc_key_find(endpoint, key);
-    if (found && found->device && !pplx_ipc_cuda_settle(endpoint)) {
-        endpoint->garbage = true;
+    if (found && found->device) {
+        found->unwanted = endpoint->owing = true;
+        pplx_ipc_answer(endpoint);
         return;
     }
     if (found && found->state == IPC_KEY_KNOWN) pplx_ipc_key_drop(endpoint, found);
@@ -278,13 +289,14 @@ static void say_bye(ipc_endpoint *endpoint) {
 }
 
 void pplx_ipc_peer_gone(ipc_endpoint *endpoint, pplx_status why) {
+    if (endpoint->heard_bye) why = PPLX_CONNECTION; /* no loss, though it may be gone before it was answered */
     hang_up(endpoint);
     if (endpoint->state < IPC_UP) {
         pplx_ipc_break(endpoint, why);
     } else if (endpoint->state == IPC_UP) {
         endpoint->state = IPC_ENDING;
         endpoint->why = why;
-        endpoint->last_arrivals = (uint64_t)endpoint->inbox.slots + IPC_COMMANDS;
+        endpoint->last_arrivals = (uint64_t)endpoint->inbox.slots + IPC_COMMANDS + IPC_STREAMS * IPC_STREAM_SLOTS;
     }
 }
 
@@ -300,7 +312,7 @@ void pplx_ipc_peer_died(ipc_endpoint *endpoint) {
 
 void pplx_ipc_break(ipc_endpoint *endpoint, pplx_status why) {
     if (endpoint->state == IPC_BROKEN) return;
-    if (endpoint->stream_slots) say_bye(endpoint);
+    if (endpoint->shown) say_bye(endpoint);
     hang_up(endpoint);
     endpoint->why = endpoint->state < IPC_UP ? PPLX_PEER_LOST : why; /* they meet once, or never */
     endpoint->state = IPC_BROKEN;

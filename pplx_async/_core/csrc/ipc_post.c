@@ -101,13 +101,14 @@ static bool is_device(const ipc_record *record) {
 /* To or from the staging area. */
 static pplx_status stage(const ipc_endpoint *endpoint, ipc_record *record, void *to, const void *from,
                          uint64_t nbytes) {
+    if (nbytes == 0) return PPLX_OK; /* its region may be closed by now: not to be looked at */
     if (is_device(record))
         return pplx_ipc_cuda_move(endpoint->domain, (uintptr_t)to, (uintptr_t)from, nbytes, &record->native);
     pplx_ipc_copy(to, from, nbytes);
     return PPLX_OK;
 }
 
-/* Hand the next piece of the record to the peer. */
+/* Hand the next piece of the record to the peer, or find out that it can't be had: record->status. */
 static bool issue(ipc_endpoint *endpoint, ipc_record *record, ipc_command command, uint64_t nbytes) {
     const pplx_work_request *request = &record->request;
     ipc_issued issued = {.record = record, .local = request->local_address + record->moved, .nbytes = nbytes};
@@ -115,7 +116,12 @@ static bool issue(ipc_endpoint *endpoint, ipc_record *record, ipc_command comman
     if (command.kind != IPC_COPY_OUT) {
         const pplx_status staged = stage(endpoint, record, endpoint->outbox.staging + issued.staging,
                                          (const void *)(uintptr_t)issued.local, nbytes);
-        if (staged != PPLX_OK) record->status = staged;
+        if (staged != PPLX_OK) {
+            record->status = staged;
+            if (command.kind == IPC_COPY_IN)
+                return true; /* what lies there instead goes nowhere, nor does the immediate */
+            nbytes = 0; /* of a message: a last command, and short */
+        }
     }
     command.nbytes = nbytes;
     command.staging = issued.staging;
@@ -195,12 +201,13 @@ static verdict run_device(ipc_endpoint *endpoint, ipc_record *record, uint64_t r
         record->moved += piece;
         *nbytes -= piece;
     }
+    if (pplx_ipc_has_news(endpoint)) return MORE; /* as in run_mapped() */
     return finish_with_immediate(endpoint, record);
 }
 
 /* From GPU to GPU. */
-static verdict run_streamed(ipc_endpoint *endpoint, ipc_record *record, uint64_t remote) {
-    if (pplx_ipc_cuda_gather(endpoint, record, remote)) return STREAMED;
+static verdict run_streamed(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key) {
+    if (pplx_ipc_cuda_gather(endpoint, record, key)) return STREAMED;
     return block(&endpoint->queue_blocked, IPC_NEEDS_SLOT);
 }
 
@@ -232,7 +239,7 @@ static verdict run_staged(ipc_endpoint *endpoint, ipc_record *record, uint64_t *
     if (record->moved == request->nbytes) return finish_with_immediate(endpoint, record);
     verdict verdict = ISSUED;
     const uint64_t before = record->moved;
-    while (record->moved < request->nbytes && verdict == ISSUED) {
+    while (record->moved < request->nbytes && verdict == ISSUED && record->status == PPLX_OK) {
         const ipc_command command = {.kind = request->opcode == PPLX_READ ? IPC_COPY_OUT : IPC_COPY_IN,
                                      .key = request->remote_key,
                                      .offset = request->remote_address + record->moved,
@@ -246,7 +253,7 @@ static verdict run_staged(ipc_endpoint *endpoint, ipc_record *record, uint64_t *
             *nbytes -= least(*nbytes, piece);
     }
     if (record->moved > before) pplx_ipc_wake_peer(endpoint, IPC_WAKE_ARRIVAL);
-    return verdict;
+    return record->status == PPLX_OK ? verdict : end(record, record->status);
 }
 
 /* What is refused before the end goes on through the staging area, from where it is. */
@@ -284,14 +291,14 @@ static verdict run_one_sided(ipc_endpoint *endpoint, ipc_record *record, uint64_
     if (!(key->access & access) || request->nbytes > key->nbytes ||
         request->remote_address > key->nbytes - request->nbytes)
         return end(record, PPLX_REMOTE_ACCESS);
-    if (key->device && is_device(record) && request->nbytes > 0)
-        return run_streamed(endpoint, record, key->device + request->remote_address);
+    if (key->device && is_device(record) && request->nbytes > 0) return run_streamed(endpoint, record, key);
     if (key->device) return run_device(endpoint, record, key->device + request->remote_address, nbytes);
     if (key->memory && is_device(record))
         return run_device(endpoint, record, (uintptr_t)key->memory + request->remote_address, nbytes);
     if (key->memory) return run_mapped(endpoint, record, key, nbytes);
-    return pplx_ipc_goes_direct(endpoint, key) ? run_direct(endpoint, record, key, nbytes)
-                                               : run_staged(endpoint, record, nbytes);
+    /* The kernel copies between processes, but knows nothing of a GPU's memory. */
+    return pplx_ipc_goes_direct(endpoint, key) && !is_device(record) ? run_direct(endpoint, record, key, nbytes)
+                                                                     : run_staged(endpoint, record, nbytes);
 }
 
 /* ------------------------------------------------------------------ messages */

@@ -92,8 +92,8 @@ static inline _Atomic uint64_t *ipc_stream_slot(const ipc_inbox *to, int stream,
 }
 
 static inline bool ipc_peek_stream(const ipc_inbox *own, int stream, uint64_t head, uint32_t *imm) {
-    /* acquire: pairs with the store of the stream, which comes after its copies */
-    uint64_t slot = atomic_load_explicit(ipc_stream_slot(own, stream, head), memory_order_acquire);
+    /* acquire part: pairs with the store of the stream, which comes after its copies; seq_cst: "Waking" */
+    uint64_t slot = atomic_load_explicit(ipc_stream_slot(own, stream, head), memory_order_seq_cst);
     *imm = (uint32_t)slot;
     return slot >> 32 == (uint32_t)(head + 1);
 }
@@ -111,13 +111,13 @@ static inline uint64_t ipc_stream_free(const ipc_inbox *to, int stream, uint64_t
 }
 
 static inline bool ipc_streaming(const ipc_inbox *own) {
-    /* acquire: pairs with the store in ipc_start_streaming() */
-    return atomic_load_explicit(&own->head->streaming, memory_order_acquire) != 0;
+    /* seq_cst: pairs with the store in ipc_start_streaming(), see "Waking" */
+    return atomic_load_explicit(&own->head->streaming, memory_order_seq_cst) != 0;
 }
 
 static inline void ipc_start_streaming(const ipc_inbox *to) {
-    /* release: pairs with the load in ipc_streaming() */
-    atomic_store_explicit(&to->head->streaming, 1, memory_order_release);
+    /* seq_cst: pairs with the load in ipc_streaming(), see "Waking" */
+    atomic_store_explicit(&to->head->streaming, 1, memory_order_seq_cst);
 }
 
 /* ---- commands ---- */

@@ -38,6 +38,7 @@ static void report_late(ipc_domain *domain, ipc_turn *turn) {
 static bool run_endpoint(ipc_endpoint *endpoint, ipc_turn *turn) {
     bool more = false;
     pplx_ipc_heed_news(endpoint);
+    pplx_ipc_answer(endpoint);
     if (endpoint->state != IPC_UP && endpoint->state != IPC_ENDING) return false;
     pplx_ipc_take_immediates(endpoint, turn);
     if (!endpoint->closing) {

@@ -60,7 +60,7 @@ void pplx_ipc_take_immediates(ipc_endpoint *endpoint, ipc_turn *turn) {
 typedef enum verdict { DONE, STALLED, GARBAGE } verdict;
 
 /* The result of the copy that the peer is told. */
-static pplx_status copy_for_peer(const ipc_endpoint *endpoint, const ipc_command *command) {
+static pplx_status copy_for_peer(const ipc_endpoint *endpoint, const ipc_command *command, ipc_turn *turn) {
     const bool out = command->kind == IPC_COPY_OUT;
     const ipc_region *region = pplx_ipc_region_find(endpoint->domain, command->key);
     if (!region || !(region->access & (out ? PPLX_ACCESS_REMOTE_READ : PPLX_ACCESS_REMOTE_WRITE)) ||
@@ -69,9 +69,12 @@ static pplx_status copy_for_peer(const ipc_endpoint *endpoint, const ipc_command
     unsigned char *memory = (unsigned char *)(uintptr_t)(region->address + command->offset);
     unsigned char *staging = endpoint->inbox.staging + command->staging;
     int32_t native;
-    if (region->device) /* the peer finds PPLX_TRANSPORT: it is our GPU that failed */
+    if (region->device) {
+        turn->nbytes -= turn->nbytes < IPC_DEVICE_COPY ? turn->nbytes : IPC_DEVICE_COPY;
+        /* the peer finds PPLX_TRANSPORT: it is our GPU that failed */
         return pplx_ipc_cuda_move(endpoint->domain, (uintptr_t)(out ? staging : memory),
                                   (uintptr_t)(out ? memory : staging), command->nbytes, &native);
+    }
     if (out)
         pplx_ipc_copy(staging, memory, command->nbytes);
     else
@@ -120,7 +123,7 @@ static verdict execute(ipc_endpoint *endpoint, const ipc_command *command, ipc_t
         return GARBAGE;
     switch (command->kind) {
     case IPC_COPY_IN:
-    case IPC_COPY_OUT: result = copy_for_peer(endpoint, command); break;
+    case IPC_COPY_OUT: result = copy_for_peer(endpoint, command, turn); break;
     case IPC_MESSAGE: {
         verdict verdict = take_message(endpoint, command);
         if (verdict != DONE) return verdict;
@@ -148,7 +151,7 @@ bool pplx_ipc_serve(ipc_endpoint *endpoint, ipc_turn *turn) {
         any = true;
         turn->nbytes -= command.nbytes < turn->nbytes ? command.nbytes : turn->nbytes;
         left -= command.nbytes < left ? command.nbytes : left;
-        more = left == 0 || i == IPC_TURN_OPS;
+        more = left == 0 || i == IPC_TURN_OPS || turn->nbytes == 0;
     }
     if (any && endpoint->state == IPC_UP) pplx_ipc_wake_peer(endpoint, IPC_WAKE_ARRIVAL);
     return more;
