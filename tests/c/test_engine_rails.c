@@ -199,6 +199,15 @@ static void a_silent_link_is_lost_and_the_peer_lives(void) {
     rails_close(&pair);
 }
 
+/* One of the links is overdue first, by a moment: that is no word about the link. */
+static void a_peer_that_is_silent_on_every_link_is_lost_with_all_of_them(void) {
+    pair pair;
+    rails_open(&pair, 3, "", "drop_after=30", false, 1500);
+    WAIT(pair.a.lost);
+    CHECK_EQ(pair.a.rails, 0);
+    rails_close(&pair);
+}
+
 static void what_was_in_flight_fails_typed(void) {
     pair pair;
     rails_open(&pair, 2, "device=1 drop_after=60", "", false, 1500);
@@ -671,6 +680,7 @@ int main(void) {
     RUN(limits_of_a_message_hold);
     RUN(runs_of_pages_are_cut_by_weight);
     RUN(a_silent_link_is_lost_and_the_peer_lives);
+    RUN(a_peer_that_is_silent_on_every_link_is_lost_with_all_of_them);
     RUN(what_was_in_flight_fails_typed);
     RUN(a_provider_that_says_so_loses_the_link);
     RUN(writes_without_an_immediate_are_sent_again);

@@ -251,7 +251,7 @@ def test_a_nic_says_where_it_lies():
         wire.GroupJoin("x" * 129, 1, 1, None),
         wire.RailLost(8, ""),
         wire.RailLost(0, "", 0, b"x" * 251),
-        *[hello_of(wire.Nic(0, (word,))) for word in ("", "x" * 65, "two words", "\x1b[2J", "line\n", "caf\u00e9")],
+        *[hello_of(wire.Nic(0, (word,))) for word in ("", "x" * 65, "two words", "\x1b[2J", "line\n", "\u00e9t\u00e9")],
         hello_of(wire.Nic(0, ("x",) * 9)),
     ],
 )

@@ -488,12 +488,34 @@ bool pplx_peer_post(pplx_peer *peer) {
 /* ---- time ---- */
 
 /* An error that came before its silence says more than that it is silent. */
+static const char *why_silent(const pplx_peer *peer) {
+    return peer->suspected ? "after an error it did not answer in time" : "no heartbeat came in time";
+}
+
 static void lose_silent(pplx_link *link) {
     const pplx_peer *peer = link->peer;
-    if (peer->suspected)
-        pplx_link_lose(link, PPLX_OK, peer->suspect_error, "after an error it did not answer in time");
-    else
-        pplx_link_lose(link, PPLX_OK, 0, "no heartbeat came in time");
+    pplx_link_lose(link, PPLX_OK, peer->suspected ? peer->suspect_error : 0, why_silent(peer));
+}
+
+/* A peer that stands still is heard on no link, and one of them is the first to be overdue. That says nothing of the
+ * link: it is lost if another one was heard long after it was. Else it is the peer that is silent, or it will be in a
+ * moment. */
+static void check_heartbeats(pplx_peer *peer) {
+    const uint64_t now = peer->engine->now_ns, limit = pplx_ms(peer->engine->config.heartbeat_timeout_ms);
+    const pplx_link *last = NULL;
+    for (uint32_t i = 0; i < peer->nlinks; i++) {
+        const pplx_link *link = &peer->links[i];
+        if (lives(link) && (!last || link->heard_ns > last->heard_ns)) last = link;
+    }
+    if (!last || now <= last->heard_ns) return;
+    if (now - last->heard_ns > limit)
+        pplx_peer_lose(peer, last->domain->index, PPLX_OK, peer->suspected ? peer->suspect_error : 0, why_silent(peer));
+    for (uint32_t i = 0; i < peer->nlinks; i++) {
+        pplx_link *link = &peer->links[i];
+        if (lives(link) && now > link->heard_ns && now - link->heard_ns > limit &&
+            last->heard_ns - link->heard_ns > limit / 2)
+            lose_silent(link);
+    }
 }
 
 static void check_silence(pplx_peer *peer) {
@@ -507,10 +529,8 @@ static void check_silence(pplx_peer *peer) {
         if (overdue && peer->suspect_links >> i & 1) lose_silent(link);
         if (link->again_ns && now - link->again_ns > pplx_ms(engine->config.again_timeout_ms))
             pplx_link_lose(link, PPLX_OK, 0, "it takes no more work requests");
-        if (engine->config.heartbeat_interval_ms && now > link->heard_ns &&
-            now - link->heard_ns > pplx_ms(engine->config.heartbeat_timeout_ms))
-            lose_silent(link);
     }
+    if (engine->config.heartbeat_interval_ms) check_heartbeats(peer);
 }
 
 static bool wants_heartbeats(const pplx_peer *peer) {
@@ -551,7 +571,8 @@ uint64_t pplx_peer_deadline(const pplx_peer *peer) {
         if (link->parked && link->parked_until < deadline) deadline = link->parked_until + 1;
         if (peer->state != PPLX_PEER_UP || !lives(link)) continue;
         uint64_t silence = link->heard_ns + pplx_ms(config->heartbeat_timeout_ms) + 1;
-        if (config->heartbeat_interval_ms && silence < deadline) deadline = silence;
+        /* One that is overdue waits for another one's word, or silence. */
+        if (config->heartbeat_interval_ms && silence > peer->engine->now_ns && silence < deadline) deadline = silence;
         if (wants_heartbeats(peer) && !link->heartbeat_inflight && link->heartbeat_ns < deadline)
             deadline = link->heartbeat_ns;
     }
