@@ -130,7 +130,8 @@ static unsigned wants(const ipc_endpoint *endpoint) {
 
 pplx_status pplx_ipc_arm(pplx_provider_domain *handle) {
     ipc_domain *domain = (ipc_domain *)handle;
-    if (domain->done.head || pplx_ipc_cuda_busy(domain) || domain->look_again || domain->late_head < domain->late_count)
+    if (domain->done.head || (domain->cuda && pplx_ipc_cuda_busy(domain)) || domain->look_again ||
+        domain->late_head < domain->late_count)
         return PPLX_AGAIN;
     for (ipc_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next)
         if (reads_inbox(endpoint)) ipc_set_wake(&endpoint->inbox, wants(endpoint));

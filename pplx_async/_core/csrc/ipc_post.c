@@ -278,6 +278,17 @@ static verdict run_direct(ipc_endpoint *endpoint, ipc_record *record, const ipc_
     return finish_with_immediate(endpoint, record);
 }
 
+/* Out of the way of all others. Memory of a GPU goes by staging at last: the kernel, which copies between processes,
+ * knows nothing of it. */
+__attribute__((noinline)) static verdict run_with_device(ipc_endpoint *endpoint, ipc_record *record, ipc_key *key,
+                                                         uint64_t *nbytes) {
+    const pplx_work_request *request = &record->request;
+    if (key->device && is_device(record) && request->nbytes > 0) return run_streamed(endpoint, record, key);
+    if (key->device) return run_device(endpoint, record, key->device + request->remote_address, nbytes);
+    if (key->memory) return run_device(endpoint, record, (uintptr_t)key->memory + request->remote_address, nbytes);
+    return run_staged(endpoint, record, nbytes);
+}
+
 static verdict run_one_sided(ipc_endpoint *endpoint, ipc_record *record, uint64_t *nbytes) {
     const pplx_work_request *request = &record->request;
     const uint32_t access = request->opcode == PPLX_READ ? PPLX_ACCESS_REMOTE_READ : PPLX_ACCESS_REMOTE_WRITE;
@@ -291,14 +302,11 @@ static verdict run_one_sided(ipc_endpoint *endpoint, ipc_record *record, uint64_
     if (!(key->access & access) || request->nbytes > key->nbytes ||
         request->remote_address > key->nbytes - request->nbytes)
         return end(record, PPLX_REMOTE_ACCESS);
-    if (key->device && is_device(record) && request->nbytes > 0) return run_streamed(endpoint, record, key);
-    if (key->device) return run_device(endpoint, record, key->device + request->remote_address, nbytes);
-    if (key->memory && is_device(record))
-        return run_device(endpoint, record, (uintptr_t)key->memory + request->remote_address, nbytes);
+    if (endpoint->domain->cuda && (key->device || is_device(record)))
+        return run_with_device(endpoint, record, key, nbytes);
     if (key->memory) return run_mapped(endpoint, record, key, nbytes);
-    /* The kernel copies between processes, but knows nothing of a GPU's memory. */
-    return pplx_ipc_goes_direct(endpoint, key) && !is_device(record) ? run_direct(endpoint, record, key, nbytes)
-                                                                     : run_staged(endpoint, record, nbytes);
+    return pplx_ipc_goes_direct(endpoint, key) ? run_direct(endpoint, record, key, nbytes)
+                                               : run_staged(endpoint, record, nbytes);
 }
 
 /* ------------------------------------------------------------------ messages */
@@ -366,7 +374,7 @@ bool pplx_ipc_run_own(ipc_endpoint *endpoint, ipc_turn *turn) {
     endpoint->queue_blocked = endpoint->sends_blocked = IPC_RUNNABLE; /* tried again, it says so again */
     bool more = run_list(endpoint, &endpoint->sends, run_send, &left);
     more |= run_list(endpoint, &endpoint->queue, run_one_sided, &left);
-    pplx_ipc_cuda_start(endpoint);
+    if (endpoint->domain->cuda) pplx_ipc_cuda_start(endpoint);
     turn->nbytes -= quantum - left;
     return more;
 }
@@ -378,10 +386,10 @@ bool pplx_ipc_own_work(const ipc_endpoint *endpoint) {
     if (endpoint->sends.head && (endpoint->sends_blocked == IPC_RUNNABLE ||
                                  (endpoint->sends_blocked == IPC_NEEDS_RECEIVE && receive_posted(endpoint))))
         return true;
-    return endpoint->queue.head &&
-           (endpoint->queue_blocked == IPC_RUNNABLE ||
-            (endpoint->queue_blocked == IPC_NEEDS_SLOT &&
-             ipc_immediates_free(&endpoint->outbox, endpoint->immediate_tail) != 0 && pplx_ipc_cuda_room(endpoint)));
+    return endpoint->queue.head && (endpoint->queue_blocked == IPC_RUNNABLE ||
+                                    (endpoint->queue_blocked == IPC_NEEDS_SLOT &&
+                                     ipc_immediates_free(&endpoint->outbox, endpoint->immediate_tail) != 0 &&
+                                     (!endpoint->domain->cuda || pplx_ipc_cuda_room(endpoint))));
 }
 
 /* ------------------------------------------------------------------ post */
@@ -441,7 +449,7 @@ static void start(ipc_endpoint *endpoint, ipc_record *record, uint64_t *nbytes) 
     ipc_list_append(list, record);
     if (!first) return;
     *(send ? &endpoint->sends_blocked : &endpoint->queue_blocked) = IPC_RUNNABLE;
-    if (is_device(record) || request->nbytes <= least(IPC_SMALL_COPY, *nbytes))
+    if (request->nbytes <= least(IPC_SMALL_COPY, *nbytes) || (endpoint->domain->cuda && is_device(record)))
         run_list(endpoint, list, send ? run_send : run_one_sided, nbytes);
 }
 
@@ -481,7 +489,7 @@ pplx_status pplx_ipc_post(pplx_provider_endpoint *handle, const pplx_work_reques
             start(endpoint, record, &nbytes);
         }
     }
-    pplx_ipc_cuda_start(endpoint);
+    if (endpoint->domain->cuda) pplx_ipc_cuda_start(endpoint);
     *posted = i;
     return status;
 }

@@ -38,7 +38,7 @@ static void report_late(ipc_domain *domain, ipc_turn *turn) {
 static bool run_endpoint(ipc_endpoint *endpoint, ipc_turn *turn) {
     bool more = false;
     pplx_ipc_heed_news(endpoint);
-    pplx_ipc_answer(endpoint);
+    if (endpoint->owing) pplx_ipc_answer(endpoint);
     if (endpoint->state != IPC_UP && endpoint->state != IPC_ENDING) return false;
     pplx_ipc_take_immediates(endpoint, turn);
     if (!endpoint->closing) {
@@ -87,7 +87,7 @@ size_t pplx_ipc_poll(pplx_provider_domain *handle, pplx_completion *completions,
     domain->arrivals_first = !domain->arrivals_first;
     if (!domain->arrivals_first) report_done(domain, &turn);
     report_late(domain, &turn);
-    pplx_ipc_cuda_finish(domain);
+    if (domain->cuda) pplx_ipc_cuda_finish(domain);
     run(domain, &turn);
     report_done(domain, &turn);
     return turn.count;

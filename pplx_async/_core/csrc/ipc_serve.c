@@ -30,11 +30,11 @@ static void take_stream(ipc_endpoint *endpoint, int stream, ipc_turn *turn) {
 }
 
 /* Of the peer's GPU. */
-static void take_streams(ipc_endpoint *endpoint, ipc_turn *turn) {
+__attribute__((noinline)) static void take_streams(ipc_endpoint *endpoint, ipc_turn *turn) {
     for (int i = 0; i < IPC_STREAMS; i++) take_stream(endpoint, i, turn);
 }
 
-static bool streamed(const ipc_endpoint *endpoint) {
+__attribute__((noinline)) static bool streamed(const ipc_endpoint *endpoint) {
     uint32_t imm;
     for (int i = 0; i < IPC_STREAMS; i++)
         if (ipc_peek_stream(&endpoint->inbox, i, endpoint->stream_head[i], &imm)) return true;
