@@ -5,7 +5,6 @@
 import array
 import ctypes
 import mmap
-import sys
 
 import numpy as np
 import pytest
@@ -53,7 +52,7 @@ class Capsule:
     """What JAX's arrays tell: DLPack and nothing else."""
 
     def __init__(self, kind=2, shape=(4, 8), strides=None, bits=32, lanes=1, offset=0, ordinal=1):
-        self.asked = []
+        self.asked, self.capsules = [], []
         self.kind = kind
         self._shape = (ctypes.c_int64 * len(shape))(*shape)
         self._strides = (ctypes.c_int64 * len(strides))(*strides) if strides else None
@@ -68,7 +67,12 @@ class Capsule:
         self.asked.append(options)
         new = ctypes.pythonapi.PyCapsule_New
         new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-        return new(ctypes.addressof(self._tensor), b"dltensor", None)
+        self.capsules.append(new(ctypes.addressof(self._tensor), b"dltensor", None))
+        return self.capsules[-1]
+
+    def given(self):
+        (capsule,) = self.capsules
+        return capsule
 
 
 def facts(buffer):
@@ -145,10 +149,13 @@ def test_a_tensor_is_asked_for_without_waiting_for_its_stream():
 
 
 def test_what_tells_of_memory_is_kept_as_long_as_it_is_registered():
-    tensor = Capsule(kind=1)
-    assert sys.getrefcount(take(tensor).owner) >= 1
     offered = Interface()
     assert take(offered).owner is offered
+    tensor = Capsule()
+    memory = take(tensor)
+    # The capsule, unconsumed: its destructor gives the tensor back, when nobody holds it any more.
+    assert type(memory.owner).__name__ == "PyCapsule"
+    assert tensor.given() is memory.owner
 
 
 @pytest.mark.asyncio
