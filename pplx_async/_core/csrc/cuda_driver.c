@@ -9,11 +9,9 @@
 #define SYMBOL(field, symbol) {"cu" symbol, NULL, true, offsetof(pplx_libcuda, field)}
 static const pplx_symbol symbols[] = {
     SYMBOL(init, "Init"),
-    SYMBOL(driver_version, "DriverGetVersion"),
     SYMBOL(error_name, "GetErrorName"),
     SYMBOL(device_count, "DeviceGetCount"),
     SYMBOL(device_get, "DeviceGet"),
-    SYMBOL(device_uuid, "DeviceGetUuid_v2"),
     SYMBOL(device_attribute, "DeviceGetAttribute"),
     SYMBOL(primary_retain, "DevicePrimaryCtxRetain"),
     SYMBOL(primary_release, "DevicePrimaryCtxRelease_v2"),

@@ -21,26 +21,13 @@ typedef struct cu_stream_object *cu_stream;
 typedef struct cu_module_object *cu_module;
 typedef struct cu_function_object *cu_function;
 
-typedef struct cu_uuid {
-    uint8_t bytes[16];
-} cu_uuid;
-
 typedef struct cu_ipc_handle {
     uint8_t bytes[64];
 } cu_ipc_handle;
 
-enum {
-    CU_OK = 0,
-    CU_ERROR_NOT_READY = 600,
-    CU_ERROR_ALREADY_REGISTERED = 712 /* of cuMemHostRegister */
-};
+enum { CU_OK = 0, CU_ERROR_NOT_READY = 600 };
 
-enum cu_device_attribute {
-    CU_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM = 91,
-    CU_CAN_USE_64_BIT_STREAM_MEM_OPS = 122, /* of the interface of CUDA 12; 93 in that of 11 is this one's first */
-    CU_GPU_DIRECT_RDMA_WRITES_ORDERING = 118,
-    CU_DMA_BUF_SUPPORTED = 124
-};
+enum cu_device_attribute { CU_CAN_USE_64_BIT_STREAM_MEM_OPS = 122 /* of the interface of CUDA 12 */ };
 
 enum cu_pointer_attribute {
     CU_POINTER_MEMORY_TYPE = 2,   /* uint32_t, enum cu_memory_type */
@@ -51,7 +38,7 @@ enum cu_pointer_attribute {
     CU_POINTER_RANGE_SIZE = 12    /* size_t */
 };
 
-enum cu_memory_type { CU_MEMORY_HOST = 1, CU_MEMORY_DEVICE = 2 };
+enum cu_memory_type { CU_MEMORY_DEVICE = 2 };
 
 enum {
     CU_HOST_REGISTER_PORTABLE = 1,
@@ -61,7 +48,7 @@ enum {
 };
 
 /* One of an array for cuStreamBatchMemOp; the driver's union, as far as it is used. */
-enum cu_memory_operation { CU_WAIT_VALUE_64 = 4, CU_WRITE_VALUE_64 = 5 };
+enum cu_memory_operation { CU_WRITE_VALUE_64 = 5 };
 
 typedef union cu_memory_op {
     struct {
@@ -76,11 +63,9 @@ typedef union cu_memory_op {
 
 typedef struct pplx_libcuda {
     cu_result (*init)(unsigned flags);
-    cu_result (*driver_version)(int *version);
     cu_result (*error_name)(cu_result error, const char **text);
     cu_result (*device_count)(int *count);
     cu_result (*device_get)(cu_device *device, int ordinal);
-    cu_result (*device_uuid)(cu_uuid *uuid, cu_device device);
     cu_result (*device_attribute)(int *value, int attribute, cu_device device);
     cu_result (*primary_retain)(cu_context *context, cu_device device);
     cu_result (*primary_release)(cu_device device);
