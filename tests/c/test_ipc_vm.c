@@ -341,6 +341,53 @@ static void test_revoked(void) {
     side_close(&s);
 }
 
+/* b's PLAIN memory was told to a. */
+static void tell_address(side *a, side *b) {
+    watched w;
+    pair_open_with(a, b, trust, 1);
+    pplx_work_request request = request_of(a, PLAIN, b, PLAIN, &w, PPLX_WRITE, 0, ARENA, 0);
+    CHECK_EQ(perform(a, b, &request), PPLX_OK);
+    CHECK_EQ(commands(a), 0);
+    CHECK_EQ(ipc->mr_close(b->mr[PLAIN]), PPLX_UNRELEASED); /* a does nothing */
+}
+
+static void check_let_go(side *a, side *b) {
+    const uint64_t start = check_now_ns();
+    while (ipc->mr_close(b->mr[PLAIN]) == PPLX_UNRELEASED) {
+        poll_both(b, a);
+        check_patience(start, PATIENCE);
+    }
+    b->mr[PLAIN] = NULL;
+    close_endpoint(b, NULL); /* although a's process lives */
+    pair_close(a, b);
+}
+
+/* It asked for a region, closed in good order, and was not there any more for the answer. */
+static void test_hung_up_before_the_answer(void) {
+    static side a, b;
+    watched w;
+    size_t posted;
+    int32_t native;
+    tell_address(&a, &b);
+    pplx_work_request request = request_of(&a, PLAIN, &b, MAPPED, &w, PPLX_WRITE, 0, 8, 0);
+    CHECK_EQ(ipc->post(a.endpoint, &request, 1, &posted, &native), PPLX_OK);
+    CHECK_EQ(ipc->endpoint_close(a.endpoint), PPLX_OK); /* b was told of nothing */
+    a.endpoint = NULL;
+    run_for(&b, NULL, 0.01);
+    CHECK(((const ipc_endpoint *)(const void *)b.endpoint)->heard_bye); /* the goodbye came after the question */
+    check_let_go(&a, &b);
+}
+
+/* Whoever is broken with learns that, and hangs up: until then it may write. */
+static void test_broken_with(void) {
+    static side a, b;
+    tell_address(&a, &b);
+    pplx_ipc_break((ipc_endpoint *)(void *)b.endpoint, PPLX_CONNECTION);
+    run_for(&b, NULL, 0.01);
+    CHECK_EQ(ipc->mr_close(b.mr[PLAIN]), PPLX_UNRELEASED);
+    check_let_go(&a, &b);
+}
+
 /* ------------------------------------------------------------------ death */
 
 /* The peer is killed while we write into it: all that is in flight ends, and nothing goes to whoever has
@@ -450,6 +497,8 @@ int main(int argc, char **argv) {
     RUN(test_closed_region);
     RUN(test_closed_endpoint);
     RUN(test_revoked);
+    RUN(test_hung_up_before_the_answer);
+    RUN(test_broken_with);
     RUN(test_killed);
     RUN(test_another_program);
     return check_done();

@@ -40,7 +40,7 @@ static bool reaches(const ipc_export *export) {
     return !endpoint->let_go && (export->opened || (export->addressed && !endpoint->hung_up));
 }
 
-static bool reached(const ipc_endpoint *endpoint) {
+bool pplx_ipc_reached(const ipc_endpoint *endpoint) {
     for (const ipc_export *export = endpoint->exports; export; export = export->endpoint_next)
         if (reaches(export)) return true;
     return false;
@@ -226,9 +226,9 @@ pplx_status pplx_ipc_endpoint_close(pplx_provider_endpoint *handle) {
     pplx_ipc_cuda_finish(domain);
     if (!pplx_ipc_cuda_idle(endpoint)) return PPLX_UNRELEASED; /* our own memory, too */
     if (!endpoint->fence_ns) part(endpoint, now_ns);
-    if (!endpoint->let_go && (exposed(endpoint) || reached(endpoint)))
+    if (!endpoint->let_go && (exposed(endpoint) || pplx_ipc_reached(endpoint)))
         pplx_ipc_look(domain, now_ns); /* it may have answered */
-    const bool unmovable = reached(endpoint);
+    const bool unmovable = pplx_ipc_reached(endpoint);
     if (endpoint->let_go || (!exposed(endpoint) && !unmovable)) return finish_closing(endpoint);
     if (!exposed(endpoint) || now_ns < endpoint->fence_ns) return PPLX_UNRELEASED;
     if (!endpoint->moving) {

@@ -353,6 +353,7 @@ void pplx_ipc_keys_close(ipc_endpoint *endpoint);
 void pplx_ipc_keys_yield(ipc_endpoint *endpoint); /* those that are unwanted */
 
 /* ipc_fence.c */
+bool pplx_ipc_reached(const ipc_endpoint *endpoint); /* the peer may yet write to memory that can't be moved */
 bool pplx_ipc_fence_region(const ipc_region *region, uint64_t patience_ns); /* false: a peer may still write there */
 pplx_status pplx_ipc_endpoint_close(pplx_provider_endpoint *endpoint);
 

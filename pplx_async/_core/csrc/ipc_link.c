@@ -19,6 +19,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "ipc_internal.h"
@@ -117,8 +118,11 @@ int pplx_ipc_meet(ipc_endpoint *endpoint) {
 
 /* ------------------------------------------------------------------ telling */
 
+/* Who has hung up need not hear it, and breaks no rule: what it said last, a goodbye mostly, is still to be read. */
 static bool say(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
-    return endpoint->socket >= 0 && pplx_ipc_send(endpoint->socket, note, sizeof *note, fd) == (ssize_t)sizeof *note;
+    if (endpoint->socket < 0) return false;
+    return pplx_ipc_send(endpoint->socket, note, sizeof *note, fd) == (ssize_t)sizeof *note || errno == EPIPE ||
+           errno == ECONNRESET;
 }
 
 void pplx_ipc_wake_peer(ipc_endpoint *endpoint, unsigned what) {
@@ -245,6 +249,11 @@ static bool read_one(ipc_endpoint *endpoint, message *message) {
         pplx_ipc_peer_gone(endpoint, PPLX_PEER_LOST);
         return false;
     }
+    if (endpoint->state == IPC_BROKEN) { /* only its letting go is still of interest */
+        endpoint->let_go |= n == (ssize_t)sizeof message->note && message->note.kind == IPC_BYE;
+        close_fd(&fd);
+        return true;
+    }
     bool fine = endpoint->state == IPC_GREETED ? take_welcome(endpoint, &message->hello, (size_t)n, fd)
                                                : take_note(endpoint, &message->note, (size_t)n, fd);
     if (!fine) pplx_ipc_break(endpoint, PPLX_CONNECTION);
@@ -313,7 +322,11 @@ void pplx_ipc_peer_died(ipc_endpoint *endpoint) {
 void pplx_ipc_break(ipc_endpoint *endpoint, pplx_status why) {
     if (endpoint->state == IPC_BROKEN) return;
     if (endpoint->shown) say_bye(endpoint);
-    hang_up(endpoint);
+    /* Only its hanging up says that it has let go of memory that we can't move: see reaches() in ipc_fence.c. */
+    if (endpoint->socket >= 0 && pplx_ipc_reached(endpoint))
+        shutdown(endpoint->socket, SHUT_WR);
+    else
+        hang_up(endpoint);
     endpoint->why = endpoint->state < IPC_UP ? PPLX_PEER_LOST : why; /* they meet once, or never */
     endpoint->state = IPC_BROKEN;
     endpoint->retry = false;
