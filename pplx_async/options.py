@@ -162,7 +162,8 @@ class EngineOptions:
     message_nbytes : int
         Bytes of the largest two-sided message.
     message_slots : int
-        Receives kept posted for each peer.
+        Receives kept posted for each peer, 1 to 2000, or fewer where the fabric takes fewer: so many of its
+        messages may be on their way here or unread.
     ipc_vm_writev : bool
         Let peers of this host that say the same write to ordinary memory, what `TransferEngine.empty` did
         not make, by one copy (process_vm_writev) where the kernel lets them. A peer may then read and
