@@ -91,7 +91,8 @@ struct pplx_link {
     uint64_t heard_ns;                    /* when the peer's last one arrived */
     uint32_t probe_failures;              /* heartbeats that failed in a row */
     bool heartbeat_inflight;
-    uint64_t suspect_ns; /* an answer counts if it is to a heartbeat of after this */
+    uint64_t suspect_ns;   /* suspected: an answer counts if it is to a heartbeat of after this ... */
+    uint64_t answer_by_ns; /* ... and it is lost if none has come by then */
     /* Lost while the peer lives: see peer.c. */
     pplx_error reason;     /* OK: it isn't. Proxy, before down_node is pushed */
     bool down;             /* it is closed, and the owner was told */
@@ -128,6 +129,7 @@ typedef struct pplx_sent {
     pplx_request *request; /* NULL: it has settled */
     uint64_t nbytes;       /* as in the head */
     uint64_t sequence;
+    uint32_t tries; /* that failed */
     uint32_t state; /* WAITING: to be sent, or sent again. ARRIVED: as far as the NIC says */
 } pplx_sent;
 
@@ -165,11 +167,9 @@ struct pplx_peer {
     bool no_room; /* ... and the first of them found no link with room: new ones queue up behind it */
     /* Failed so that the peer may be dead or not (pplx_suspicious): they settle when that is known. */
     bool suspected;
-    uint64_t suspect_ns; /* since when */
     uint32_t suspect_links;  /* bit per link: it has to answer; one that lives in place of lost ones */
     uint32_t suspect_domain; /* which NIC said so, and by which code of its own */
     int32_t suspect_error;
-    uint64_t answer_by_ns; /* lost if no probe has been answered by then */
     pplx_target *suspects;
     pplx_request *suspect_sends; /* linked by node.next */
     pplx_slot *resends;          /* of lost links, to be staged on others; linked by next */
@@ -182,6 +182,8 @@ struct pplx_peer {
     uint64_t prefix, consumed, returned;   /* of its messages: all below have arrived, so many were read and told */
     uint64_t *arrived;                     /* bit per sequence number modulo message_slots: from prefix on */
     bool credit_again;                     /* what was told was lost perhaps */
+    uint32_t credits_inflight;
+    uint64_t credit_floor;                 /* ... none of which says less than this */
     uint32_t message_link;                 /* the first that lives */
     bool messages_held;                    /* until the other side uses that one too */
     pplx_rail_notice notice;               /* the last one of the other side */
@@ -316,7 +318,8 @@ void pplx_transfer_start(pplx_engine *engine, pplx_request *request);
 void pplx_transfer_cancel(pplx_engine *engine, pplx_request *request);
 bool pplx_transfer_post(pplx_peer *peer);
 void pplx_transfer_completed(pplx_slot *slot, pplx_status status, int32_t provider_error);
-void pplx_transfer_judge(pplx_peer *peer, pplx_status verdict); /* PEER_LOST; anything else: they keep theirs */
+/* OK: those whose links have answered. Anything else: all of them; if it is not PEER_LOST they keep their status. */
+void pplx_transfer_judge(pplx_peer *peer, pplx_status verdict);
 void pplx_transfer_flush(pplx_peer *peer, pplx_status status);  /* everything that is queued */
 bool pplx_transfer_park(pplx_slot *slot);                       /* its link is lost: true if it is sent again */
 void pplx_transfer_unpark(pplx_link *link, bool again);         /* now; or it fails */
@@ -340,6 +343,7 @@ void pplx_peer_run_lost(pplx_peer *peer, pplx_request *request);
 void pplx_peer_give_back(pplx_peer *peer); /* frees it, now or with its last message */
 void pplx_peer_run_rail_lost(pplx_peer *peer, pplx_request *request);
 void pplx_peer_suspect(pplx_peer *peer, uint32_t links, uint32_t domain, int32_t provider_error);
+bool pplx_peer_has_answered(const pplx_peer *peer, uint32_t links); /* what failed on these may settle */
 void pplx_link_lose(pplx_link *link, pplx_status provider_status, int32_t provider_error, const char *why);
 void pplx_peer_lose(pplx_peer *peer, uint32_t domain, pplx_status provider_status, int32_t provider_error,
                     const char *why);

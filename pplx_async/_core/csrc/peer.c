@@ -234,9 +234,11 @@ static void send_heartbeat(pplx_link *link) {
     }
 }
 
+/* PPLX_OK: it lives. That of other links is not known yet keeps nobody else waiting: where some fail again and again
+ * there is always one. */
 static void judge(pplx_peer *peer, pplx_status verdict) {
-    peer->suspected = false;
-    peer->suspect_links = 0;
+    if (verdict != PPLX_OK) peer->suspect_links = 0;
+    peer->suspected = peer->suspect_links != 0;
     pplx_transfer_judge(peer, verdict);
     pplx_message_judge(peer, verdict);
 }
@@ -249,12 +251,15 @@ static uint32_t living_links(const pplx_peer *peer) {
     return links;
 }
 
-/* Something failed that may mean that the peer is dead: ask it now, on the links that failed. For one that is lost
- * another one answers. */
-void pplx_peer_suspect(pplx_peer *peer, uint32_t links, uint32_t domain, int32_t provider_error) {
+/* Who has to answer for what failed on these: they do. For those that are lost another one does. */
+static uint32_t links_to_ask(const pplx_peer *peer, uint32_t links) {
     const uint32_t living = living_links(peer);
-    uint32_t asked = links & living ? links & living : living & -living;
-    asked &= ~peer->suspect_links;
+    return links & living ? links & living : living & -living;
+}
+
+/* Something failed that may mean that the peer is dead: ask it now. */
+void pplx_peer_suspect(pplx_peer *peer, uint32_t links, uint32_t domain, int32_t provider_error) {
+    const uint32_t asked = links_to_ask(peer, links) & ~peer->suspect_links;
     if (peer->suspected && !asked) return;
     const uint64_t now = peer->engine->now_ns;
     if (!peer->suspected) {
@@ -262,13 +267,13 @@ void pplx_peer_suspect(pplx_peer *peer, uint32_t links, uint32_t domain, int32_t
         peer->suspect_domain = domain;
         peer->suspect_error = provider_error;
     }
-    peer->answer_by_ns = now + pplx_ms(peer->engine->config.heartbeat_timeout_ms);
     peer->suspect_links |= asked;
     for (uint32_t i = 0; i < peer->nlinks; i++) {
         if (!(asked >> i & 1)) continue;
         peer->links[i].heartbeat_ns = 0;
         peer->links[i].probe_failures = 0;
         peer->links[i].suspect_ns = now;
+        peer->links[i].answer_by_ns = now + pplx_ms(peer->engine->config.heartbeat_timeout_ms);
     }
     pplx_tick_at(peer->engine, 0);
 }
@@ -278,7 +283,11 @@ static void answered(pplx_link *link, uint64_t asked_ns) {
     const uint32_t bit = 1u << link->index;
     if (!(peer->suspect_links & bit) || asked_ns < link->suspect_ns) return;
     peer->suspect_links &= ~bit;
-    if (!peer->suspect_links) judge(peer, PPLX_OK);
+    judge(peer, PPLX_OK);
+}
+
+bool pplx_peer_has_answered(const pplx_peer *peer, uint32_t links) {
+    return !(links_to_ask(peer, links) & peer->suspect_links);
 }
 
 void pplx_heartbeat_completed(pplx_slot *slot, pplx_status status, int32_t provider_error) {
@@ -360,7 +369,7 @@ static void end_requests(pplx_peer *peer, pplx_status status) {
     pplx_settle(peer->engine, request);
 }
 
-/* The links around it go on. What it had in flight is parked, or fails when another link has shown that the peer lives. */
+/* The links around it go on. What it had in flight is parked, or fails when another one has shown that the peer lives. */
 static void drop_link(pplx_link *link) {
     pplx_peer *peer = link->peer;
     pplx_drain(peer->engine); /* what it has finished or brought before counts as such */
@@ -521,12 +530,11 @@ static void check_heartbeats(pplx_peer *peer) {
 static void check_silence(pplx_peer *peer) {
     const pplx_engine *engine = peer->engine;
     uint64_t now = engine->now_ns;
-    /* Also where no heartbeats are asked for: what waits for the verdict must settle. */
-    const bool overdue = peer->suspected && now > peer->answer_by_ns;
     for (uint32_t i = 0; i < peer->nlinks; i++) {
         pplx_link *link = &peer->links[i];
         if (!lives(link)) continue;
-        if (overdue && peer->suspect_links >> i & 1) lose_silent(link);
+        /* Also where no heartbeats are asked for: what waits for the verdict must settle. */
+        if (peer->suspect_links >> i & 1 && now > link->answer_by_ns) lose_silent(link);
         if (link->again_ns && now - link->again_ns > pplx_ms(engine->config.again_timeout_ms))
             pplx_link_lose(link, PPLX_OK, 0, "it takes no more work requests");
     }
@@ -563,13 +571,14 @@ uint64_t pplx_peer_deadline(const pplx_peer *peer) {
     if (peer->state == PPLX_PEER_CLOSED) return peer->closing ? soon : UINT64_MAX;
     if (peer->reason.status != PPLX_OK) return 0;
     if (peer->state == PPLX_PEER_CONNECTING || pplx_message_wants(peer)) return soon;
-    uint64_t deadline = peer->suspected ? peer->answer_by_ns + 1 : UINT64_MAX;
+    uint64_t deadline = UINT64_MAX;
     for (uint32_t i = 0; i < peer->nlinks; i++) {
         const pplx_link *link = &peer->links[i];
         if (link->nstaged) return soon;
         if (link->fading) return soon;
         if (link->parked && link->parked_until < deadline) deadline = link->parked_until + 1;
         if (peer->state != PPLX_PEER_UP || !lives(link)) continue;
+        if (peer->suspect_links >> i & 1 && link->answer_by_ns < deadline) deadline = link->answer_by_ns + 1;
         uint64_t silence = link->heard_ns + pplx_ms(config->heartbeat_timeout_ms) + 1;
         /* One that is overdue waits for another one's word, or silence. */
         if (config->heartbeat_interval_ms && silence > peer->engine->now_ns && silence < deadline) deadline = silence;

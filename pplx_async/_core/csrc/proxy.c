@@ -188,8 +188,8 @@ static void forgive_gap(pplx_engine *engine, uint64_t now) {
     uint32_t interval = engine->config.heartbeat_interval_ms;
     if (gap <= pplx_ms(interval ? interval : GAP_MS)) return;
     for (pplx_peer *peer = engine->peers; peer; peer = peer->next) {
-        peer->answer_by_ns += gap;
         for (uint32_t i = 0; i < peer->nlinks; i++) {
+            peer->links[i].answer_by_ns += gap;
             peer->links[i].heard_ns += gap;
             peer->links[i].parked_until += gap;
             if (peer->links[i].again_ns) peer->links[i].again_ns += gap;

@@ -233,28 +233,42 @@ void pplx_transfer_completed(pplx_slot *slot, pplx_status status, int32_t provid
 
 /* The peer lives: then it broke the connection over one of them, and those behind that one on the
  * connection fell with it. So it is the oldest, whatever the order of their completions. */
-static void find_refused(pplx_peer *peer) {
+static void find_refused(pplx_target *suspects) {
     pplx_target *first = NULL;
-    for (pplx_target *target = peer->suspects; target; target = target->next)
+    for (pplx_target *target = suspects; target; target = target->next)
         if (target->status == PPLX_CONNECTION && (!first || target->failed < first->failed)) first = target;
     if (first) first->status = PPLX_REMOTE_ACCESS;
 }
 
 /* The peer lives, and the link they failed on does not: nothing was wrong with them. */
-static void tell_rails(pplx_peer *peer) {
+static void tell_rails(const pplx_peer *peer, pplx_target *suspects) {
     uint32_t lost = 0;
     for (uint32_t i = 0; i < peer->nlinks; i++) lost |= (uint32_t)(peer->links[i].reason.status != PPLX_OK) << i;
-    for (pplx_target *target = peer->suspects; target && lost; target = target->next)
+    for (pplx_target *target = suspects; target && lost; target = target->next)
         if (target->links & lost) target->status = PPLX_RAIL_LOST;
 }
 
-void pplx_transfer_judge(pplx_peer *peer, pplx_status verdict) {
-    if (verdict == PPLX_OK) {
-        tell_rails(peer);
-        find_refused(peer);
+/* Those on which the verdict is known, out of the list. */
+static pplx_target *take_suspects(pplx_peer *peer, bool all) {
+    pplx_target *taken = NULL;
+    for (pplx_target **at = &peer->suspects, *target; (target = *at) != NULL;) {
+        if (!all && !pplx_peer_has_answered(peer, target->links)) {
+            at = &target->next;
+            continue;
+        }
+        *at = target->next;
+        target->next = taken;
+        taken = target;
     }
-    pplx_target *target = peer->suspects;
-    peer->suspects = NULL;
+    return taken;
+}
+
+void pplx_transfer_judge(pplx_peer *peer, pplx_status verdict) {
+    pplx_target *target = take_suspects(peer, verdict != PPLX_OK);
+    if (verdict == PPLX_OK) {
+        tell_rails(peer, target);
+        find_refused(target);
+    }
     while (target) {
         pplx_target *next = target->next;
         if (verdict == PPLX_PEER_LOST) target->status = PPLX_PEER_LOST;
