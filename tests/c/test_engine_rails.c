@@ -130,11 +130,13 @@ static void tell_other(host *host, pplx_peer *peer, uint32_t link) {
     pplx_submit(other->engine, &tellings[ntold++]);
 }
 
+static uint32_t interval_ms = 20;
+
 /* Each engine with its own faults; b's are of its domain 1 only, if they say so. */
 static void rails_open(pair *pair, uint32_t domains, const char *faults_a, const char *faults_b, bool failover,
                        uint32_t timeout_ms) {
     pplx_engine_config config = default_config;
-    config.heartbeat_interval_ms = 20;
+    config.heartbeat_interval_ms = interval_ms;
     config.heartbeat_timeout_ms = timeout_ms;
     config.shard_nbytes = 16384;
     config.rail_failover = failover;
@@ -168,6 +170,12 @@ static void start_one(pair *pair, uint32_t i, uint32_t opcode, bool counted) {
 static uint32_t ended(pplx_status status) {
     uint32_t n = 0;
     for (uint32_t i = 0; i < MANY; i++) n += many[i].end.released && many[i].request.error.status == status;
+    return n;
+}
+
+static uint32_t released(uint32_t count) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < count; i++) n += many[i].end.released;
     return n;
 }
 
@@ -415,8 +423,16 @@ enum lie {
     SENDS_ARE_LOST = 2,
     RECEIVES_VANISH = 4,
     WRITES_ARE_LOST = 8,   /* on a's second link */
-    WRITES_ARE_REFUSED = 16 /* on a's last link: it says that the peer is gone */
+    WRITES_ARE_REFUSED = 16, /* on a's last link: it says that the peer is gone */
+    WRITES_FAIL = 32,
+    HEARTBEATS_VANISH = 64, /* on a's second link */
+    MESSAGES_ARE_REFUSED = 128, /* by all links of a; a number alone isn't */
+    NUMBERS_ARE_REFUSED = 256,
+    CREDIT_IS_LATE = 512 /* the first one to a */
 };
+static pplx_completion late[2]; /* at a, at b */
+static bool is_late[2];
+static uint32_t credit_counter; /* a's */
 
 static pplx_status lying_open(const char *device, const pplx_option *options, size_t noptions,
                               pplx_provider_domain **domain, pplx_error *error) {
@@ -425,20 +441,42 @@ static pplx_status lying_open(const char *device, const pplx_option *options, si
     return status;
 }
 
+static bool is_of_a(const pplx_provider_domain *domain) {
+    for (uint32_t i = 0; i < nrails; i++)
+        if (opened[i] == domain) return true;
+    return false;
+}
+
 static pplx_status lying_post(pplx_provider_endpoint *endpoint, const pplx_work_request *requests, size_t count,
                               size_t *posted, int32_t *provider_error) {
     const pplx_provider_domain *domain = ((pplx_slot *)requests[0].op)->link->domain->handle;
+    const uint32_t lie = atomic_load(&lies);
+    pplx_status refusal = PPLX_PEER_LOST;
     size_t n = 0;
     for (; n < count; n++) {
         const uint32_t role = ((pplx_slot *)requests[n].op)->role;
+        const bool number = requests[n].nbytes == sizeof(pplx_message_head);
+        if (role == PPLX_SLOT_SEND && is_of_a(domain) && lie & (number ? NUMBERS_ARE_REFUSED : MESSAGES_ARE_REFUSED)) {
+            refusal = PPLX_TRANSPORT;
+            break;
+        }
         if (role == PPLX_SLOT_RECEIVE && domain == opened[1]) atomic_store(&receives_there, true);
         if (role == PPLX_SLOT_SEND && domain == opened[nrails + 1] && !atomic_load(&receives_there))
             atomic_fetch_add(&early, 1);
-        if (role == PPLX_SLOT_TRANSFER && domain == opened[nrails - 1] && atomic_load(&lies) & WRITES_ARE_REFUSED)
-            break;
+        if (role == PPLX_SLOT_TRANSFER && domain == opened[nrails - 1] && lie & WRITES_ARE_REFUSED) break;
     }
     const pplx_status status = pplx_provider_loopback.post(endpoint, requests, n, posted, provider_error);
-    return status == PPLX_OK && n < count ? PPLX_PEER_LOST : status;
+    return status == PPLX_OK && n < count ? refusal : status;
+}
+
+/* The first credit of b's comes to a later, and until then b doesn't see that it has ended. */
+static bool comes_later(uint32_t side, const pplx_completion *c, uint32_t role) {
+    const bool credit = side ? role == PPLX_SLOT_CREDIT
+                             : c->kind == PPLX_COMPLETION_IMM && pplx_imm_counter(c->imm) == credit_counter;
+    if (!credit || is_late[side] || !(atomic_load(&lies) & CREDIT_IS_LATE)) return false;
+    is_late[side] = true;
+    late[side] = *c;
+    return true;
 }
 
 /* What has arrived is said to have failed at a, or isn't told of at b; on the first link. */
@@ -451,13 +489,21 @@ static size_t lying_poll(pplx_provider_domain *domain, pplx_completion *completi
         pplx_completion *c = &completions[i];
         const uint32_t role = c->op ? ((pplx_slot *)c->op)->role : PPLX_SLOT_TRANSFER;
         if (role == PPLX_SLOT_RECEIVE && domain == opened[nrails] && lie & RECEIVES_VANISH) continue;
+        if ((domain == opened[0] || domain == opened[nrails]) && comes_later(domain != opened[0], c, role)) continue;
         if (c->op && role == PPLX_SLOT_TRANSFER && domain == opened[1] && lie & WRITES_ARE_LOST)
             c->status = PPLX_PEER_LOST;
+        if (c->op && role == PPLX_SLOT_TRANSFER && is_of_a(domain) && lie & WRITES_FAIL) c->status = PPLX_TRANSPORT;
+        if (role == PPLX_SLOT_HEARTBEAT && domain == opened[1] && lie & HEARTBEATS_VANISH) continue;
         if (role == PPLX_SLOT_SEND && domain == opened[0]) {
             if (lie & SENDS_FAIL && sends++ % 3 == 0) c->status = PPLX_TRANSPORT;
             if (lie & SENDS_ARE_LOST) c->status = PPLX_PEER_LOST;
         }
         completions[kept++] = *c;
+    }
+    for (uint32_t side = 0; side < 2; side++) {
+        if (domain != opened[side * nrails] || !is_late[side] || lie & CREDIT_IS_LATE || kept == capacity) continue;
+        is_late[side] = false;
+        completions[kept++] = late[side];
     }
     const pplx_provider_endpoint *source = domain == opened[nrails] ? atomic_exchange(&forged, NULL) : NULL;
     if (source && kept < capacity)
@@ -474,6 +520,8 @@ static void lying_caps(pplx_provider_domain *domain, pplx_caps *caps) {
     if (streams && nopened <= nrails && domain == opened[1]) caps->flags |= PPLX_CAP_STREAM;
 }
 
+static uint32_t liar_timeout_ms = 20000;
+
 static void liar_open_with(pair *pair, uint32_t domains, const char *faults_a, bool failover) {
     liar = pplx_provider_loopback;
     liar.domain_caps = lying_caps;
@@ -485,7 +533,7 @@ static void liar_open_with(pair *pair, uint32_t domains, const char *faults_a, b
     nrails = domains;
     atomic_store(&early, 0);
     atomic_store(&receives_there, false);
-    rails_open(pair, domains, faults_a, "", failover, 20000);
+    rails_open(pair, domains, faults_a, "", failover, liar_timeout_ms);
     host_provider = &pplx_provider_loopback;
     memset(seen, 0, sizeof seen);
     pair->a.on_message = pair->b.on_message = take_note;
@@ -563,6 +611,91 @@ static void receives_are_there_before_the_other_side_is_told(void) {
     free(back);
 }
 
+/* The links live, and none of them sends it: it fails, and those behind it need not wait for it. */
+static void a_message_that_no_link_sends_ends_typed(void) {
+    pair pair;
+    note *notes = calloc(NOTES, sizeof *notes);
+    liar_open(&pair);
+    start_notes(&pair.a, pair.ab, notes, 0, 40);
+    for (uint32_t i = 0; i < 40; i++) WAIT(notes[i].end.released);
+    atomic_store(&lies, MESSAGES_ARE_REFUSED);
+    start_notes(&pair.a, pair.ab, notes, 40, 45);
+    for (uint32_t i = 40; i < 45; i++) {
+        WAIT(notes[i].end.released);
+        CHECK_EQ(notes[i].request.error.status, PPLX_TRANSPORT);
+    }
+    atomic_store(&lies, NONE);
+    start_notes(&pair.a, pair.ab, notes, 45, NOTES);
+    for (uint32_t i = 45; i < NOTES; i++) {
+        WAIT(notes[i].end.released);
+        CHECK_EQ(notes[i].request.error.status, PPLX_OK);
+    }
+    WAIT(pair.b.messages == NOTES - 5);
+    CHECK_EQ(pair.a.rails + pair.a.lost, 0);
+    rails_close(&pair);
+    free(notes);
+}
+
+/* Nor its number: one link after the other is lost, the peer with the last of them. */
+static void links_that_send_no_messages_are_lost(void) {
+    for (uint32_t links = 1; links <= 3; links++) {
+        pair pair;
+        note *notes = calloc(NOTES, sizeof *notes);
+        liar_open_with(&pair, links, "", false);
+        atomic_store(&lies, MESSAGES_ARE_REFUSED | NUMBERS_ARE_REFUSED);
+        start_notes(&pair.a, pair.ab, notes, 0, NOTES);
+        WAIT(pair.a.lost == 1);
+        CHECK_EQ(pair.a.rails, links - 1);
+        for (uint32_t i = 0; i < NOTES; i++) {
+            WAIT(notes[i].end.released);
+            CHECK(notes[i].request.error.status == PPLX_TRANSPORT || notes[i].request.error.status == PPLX_PEER_LOST);
+        }
+        atomic_store(&lies, NONE);
+        rails_close(&pair);
+        free(notes);
+    }
+}
+
+/* Credits are numbers modulo PPLX_MAX_RUN. One that comes after so many others that it looks like the next one would
+ * have a send more than b has room for. */
+enum { UNREAD = 8, READ = PPLX_MAX_RUN + 7 };
+
+static pplx_message *kept_notes[UNREAD];
+static uint32_t nkept;
+
+static void keep_the_last(host *host, pplx_message *message) {
+    if (host->messages <= READ)
+        pplx_message_release(host->engine, message);
+    else
+        kept_notes[nkept++] = message;
+}
+
+static void a_late_credit_is_not_taken_for_a_new_one(void) {
+    pair pair;
+    note *notes = calloc(READ + UNREAD, sizeof *notes);
+    liar_open(&pair);
+    credit_counter = pplx_peer_credit_counter(pair.ab);
+    nkept = 0;
+    pair.b.on_message = keep_the_last;
+    atomic_store(&lies, CREDIT_IS_LATE);
+    start_notes(&pair.a, pair.ab, notes, 0, READ + UNREAD);
+    WAIT(pair.b.messages > READ / 2); /* b waits for its first credit to come before it tells of more */
+    pump_ms(100);
+    if (pair.b.messages > 2 * READ / 3) WAIT(pair.b.messages == READ + UNREAD);
+    atomic_store(&lies, NONE);
+    WAIT(pair.b.messages == READ + UNREAD);
+    pump_ms(50);
+    CHECK_EQ(call(&pair.a, PPLX_CALL_DRAIN, NULL, NULL), PPLX_OK);
+    CHECK(pair.ab->acked <= READ);
+    for (uint32_t i = 0; i < UNREAD; i++) pplx_message_release(pair.b.engine, kept_notes[i]);
+    for (uint32_t i = 0; i < READ + UNREAD; i++) {
+        WAIT(notes[i].end.released);
+        CHECK_EQ(notes[i].request.error.status, PPLX_OK);
+    }
+    rails_close(&pair);
+    free(notes);
+}
+
 /* ---- ... and writes */
 
 static pplx_segment pieces[MANY];
@@ -578,6 +711,48 @@ static void start_pieces(pair *pair, transfer *t, bool counted) {
                               .nsegments = MANY,
                               .counter = counted ? pair->counter.id : PPLX_NO_COUNTER};
     transfer_submit(&pair->a, t, PPLX_WRITE);
+}
+
+/* Both links are asked, the first one again and again, and the second one does not answer. */
+static void ask_both(pair *pair) {
+    interval_ms = 0;
+    liar_open(pair);
+    interval_ms = 20;
+    atomic_store(&lies, WRITES_FAIL | HEARTBEATS_VANISH);
+}
+
+/* That others are asked later gives it no more time. */
+static void a_link_that_never_answers_is_lost_in_time(void) {
+    pair pair;
+    uint32_t n = 0;
+    liar_timeout_ms = 400;
+    ask_both(&pair);
+    liar_timeout_ms = 20000;
+    for (; n < MANY && !pair.a.rails; n++) {
+        start_one(&pair, n, PPLX_WRITE, false);
+        pump_ms(10);
+    }
+    CHECK(n < MANY);
+    check_lost_rail(&pair, 1);
+    for (uint32_t i = 0; i < n; i++) {
+        WAIT(many[i].end.released);
+        CHECK_EQ(many[i].request.error.status, many[i].target.links == 2 ? PPLX_RAIL_LOST : PPLX_TRANSPORT);
+    }
+    atomic_store(&lies, NONE);
+    write_now(&pair, 0, PIECE, true);
+    rails_close(&pair);
+}
+
+/* What failed on a link that has answered is not kept waiting by another one that has not. */
+static void each_link_answers_for_itself(void) {
+    enum { FEW = 40 };
+    pair pair;
+    ask_both(&pair);
+    for (uint32_t i = 0; i < FEW; i++) start_one(&pair, i, PPLX_WRITE, false);
+    WAIT(released(FEW) == FEW / 2);
+    atomic_store(&lies, NONE);
+    rails_close(&pair);
+    for (uint32_t i = 0; i < FEW; i++) CHECK(many[i].end.released);
 }
 
 /* It has no more to do with them, and no more slots for others than it had. */
@@ -697,6 +872,11 @@ int main(void) {
     RUN(messages_that_seem_to_be_lost_come_once);
     RUN(messages_that_seem_to_have_arrived_are_sent_again);
     RUN(receives_are_there_before_the_other_side_is_told);
+    RUN(a_message_that_no_link_sends_ends_typed);
+    RUN(links_that_send_no_messages_are_lost);
+    RUN(a_late_credit_is_not_taken_for_a_new_one);
+    RUN(a_link_that_never_answers_is_lost_in_time);
+    RUN(each_link_answers_for_itself);
     RUN(a_link_that_refuses_takes_no_more);
     RUN(what_is_sent_again_may_be_refused);
     RUN(what_ends_after_its_link_is_only_released);

@@ -15,7 +15,8 @@
  * once. So a message may be sent again:
  *
  *   it failed, the peer lives       the number alone, or those behind it would wait for ever; of a peer with several
- *                                   links the message itself, and nobody is told that it failed
+ *                                   links the message itself first, and nobody is told that it failed. A link that
+ *                                   doesn't send so much as the number is lost
  *   the link is lost                both sides close their ends, tell each other by the control channel what has
  *                                   arrived, and go on with the next link: receives are posted there, and what hasn't
  *                                   arrived is sent again, even if the lost NIC had said that it has
@@ -29,7 +30,12 @@
 
 #include "internal.h"
 
-enum { RETRY_MS = 5 };
+enum {
+    RETRY_MS = 5,
+    MOST_TRIES = 16, /* of a message, which in that time is known to fail on links that live */
+    /* How far credits on their way may be apart, so that the last to come is not taken for a new one. */
+    MOST_APART = PPLX_MAX_RUN - PPLX_MAX_SLOTS - 1
+};
 
 static const uint64_t number_only = UINT64_MAX; /* pplx_message_head.nbytes */
 
@@ -223,13 +229,20 @@ static void send_failed(pplx_peer *peer, pplx_sent *sent, pplx_status status, co
     const bool up = peer->state == PPLX_PEER_UP, suspicious = pplx_suspicious(status);
     if (up && suspicious && status != PPLX_RAIL_LOST)
         pplx_peer_suspect(peer, 1u << slot->link->index, slot->link->domain->index, provider_error);
-    if (up && suspicious && peer->nlinks > 1) { /* by this link or another one */
+    const bool worn_out = status != PPLX_RAIL_LOST && ++sent->tries % MOST_TRIES == 0;
+    if (up && !sent->request) { /* nobody could be told, and without it those behind it would wait for ever */
+        if (worn_out) pplx_link_lose(slot->link, status, provider_error, "it sends no messages");
+        change(peer, sent, PPLX_SENT_WAITING);
+        return;
+    }
+    if (up && suspicious && peer->nlinks > 1 && !worn_out) { /* by this link or another one */
         change(peer, sent, PPLX_SENT_WAITING);
         return;
     }
     pplx_request *request = sent->request;
     sent->request = NULL;
     sent->nbytes = number_only;
+    sent->tries = 0;
     change(peer, sent, up ? PPLX_SENT_WAITING : PPLX_SENT_FREE);
     if (!request) return;
     request->error.status = status;
@@ -301,8 +314,8 @@ void pplx_message_flush(pplx_peer *peer, pplx_status status) {
     }
 }
 
-/* An older number is far ahead of what can be, modulo so much, since no more than PPLX_MAX_SLOTS are under way; and
- * no number can be more than we have sent: a hostile one gains nothing. */
+/* An older number, which is so by MOST_APART at most, is far ahead of what can be, modulo so much, since no more than
+ * PPLX_MAX_SLOTS are under way; and no number can be more than we have sent: a hostile one gains nothing. */
 void pplx_message_credited(pplx_peer *peer, uint32_t read) {
     if (read == 0 || read > PPLX_MAX_RUN) return;
     const uint64_t more = (read - 1 + PPLX_MAX_RUN - peer->acked % PPLX_MAX_RUN) % PPLX_MAX_RUN;
@@ -316,7 +329,7 @@ void pplx_message_credited(pplx_peer *peer, uint32_t read) {
     if (peer->sends_head) pplx_peer_busy(peer);
 }
 
-_Static_assert(2 * PPLX_MAX_SLOTS < PPLX_MAX_RUN, "an old number must not look like a new one");
+_Static_assert((int)MOST_APART > (int)PPLX_MAX_SLOTS, "half of what may be under way is told at a time");
 
 /* ---- receiving ---- */
 
@@ -412,6 +425,8 @@ static bool return_credits(pplx_peer *peer) {
     pplx_link *link = message_link(peer);
     const pplx_remote_key *key = &peer->config.landing[link->remote_domain];
     const uint64_t read = least(peer->consumed, peer->prefix);
+    if (peer->credits_inflight == 0) peer->credit_floor = read;
+    if (read - peer->credit_floor > MOST_APART) return false; /* until those have come */
     pplx_work_request request = {
         .opcode = PPLX_WRITE_IMM,
         .imm = pplx_imm_encode(peer->config.credit_counter, (uint32_t)(read % PPLX_MAX_RUN + 1) * PPLX_EIGHTHS),
@@ -421,6 +436,7 @@ static bool return_credits(pplx_peer *peer) {
         .remote_key = key->key,
     };
     if (!pplx_link_stage(link, PPLX_SLOT_CREDIT, &request)) return false; /* next turn */
+    peer->credits_inflight++;
     peer->returned = read;
     peer->credit_again = false;
     pplx_link_flush(link);
@@ -429,6 +445,7 @@ static bool return_credits(pplx_peer *peer) {
 
 void pplx_credits_returned(pplx_slot *slot, pplx_status status) {
     pplx_peer *peer = slot->link->peer;
+    peer->credits_inflight--;
     if (status == PPLX_OK) return;
     peer->credit_again = true;
     pplx_peer_busy(peer);
