@@ -200,6 +200,7 @@ class Peer:
         self._fencing = 0  # ids in fences that we have not confirmed yet, and _A_FENCE for each
         self._early: list[tuple[Message, int]] = []  # messages that came before that
         self._said_ready = False  # the other side may be connected, and write
+        self._early_losses: list[wire.RailLost] = []  # of links, before that: it expects nothing else of us
         self._met = asyncio.Event()  # connected, or never to be
         self._ended = asyncio.Event()  # nobody can wait for it any more
         self._gone = asyncio.Event()  # every endpoint is closed: nothing comes from there any more
@@ -479,6 +480,8 @@ class Peer:
                 await self._channel.send(wire.OpenCounters(tuple(runs[first : first + wire.MAX_OPEN_RUNS])))
             self._channel.post(wire.Ready(newest))
         self._said_ready = True
+        for lost in self._early_losses:
+            self._post(lost)
 
     async def _expect(self, kind: type[Any]) -> Any:
         message = await self._channel.receive()
@@ -526,7 +529,7 @@ class Peer:
             case wire.Fenced():
                 self._resolve(self._fences.pop(message.serial, None), None)
             case wire.RailLost():
-                if self._met.is_set() and message.link < len(self._route):
+                if self._met.is_set() and not self._freeing and message.link < len(self._route):
                     reason = f"the other side: {wire.clip(message.reason)}"
                     self._engine._core.rail_lost(self._record, message.link, reason, message.prefix, message.arrived)
             case wire.CounterBroken():
@@ -664,11 +667,16 @@ class Peer:
 
     def _on_rail_lost(self, link: int, prefix: int, arrived: bytes) -> None:
         """Tell the other side that our end of a link is closed; unless all of them close, in good order."""
-        if self._said_goodbye or self._freeing:
+        if self._freeing:
             return
         reason = wire.clip(self._record.lost_links[link])
-        self._engine._complain("link %d to peer %s is lost: %s", link, self.label, reason)
-        self._post(wire.RailLost(link, reason, prefix, arrived))
+        lost = wire.RailLost(link, reason, prefix, arrived)
+        if not self._said_goodbye:  # or it may be that good order, and its goodbye is still to be read
+            self._engine._complain("link %d to peer %s is lost: %s", link, self.label, reason)
+        if self._said_ready:
+            self._post(lost)
+        else:
+            self._early_losses.append(lost)
 
     def _end_waits(self, reason: Exception) -> None:
         self._ended.set()

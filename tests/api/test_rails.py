@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.engines import SOON, eventually, open_pair, pattern
-from pplx_async import BrokenResourceError, RailLost
+from pplx_async import BrokenResourceError, Peer, RailLost
 from pplx_async.testing import FaultPlan
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -100,6 +100,47 @@ async def test_reconnecting_uses_the_rail_again():
         assert [link.lost for link in again.stats().links] == [None, None]
         await again.close()
         await pair.forget()
+
+
+def drop_link(peer, link):
+    """Lose it at this end, as if the other one had said that it did."""
+    peer.engine._core.rail_lost(peer._record, link, "as if the other side had lost it", 0, b"")
+
+
+async def test_a_rail_that_dies_after_our_goodbye_is_told():
+    """Until it is, the other side keeps its messages for the next link, and can't say goodbye."""
+    many = 100
+    async with open_pair("loopback", domains=2, drain_timeout=SOON, **QUICK) as pair:
+        sends = [pair.ba.send(b"%d" % i) for i in range(many)]
+        closing = asyncio.create_task(pair.ab.close())
+        await eventually(lambda: pair.ab._said_goodbye, "a says goodbye")
+        drop_link(pair.ab, 0)
+        await lost_on_both_sides(pair, 0)
+        assert not all(send.done() for send in sends)
+        async with asyncio.timeout(SOON / 2):
+            assert sorted(await read_until(pair.a, many)) == list(range(many))
+            await asyncio.gather(*sends)
+            await closing
+        assert (pair.ab.lost, pair.ba.lost) == (None, None)
+
+
+async def test_a_rail_that_dies_before_we_say_ready_is_told_afterwards(monkeypatch):
+    real, both = Peer._say_ready, asyncio.Barrier(2)
+
+    async def say_ready(self, connecting):
+        await connecting
+        await both.wait()
+        if self.engine.options.name == "a":
+            drop_link(self, 1)
+            await eventually(lambda: self.stats().links[1].lost, "a has lost the link")
+        await real(self, connecting)
+
+    monkeypatch.setattr(Peer, "_say_ready", say_ready)
+    async with open_pair("loopback", domains=2, **QUICK) as pair:
+        await lost_on_both_sides(pair, 1)
+        await pair.write(100_000)
+        await pair.ba.send(b"hello")
+        assert (await anext(pair.a.messages())).data == b"hello"
 
 
 async def read_until(engine, last):

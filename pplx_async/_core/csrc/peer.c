@@ -369,7 +369,7 @@ static void end_requests(pplx_peer *peer, pplx_status status) {
     pplx_settle(peer->engine, request);
 }
 
-/* The links around it go on. What it had in flight is parked, or fails when another one has shown that the peer lives. */
+/* The links around it go on. What it had in flight is parked, or fails when another one shows that the peer lives. */
 static void drop_link(pplx_link *link) {
     pplx_peer *peer = link->peer;
     pplx_drain(peer->engine); /* what it has finished or brought before counts as such */
