@@ -793,6 +793,24 @@ static void what_is_sent_again_may_be_refused(void) {
     rails_close(&pair);
 }
 
+/* Who does it again does not want the first one to come after that. */
+static void what_failed_is_told_when_both_ends_are_closed(void) {
+    pair pair;
+    transfer t;
+    liar_open(&pair);
+    pair.b.on_rail = NULL;
+    atomic_store(&lies, WRITES_ARE_LOST);
+    start_pieces(&pair, &t, true);
+    WAIT(pair.a.rails == 1 && pair.b.rails == 1);
+    pump_ms(50);
+    CHECK(!t.end.settled);
+    tell_other(&pair.b, pair.ba, 1);
+    WAIT(t.end.released);
+    CHECK_EQ(t.request.error.status, PPLX_RAIL_LOST);
+    atomic_store(&lies, NONE);
+    rails_close(&pair);
+}
+
 /* A provider that can't fence says of work requests that the peer is gone when they have ended long since. */
 static void what_ends_after_its_link_is_only_released(void) {
     pair pair;
@@ -879,6 +897,7 @@ int main(void) {
     RUN(each_link_answers_for_itself);
     RUN(a_link_that_refuses_takes_no_more);
     RUN(what_is_sent_again_may_be_refused);
+    RUN(what_failed_is_told_when_both_ends_are_closed);
     RUN(what_ends_after_its_link_is_only_released);
     RUN(a_lost_link_counts_nothing_any_more);
     RUN(a_slow_link_that_is_lost_slows_nothing_down);

@@ -98,7 +98,7 @@ struct pplx_link {
     bool down;             /* it is closed, and the owner was told */
     bool closed_there;     /* the other side has closed its end */
     pplx_slot *parked;     /* what is sent again when it has, linked by next */
-    uint64_t parked_until; /* ... or fails then */
+    uint64_t parked_until; /* ... or fails then: it is not waited for any more */
     pplx_node down_node;
     pplx_rail_notice notice; /* for the other side. Proxy, before down_node is pushed */
     pplx_link_address local_address;

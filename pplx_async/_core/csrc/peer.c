@@ -23,7 +23,8 @@
  *   there   the same, if it hasn't noticed itself: PPLX_CALL_RAIL_LOST
  *   both    what the link had in flight and may be done twice goes over the others (parked, transfer.c); so
  *           do messages (message.c)
- * What can't be done twice fails with PPLX_RAIL_LOST, as a suspicion: another link has to show that the peer lives.
+ * What can't be done twice fails with PPLX_RAIL_LOST, as a suspicion: another link has to show that the peer lives, and
+ * both ends be closed.
  *
  * A turn costs nothing for a peer that has nothing to do: those with something to post are in the
  * engine's busy list, and ticks come at tick_ns, when the first of all peers' deadlines is due. */
@@ -286,7 +287,16 @@ static void answered(pplx_link *link, uint64_t asked_ns) {
     judge(peer, PPLX_OK);
 }
 
+/* It is lost, and one of its ends may be open: what failed there may yet be done. */
+static bool may_come_late(const pplx_link *link) {
+    return link->reason.status != PPLX_OK && !(link->down && link->closed_there) &&
+           link->peer->engine->now_ns <= link->parked_until;
+}
+
+/* Whoever is told that it failed does it again, over another link: the first one may not come after that. */
 bool pplx_peer_has_answered(const pplx_peer *peer, uint32_t links) {
+    for (uint32_t i = 0; i < peer->nlinks; i++)
+        if (links >> i & 1 && may_come_late(&peer->links[i])) return false;
     return !(links_to_ask(peer, links) & peer->suspect_links);
 }
 
@@ -343,6 +353,7 @@ void pplx_link_lose(pplx_link *link, pplx_status provider_status, int32_t provid
     else
         pplx_fail(&link->reason, PPLX_RAIL_LOST, provider_error, "%s (%s)", why,
                   pplx_status_text((int)provider_status));
+    link->parked_until = peer->engine->now_ns + pplx_ms(peer->engine->config.heartbeat_timeout_ms);
     link->room = 0; /* those that are parked have left its flight, and not its slots: there may be none */
     pplx_tick_at(peer->engine, 0);
 }
@@ -392,16 +403,18 @@ static void drop_link(pplx_link *link) {
 }
 
 static bool drop_links(pplx_peer *peer) {
-    bool any = false;
+    bool any = false, lost = false;
     for (uint32_t i = 0; i < peer->nlinks && peer->reason.status == PPLX_OK; i++) {
         pplx_link *link = &peer->links[i];
         if (link->reason.status == PPLX_OK) continue;
+        lost = true;
         if (!link->down) {
             drop_link(link);
             any |= link->down;
         }
         if (link->parked && peer->engine->now_ns > link->parked_until) pplx_transfer_unpark(link, false);
     }
+    if (lost && peer->suspects) pplx_transfer_judge(peer, PPLX_OK); /* what waited for both ends to be closed */
     return any;
 }
 
@@ -458,6 +471,7 @@ void pplx_peer_run_rail_lost(pplx_peer *peer, pplx_request *request) {
         link->closed_there = true;
         peer->notice = *notice;
         pplx_link_lose(link, PPLX_OK, 0, notice->why);
+        pplx_tick_at(peer->engine, 0);
         if (link->down) {
             pplx_transfer_unpark(link, true);
             pplx_message_link_dropped(peer);
@@ -576,7 +590,8 @@ uint64_t pplx_peer_deadline(const pplx_peer *peer) {
         const pplx_link *link = &peer->links[i];
         if (link->nstaged) return soon;
         if (link->fading) return soon;
-        if (link->parked && link->parked_until < deadline) deadline = link->parked_until + 1;
+        if ((link->parked || (peer->suspects && may_come_late(link))) && link->parked_until < deadline)
+            deadline = link->parked_until + 1;
         if (peer->state != PPLX_PEER_UP || !lives(link)) continue;
         if (peer->suspect_links >> i & 1 && link->answer_by_ns < deadline) deadline = link->answer_by_ns + 1;
         uint64_t silence = link->heard_ns + pplx_ms(config->heartbeat_timeout_ms) + 1;

@@ -289,7 +289,6 @@ bool pplx_transfer_park(pplx_slot *slot) {
     if (slot->target->status != PPLX_OK || (slot->posted && !(repeatable && engine->config.rail_failover)))
         return false;
     pplx_slot **list = slot->posted && !link->closed_there ? &link->parked : &link->peer->resends;
-    if (!link->parked) link->parked_until = engine->now_ns + pplx_ms(engine->config.heartbeat_timeout_ms);
     slot->next = *list;
     *list = slot;
     pplx_peer_busy(link->peer);
