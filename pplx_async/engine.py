@@ -303,7 +303,8 @@ class TransferEngine(Operations):
 
         Cancelling
         ----------
-        The close goes on in the background.
+        The close goes on in the background. Where the loop ends before it (Ctrl-C once more), the engine is stopped
+        at once; its peers hear no goodbye.
         """
         if not self._open or (self._closed is None and not self._core.running):
             self._closing = True  # never opened, or the child of a fork: nothing here is ours to close
@@ -322,6 +323,7 @@ class TransferEngine(Operations):
             self._check_here()
             self._closing = True
             self._closed = self._loop.create_task(self._close())
+            self._closed.add_done_callback(self._on_close_ended)
         if not self._closed.done():
             self._check_here()
         await asyncio.shield(self._closed)
@@ -388,6 +390,18 @@ class TransferEngine(Operations):
         self._core.close()
         # The loop gets one turn, so that everyone who waited for us hears the end.
         await asyncio.sleep(0)
+
+    def _on_close_ended(self, closing: asyncio.Task[None]) -> None:
+        """Stop at once where the loop ends before our close does: asyncio.run() cancels all that is left on it."""
+        if not closing.cancelled() or not self._core.running:
+            return
+        _log.info("%r was cancelled in its close: its peers have heard no goodbye", self)
+        _loop.detach(self._loop, self._core)
+        if self._server is not None:
+            self._server.stop_listening()
+        for peer in self._peers:
+            peer._channel.close()
+        self._stop()
 
     def _quarantine(self, transfers: Iterable[Transfer]) -> None:
         """Memory that was not let go in time. The core holds it; say so."""

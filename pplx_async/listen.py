@@ -175,12 +175,7 @@ class ControlServer:
 
         Channels that an `on_channel` has kept after its return stay open.
         """
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-        if self._listener.fileno() >= 0:
-            self._loop.remove_reader(self._listener)
-            self._listener.close()
+        self.stop_listening()
         # Tasks begin in the order they were made: after this turn each serving task has begun, and
         # owns its socket. One that is cancelled before it begins would leave it open.
         await asyncio.sleep(0)
@@ -189,6 +184,15 @@ class ControlServer:
             task.cancel()
         if serving:
             await asyncio.wait(serving)
+
+    def stop_listening(self) -> None:
+        """Take no further connections. Idempotent."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._listener.fileno() >= 0:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
 
     async def __aenter__(self) -> Self:
         return self

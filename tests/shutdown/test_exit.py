@@ -386,6 +386,42 @@ finally:
     return process.returncode, out, err
 
 
+IN_A_CLOSE = """
+from pplx_async._core.engine import running_engines
+async def main():
+    async with TransferEngine(**options, drain_timeout=60.0) as a, TransferEngine(**options, drain_timeout=60.0) as b:
+        ab = await a.connect(b.address)
+        source, target = await a.register(bytearray(1 << 20)), await b.register(bytearray(1 << 20))
+        await a.write(source, ab.region(target.to_bytes()))
+        type(ab)._on_control = lambda *_: None  # nobody hears a goodbye, and so each close takes all of its time
+        asyncio.get_running_loop().call_later(0.05, lambda: print("ready", flush=True))
+        if in_the_body:
+            await asyncio.sleep(60)
+try:
+    run(main())
+except KeyboardInterrupt:
+    print("interrupted")
+print(running_engines())
+"""
+
+
+@pytest.mark.parametrize("in_the_body", [True, False])
+def test_second_keyboard_interrupt_ends_a_close_that_takes_long(options, loops, in_the_body):
+    """It is stopped at once: no thread of ours runs on, and nothing says that an engine was never closed."""
+    for loop in loops:
+        program = f"in_the_body = {in_the_body}{IN_A_CLOSE}"
+        with start(program, options, loop, PYTHONWARNINGS="always::ResourceWarning") as process:
+            try:
+                assert process.stdout.readline() == "ready\n"
+                process.send_signal(signal.SIGINT)  # the first one ends the body, or the close of one engine
+                time.sleep(0.3)
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=30)
+            finally:
+                process.kill()
+        assert (process.returncode, out, err) == (0, "interrupted\n[]\n", "")
+
+
 def test_exit_in_a_forked_child_is_clean(options):
     program = """
 async def main():
