@@ -45,6 +45,12 @@ class Receiver:
     async def fill(self, value: int) -> None:
         self.array[:] = value
 
+    async def revoke(self) -> None:
+        await self.region.revoke()
+
+    async def holds(self, value: int) -> bool:
+        return bool((self.array == value).all())
+
     async def notify(self, counter: str) -> None:
         await self.engine.notify(self.peer.counter(bytes.fromhex(counter)))
 
