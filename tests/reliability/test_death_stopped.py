@@ -147,6 +147,7 @@ async def test_killed_while_our_loop_stands_still(hasty, record_property):
         while True:
             await hasty.engine.write(hasty.source, part)
 
+    await stop(pid)  # or no write may be under way when it dies, and there is nothing for the NIC to say
     endings = {"write": Ending(endless()), "wait": Ending(hasty.engine.counter(peer=peer).wait(1))}
     await asyncio.sleep(0.02)
     await hasty.kill(pid)
