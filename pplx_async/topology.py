@@ -165,8 +165,9 @@ def _host(options: EngineOptions, domains: int) -> Part:
     devices = tuple(str(device["name"]) for device in rt.discover("ipc", {}))
     # With two peers that stand still the one that is closed waits for the other to let go of our memory, and loses it
     # for that shortly before our own time is up: what is not released then is quarantined. The rest of that time is
-    # for the first one. By default it is longer than the silence that makes a peer lost.
-    holders = max(0.0, 0.8 * options.drain_timeout - 0.1)
+    # for the first one. By default it is longer than the silence that makes a peer lost. However short our time,
+    # who lives is not to be lost for another one: it answers soon, but not at once.
+    holders = max(0.1, 0.8 * options.drain_timeout - 0.1)
     given = {"holders_ms": str(round(holders * 1e3))} | ({"vm_writev": "1"} if options.ipc_vm_writev else {})
     if options.cuda_library is not None:
         given["libcuda"] = options.cuda_library

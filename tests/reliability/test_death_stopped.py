@@ -137,6 +137,31 @@ async def test_stopped_for_a_moment_while_another_is_given_up(hasty):
     await hasty.forget(peer)
 
 
+@pytest.mark.fabrics("ipc")
+@pytest.mark.parametrize(("drain_timeout", "still"), [(0.1, 1), (0.1, 2), (1.0, 2)])
+async def test_holders_that_stand_still_cost_none_that_moves(fabric, drain_timeout, still):
+    """However short the time for a drain is: who lets go when it is asked has time to do so."""
+    options = {"heartbeat_interval": INTERVAL, "peer_timeout": LIMIT, "drain_timeout": drain_timeout}
+    async with (
+        open_survivor(fabric, **options) as survivor,
+        held(survivor, still + 1) as (_, [*lost, (pid, peer)]),
+        survivor.stream(),
+    ):
+        for each, _ in lost:
+            await stop(each)
+        for _, gone in lost:
+            await asyncio.wait_for(gone.wait_closed(), SOON)
+            await eventually(lambda gone=gone: gone not in survivor.engine._peers, "its endpoints are closed")
+        plain = (await peer.lookup("plain"))[0 : survivor.source.nbytes]
+        await survivor.engine.write(survivor.source, plain)
+        await asyncio.sleep(2 * INTERVAL)  # and so it hears of us, and we of it
+        assert peer.is_open
+        for each in (*(each for each, _ in lost), pid):
+            await survivor.kill(each)
+            await survivor.bury(each)
+        await asyncio.wait_for(peer.wait_closed(), SOON)
+
+
 @PROCESSES
 async def test_killed_while_our_loop_stands_still(hasty, record_property):
     """The proxy threads do without the loop: it is the NIC that says so, with its own code where it has any."""
