@@ -10,7 +10,6 @@ memory given back, and the id of a counter used again. One who does not answer a
 from __future__ import annotations
 
 import asyncio
-import logging
 import warnings
 from typing import TYPE_CHECKING
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from pplx_async.peer import Peer
 
 __all__ = ["abandon_region", "close_counters", "close_region", "deregister_soon", "revoke_region"]
-
-_log = logging.getLogger("pplx_async.engine")
 
 # Seconds between attempts to deregister what a peer has not let go of.
 _DEREGISTER_AGAIN = 0.02
@@ -141,7 +138,7 @@ async def _fence_or_cut_off(engine: TransferEngine, peer: Peer, regions: tuple[i
         async with asyncio.timeout(timeout):
             return await _fence(engine, peer, regions, ())
     except TimeoutError:
-        _log.warning("peer %s did not confirm a revoke in %s s and is cut off", peer.label, timeout)
+        engine._complain("peer %s did not confirm a revoke in %s s and is cut off", peer.label, timeout)
     peer._lose(f"cut off: it did not confirm a revoke in {timeout} s")
     try:
         async with asyncio.timeout(engine.options.drain_timeout):

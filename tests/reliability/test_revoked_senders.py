@@ -159,6 +159,17 @@ async def test_stopped_sender_is_cut_off(fabric):
         receiver.check()
 
 
+async def test_many_revokes_of_one_that_is_stopped_are_a_few_lines_in_the_log(fabric, caplog):
+    async with connected(fabric, revoke_timeout=QUICK) as receiver:
+        for _ in range(50):
+            await receiver.add(receiver.engine.empty(PAGE))
+        with stopped(receiver.process):
+            await receiver.take_back()
+        told = [message for message in caplog.messages if "did not confirm a revoke" in message]
+        assert 1 <= len(told) <= 10
+        assert receiver.peer.label in told[0]
+
+
 @pytest.mark.fabrics("ipc")
 async def test_stopped_sender_that_has_the_kernel_copy_is_cut_off_or_it_is_said(fabric):
     """It knows where ordinary memory lies, which can't be taken elsewhere; unless this system keeps it from that."""
