@@ -172,6 +172,8 @@ class EngineOptions:
         Entries of a port's tables to use with ``fabric="verbs"``, instead of choosing by rule.
     verbs_traffic_class : int, optional
         Of RoCE's packets, for networks that tell lossless traffic by it.
+    verbs_service_level : int, optional
+        Of InfiniBand's, for networks that route or rank by it; RoCE's priority.
     cpu : int, optional
         CPU that the proxy thread is pinned to. None: one near the GPU or node that `near` names, if there
         are cores to spare; else any. In the environment, empty is None.
@@ -219,9 +221,10 @@ class EngineOptions:
     message_nbytes: int = _count(8192, "largest two-sided message", 64, 1 << 20, "B")
     message_slots: int = _count(16, "receives kept posted per peer", 1, 2000)
     ipc_vm_writev: bool = _option(False, "one copy into ordinary memory of peers you trust, with ipc", parse=_boolean)
-    verbs_gid_index: int | None = _count(None, "entry of the port's GID table, with verbs", 0, 65535)
+    verbs_gid_index: int | None = _count(None, "entry of the port's GID table, with verbs", 0, 255)
     verbs_pkey_index: int | None = _count(None, "entry of the port's P_Key table, with verbs", 0, 65535)
     verbs_traffic_class: int | None = _count(None, "traffic class of RoCE, with verbs", 0, 255)
+    verbs_service_level: int | None = _count(None, "service level of InfiniBand, with verbs", 0, 15)
     cpu: int | None = _count(None, "CPU for the proxy thread", 0, 65535)
     faults: SupportsFaults | None = None
     name: str = _option("", "name in errors and logs")

@@ -233,6 +233,7 @@ def _verbs_options(options: EngineOptions, node: str) -> dict[str, str]:
         "gid_index": options.verbs_gid_index,
         "pkey_index": options.verbs_pkey_index,
         "traffic_class": options.verbs_traffic_class,
+        "service_level": options.verbs_service_level,
         "message_nbytes": options.message_nbytes + _MESSAGE_HEAD_NBYTES,
     }
     return {key: str(value) for key, value in given.items() if value is not None}

@@ -63,7 +63,7 @@ __all__ = [
 ROOM_TIMEOUT = 10.0
 
 _WRITE, _READ, _SEND, _RECV = 0, 2, 3, 4  # enum pplx_opcode
-_ADDRESS = struct.Struct("<4sIIIHBx16s")
+_ADDRESS = struct.Struct("<4sIIIHB?16s")
 _MAGIC = b"PVA1"
 
 os.register_at_fork(after_in_child=native.forget_after_fork)
@@ -86,7 +86,13 @@ def devices(*, library: str | None = None) -> list[str]:
 
 
 def open(
-    device: str | None = None, *, gid_index: int | None = None, pkey_index: int = 0, library: str | None = None
+    device: str | None = None,
+    *,
+    gid_index: int | None = None,
+    pkey_index: int | None = None,
+    traffic_class: int = 0,
+    service_level: int = 0,
+    library: str | None = None,
 ) -> Context:
     """Open a device.
 
@@ -97,8 +103,12 @@ def open(
     gid_index : int, optional
         The entry of the port's GID table that peers know us by. By default one of RoCE v2 with an address
         that is routed, IPv4 before IPv6; on InfiniBand the first.
-    pkey_index : int
-        The entry of the port's P_Key table.
+    pkey_index : int, optional
+        The entry of the port's P_Key table. By default the first that makes it a full member of a partition.
+    traffic_class : int
+        Of RoCE's packets, by which networks tell lossless traffic; 8 bits, of which DSCP are the upper 6.
+    service_level : int
+        Of the queue pairs, 0 to 15: InfiniBand's, or RoCE's priority.
     library : str, optional
         As for `devices`.
 
@@ -107,9 +117,14 @@ def open(
     ProviderUnavailable, VerbsError
         It is not there, or cannot be opened; then nothing is.
     """
-    options = _library(library) | {"pkey_index": str(operator.index(pkey_index))}
-    if gid_index is not None:
-        options["gid_index"] = str(operator.index(gid_index))
+    numbers = {
+        "gid_index": gid_index,
+        "pkey_index": pkey_index,
+        "traffic_class": traffic_class,
+        "service_level": service_level,
+    }
+    options = {key: str(operator.index(number)) for key, number in numbers.items() if number is not None}
+    options |= _library(library)
     if device is None:
         device = devices(library=library)[0]
     elif not isinstance(device, str):
@@ -131,6 +146,8 @@ class Port:
         What peers know us by, for humans: an IP address.
     gid_index : int
         Its entry in the port's table.
+    pkey, pkey_index : int
+        The partition, with 0x8000 for a full member of it, and its entry in the port's table.
     lid : int
         The address of InfiniBand.
     mtu : int
@@ -149,6 +166,8 @@ class Port:
     link_layer: str
     gid: str
     gid_index: int
+    pkey: int
+    pkey_index: int
     lid: int
     mtu: int
     bits_per_second: int
@@ -173,6 +192,8 @@ class Address:
         On InfiniBand.
     reads : int
         Reads that it answers at a time.
+    grh : bool
+        On InfiniBand: its port takes no packet without a global route.
     """
 
     gid: bytes
@@ -181,6 +202,7 @@ class Address:
     mtu: int
     lid: int = 0
     reads: int = 1
+    grh: bool = False
 
     def __post_init__(self) -> None:
         if len(self.gid) != 16:
@@ -198,7 +220,7 @@ class Address:
 
     def to_bytes(self) -> bytes:
         """Return the 36 bytes that `from_bytes` reads."""
-        return _ADDRESS.pack(_MAGIC, self.number, self.psn, self.mtu, self.lid, self.reads, self.gid)
+        return _ADDRESS.pack(_MAGIC, self.number, self.psn, self.mtu, self.lid, self.reads, self.grh, self.gid)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Address:
@@ -206,8 +228,8 @@ class Address:
         data = bytes(data)
         if len(data) != _ADDRESS.size or data[:4] != _MAGIC:
             raise ValueError("not the address of a queue pair")
-        _, number, psn, mtu, lid, reads, gid = _ADDRESS.unpack(data)
-        return cls(gid, number, psn, mtu, lid, reads)
+        _, number, psn, mtu, lid, reads, grh, gid = _ADDRESS.unpack(data)
+        return cls(gid, number, psn, mtu, lid, reads, grh)
 
 
 class Context(Resource):

@@ -124,6 +124,7 @@ class QueuePair:
         mtu: int,
         lid: int,
         reads: int,
+        grh: bool,
         peer: str,
         timeout: int,
         retries: int,

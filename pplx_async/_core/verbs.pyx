@@ -138,6 +138,8 @@ cdef class Context:
             "link_layer": "Ethernet" if self.c_port.ethernet else "InfiniBand",
             "gid": self.c_port.gid.decode(),
             "gid_index": self.c_port.gid_index,
+            "pkey": self.c_port.pkey,
+            "pkey_index": self.c_port.pkey_index,
             "lid": self.c_port.lid,
             "mtu": self.c_port.mtu,
             "bits_per_second": self.c_port.bits_per_second,
@@ -535,6 +537,7 @@ cdef class QueuePair:
             "mtu": address.mtu,
             "lid": address.lid,
             "reads": address.reads,
+            "grh": bool(address.grh),
         }
         self.opened = True
 
@@ -560,7 +563,7 @@ cdef class QueuePair:
         self.pd.context.require(self.pd.opened, "protection domain")
 
     def connect(
-        self, bytes gid, uint32_t number, uint32_t psn, uint32_t mtu, uint32_t lid, uint32_t reads, str peer,
+        self, bytes gid, uint32_t number, uint32_t psn, uint32_t mtu, uint32_t lid, uint32_t reads, bint grh, str peer,
         uint32_t timeout, uint32_t retries, uint32_t rnr_retries
     ) -> None:
         cdef pplx_error error
@@ -570,6 +573,7 @@ cdef class QueuePair:
         memset(&address, 0, sizeof(address))
         memcpy(address.gid, <const unsigned char *>gid, 16)
         address.number, address.psn, address.mtu, address.lid, address.reads = number, psn, mtu, lid, reads
+        address.grh = grh
         connection.timeout, connection.retries, connection.rnr_retries = timeout, retries, rnr_retries
         if self.connecting:
             raise RuntimeError("the queue pair is being connected by another thread")

@@ -19,6 +19,8 @@ static const pplx_libibverbs *fake_lib;
 static struct {
     int (*layout)(const char *text);
     int (*event)(const char *device, int port, int type);
+    int (*route)(const char *device, int *service_level, int *traffic_class);
+    int (*change)(const char *device, const char *words);
     int (*cut)(const char *device, int port, int lost);
     int (*hold)(const char *device, int held);
     int (*linger)(const char *device, int ms);
@@ -45,6 +47,8 @@ static void fake_load_from(const char *path) {
     CHECK(library);
     *(void **)&fake.layout = fake_symbol(library, "fake_ibv_layout");
     *(void **)&fake.event = fake_symbol(library, "fake_ibv_event");
+    *(void **)&fake.route = fake_symbol(library, "fake_ibv_route");
+    *(void **)&fake.change = fake_symbol(library, "fake_ibv_change");
     *(void **)&fake.cut = fake_symbol(library, "fake_ibv_cut");
     *(void **)&fake.hold = fake_symbol(library, "fake_ibv_hold");
     *(void **)&fake.linger = fake_symbol(library, "fake_ibv_linger");

@@ -17,6 +17,10 @@
 static const char *const layouts[] = {
     "x0 roce gbps=100 ip=10.0.0.1; x1 roce gbps=25 ip=10.0.0.2",
     "x0 ib lid=3; x1 ib lid=9",
+    "x0 ib grh lid=3; x1 ib grh lid=3",                                  /* two virtual functions of a port */
+    "x0 ib lid=3; x1 ib grh lid=9",                                      /* one of them */
+    "x0 ib pkey=0x7fff pkey=0x8001; x1 ib pkey=0 pkey=0x7fff pkey=0x8001", /* full members of the second one */
+    "x0 ib pkey=0x7fff; x1 ib",                                          /* a limited member and a full one */
     "x0 roce td ip=10.0.0.1", /* to itself */
     "x0 roce ip=10.0.0.1 inline=0 reads=1 sge=1; x1 roce ip=10.0.0.2 mtu=4096",
     "x0 roce ip=10.0.0.1 delay=20 stale; x1 roce v2=2001:db8::1 ip=10.0.0.2 stale",
@@ -26,6 +30,24 @@ enum { LAYOUTS = sizeof layouts / sizeof layouts[0] };
 
 static const uint64_t sizes[] = {0, 1, 8, 64, 65, 220, 221, 4096, 65536, 65537, ARENA};
 enum { SIZES = sizeof sizes / sizeof sizes[0] };
+
+/* The first of all cases: the library takes that only before it has registered memory. */
+static void memory_is_kept_from_children_before_any_is_registered(void) {
+    pplx_device devices[1];
+    side a;
+    option_list list;
+    size_t count;
+    layout_is("x0 roce ip=10.0.0.1");
+    CHECK_EQ(at_start.fork_inits, 0);
+    option_list_of(&list, "");
+    CHECK_EQ(verbs->discover(list.options, list.count, devices, 1, &count, NULL), PPLX_OK);
+    CHECK_EQ(fake_now().fork_inits, 1);
+    side_open(&a, "x0", "");
+    side_close(&a);
+    CHECK_EQ(fake_now().fork_inits, 2); /* it may be the first that is called */
+    CHECK_EQ(fake_now().late_fork_inits, 0);
+    check_clean();
+}
 
 static void misspelt_and_senseless_options_are_refused(void) {
     static const char *const bad[] = {"prot=1",
@@ -41,7 +63,8 @@ static void misspelt_and_senseless_options_are_refused(void) {
                                       "traffic_class=256",
                                       "relaxed_ordering=2",
                                       "message_nbytes=0",
-                                      "pkey_index=99999"};
+                                      "pkey_index=99999",
+                                      "gid_index=256"}; /* a queue pair names it by 8 bits */
     pplx_device devices[4];
     pplx_error error;
     layout_is("x0 roce ip=10.0.0.1");
@@ -403,6 +426,8 @@ static void devices_and_gids_are_chosen_by_rule(void) {
         {"x0 roce v2=2001:db8::5 ip=10.0.0.1", "node=2001:db8::5", "x0", "2001:db8::5"},
         {"x0 roce ip=10.0.0.1 ip=10.0.0.2", "node=10.0.0.2", "x0", "10.0.0.2"},
         {"x0 ib lid=12", "", "x0", "LID 12"},
+        {"x0 ib pkey=0x7fff pkey=0x8001", "pkey_index=2", "!no P_Key 2", NULL},
+        {"x0 ib pkey=0", "", "!in no partition", NULL},
         {"x0 ib lid=12 down", "", "!down", NULL},
         {"x0 ib init lid=1", "", "!subnet manager", NULL},
         {"x0 roce down ip=10.0.0.1 port ip=10.0.0.2", "", "x0:2", "10.0.0.2"},
@@ -486,6 +511,78 @@ static void sides_of_many_addresses_meet(void) {
     CHECK_EQ(verbs->endpoint_connect(a.endpoint, b.address, b.naddress, &error), PPLX_INVALID);
     CHECK(strstr(error.text, "InfiniBand"));
     pair_close(&a, &b);
+}
+
+/* Of the P_Keys the first that makes a full member, and that is said. Two limited members would not hear each other,
+ * nor those of two partitions: both know that before they try. */
+static void partitions_are_chosen_by_rule_and_must_be_shared(void) {
+    side a, b;
+    pplx_error error = {0};
+    layout_is("x0 ib pkey=0x7fff pkey=0x8001 pkey=0x8002; x1 ib pkey=0x8002");
+    side_open(&a, "x0", "");
+    side_open(&b, "x1", "");
+    CHECK(strstr(a.caps.description, "P_Key 0x8001 (entry 1)"));
+    CHECK_EQ(verbs->endpoint_connect(a.endpoint, b.address, b.naddress, &error), PPLX_INVALID);
+    CHECK(strstr(error.text, "0x8002") && strstr(error.text, "0x8001") && strstr(error.text, "verbs_pkey_index"));
+    side_close(&a);
+    side_open(&a, "x0", "pkey_index=2");
+    connect_sides(&a, &b);
+    CHECK_EQ(perform(&a, &b, PPLX_WRITE_IMM, 0, 8, 1), PPLX_OK);
+    pair_close(&a, &b);
+    layout_is("x0 ib pkey=0x7fff; x1 ib pkey=0x7fff");
+    side_open(&a, "x0", "");
+    side_open(&b, "x1", "");
+    CHECK_EQ(verbs->endpoint_connect(a.endpoint, b.address, b.naddress, &error), PPLX_INVALID);
+    CHECK(strstr(error.text, "limited"));
+    pair_close(&a, &b);
+}
+
+/* What is changed while the device is open, as whoever connects next meets it. */
+static void who_connects_later_takes_the_port_as_it_is_then(void) {
+    static const struct {
+        const char *layout, *change;
+    } cases[] = {
+        {"x0 ib lid=3; x1 ib lid=9", "lid=77"},
+        {"x0 roce mtu=4096 ip=10.0.0.1; x1 roce mtu=4096 ip=10.0.0.2", "mtu=1024"},
+        {"x0 roce ip=10.0.0.1; x1 roce ip=10.0.0.2", "bare v1=10.0.0.1 ip=10.9.0.1 ip=10.0.0.1"}, /* elsewhere */
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        side a, b;
+        pair_open(&a, &b, cases[i].layout, "");
+        CHECK_EQ(perform(&a, &b, PPLX_WRITE, 0, 8, 1), PPLX_OK);
+        side_shut(&a);
+        side_shut(&b);
+        CHECK_EQ(fake.change("x0", cases[i].change), 0);
+        side_listen(&a);
+        side_listen(&b);
+        connect_sides(&a, &b);
+        fill(a.arena, 9000, i);
+        CHECK_EQ(perform(&a, &b, PPLX_WRITE, 0, 9000, 1), PPLX_OK);
+        CHECK(memcmp(a.arena, b.arena, 9000) == 0);
+        pair_close(&a, &b);
+    }
+    side a, b;
+    pplx_error error = {0};
+    pair_open(&a, &b, "x0 roce ip=10.0.0.1; x1 roce ip=10.0.0.2", "");
+    side_shut(&a);
+    CHECK_EQ(fake.change("x0", "bare v1=10.0.0.1 ip=10.9.0.1"), 0);
+    a.naddress = sizeof a.address;
+    CHECK_EQ(verbs->endpoint_open(a.domain, &a.endpoint, a.address, &a.naddress, &error), PPLX_NATIVE);
+    CHECK(strstr(error.text, "lost the address"));
+    pair_close(&a, &b);
+}
+
+static void packets_are_marked_as_the_network_wants(void) {
+    static const char *const where[] = {"x0 roce ip=10.0.0.1; x1 roce ip=10.0.0.2", "x0 ib grh lid=3; x1 ib grh lid=3"};
+    for (size_t i = 0; i < sizeof where / sizeof where[0]; i++) {
+        side a, b;
+        int level = -1, class = -1;
+        pair_open(&a, &b, where[i], "service_level=3 traffic_class=106");
+        CHECK_EQ(fake.route("x0", &level, &class), 0);
+        CHECK_EQ(level, 3);
+        CHECK_EQ(class, 106);
+        pair_close(&a, &b);
+    }
 }
 
 /* ---- memory ---- */
@@ -590,6 +687,7 @@ static void one_domain_has_many_peers(void) {
 
 int main(void) {
     fake_load(false);
+    RUN(memory_is_kept_from_children_before_any_is_registered);
     RUN(misspelt_and_senseless_options_are_refused);
     RUN(bytes_are_written_and_read);
     RUN(an_immediate_comes_after_its_bytes_and_once);
@@ -605,6 +703,9 @@ int main(void) {
     RUN(devices_and_gids_are_chosen_by_rule);
     RUN(speed_is_the_ports);
     RUN(sides_of_many_addresses_meet);
+    RUN(partitions_are_chosen_by_rule_and_must_be_shared);
+    RUN(who_connects_later_takes_the_port_as_it_is_then);
+    RUN(packets_are_marked_as_the_network_wants);
     RUN(memory_of_a_dmabuf_is_reached_where_the_device_takes_it);
     RUN(what_cannot_be_registered_is_said_so);
     RUN(one_domain_has_many_peers);

@@ -18,7 +18,9 @@
 static const char *const layouts[] = {
     "x0 roce gbps=100 ip=10.0.0.1; x1 roce gbps=25 ip=10.0.0.2",
     "x0 ib lid=3; x1 ib lid=9",
+    "x0 ib grh lid=3; x1 ib pkey=0x7fff pkey=0xffff lid=3",
     "x0 roce ip=10.0.0.1; x1 roce ip=10.0.0.2 mtu=4096 inline=0 reads=1 sge=1",
+    "x0 roce ip=10.0.0.1 asks=2; x1 roce ip=10.0.0.2 reads=16 asks=1",
     "x0 roce ip=10.0.0.1 delay=20 stale; x1 roce ip=10.0.0.2 stale",
 };
 enum { LAYOUTS = sizeof layouts / sizeof layouts[0], ARENA = 1 << 17, DEPTH = 64, FLOOD = 20000 };

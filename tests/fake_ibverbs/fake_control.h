@@ -15,6 +15,7 @@ struct fake_counts {
     uint64_t polls, refused;                 /* ibv_poll_cq; posts that were not taken whole */
     uint64_t complaints;                     /* misuse that a real device answers by hanging, or not at all */
     uint64_t cut_short;                      /* queue pairs destroyed in RTS */
+    uint64_t fork_inits, late_fork_inits;    /* ibv_fork_init, and after something was opened */
 };
 
 /* Other devices from now on; the text is described in fake_ibverbs.h. -1: some are open, or it says nothing. */
@@ -23,6 +24,12 @@ int fake_ibv_layout(const char *text);
 /* An event that the device tells by itself, to all who have it open. IBV_EVENT_PORT_ERR and _ACTIVE move the port,
  * after IBV_EVENT_DEVICE_FATAL nothing completes on it any more. -1: there is no such device or port. */
 int fake_ibv_event(const char *device, int port, int type);
+
+/* The route that the newest queue pair of a device takes; -1 if it has none. */
+int fake_ibv_route(const char *device, int *service_level, int *traffic_class);
+
+/* Words of the layout, for the last port of a device that may be open. -1: one of them is unknown. */
+int fake_ibv_change(const char *device, const char *words);
 
 /* The port loses all packets, and says nothing: a cable is pulled out behind the next switch. */
 int fake_ibv_cut(const char *device, int port, int lost);

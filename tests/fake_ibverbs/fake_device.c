@@ -51,6 +51,14 @@ void fake_wake(void) {
 
 /* ---- the list ---- */
 
+int ibv_fork_init(void) {
+    pthread_mutex_lock(&fake_lock);
+    fake_count.fork_inits++;
+    if (fake_count.fork_inits == 1 && fake_contexts) fake_count.late_fork_inits++;
+    pthread_mutex_unlock(&fake_lock);
+    return 0;
+}
+
 struct ibv_device **ibv_get_device_list(int *count) {
     pthread_mutex_lock(&fake_lock);
     fake_layout_need();
@@ -259,6 +267,27 @@ int fake_ibv_event(const char *name, int number, int type) {
     fake_pump_all();
     pthread_mutex_unlock(&fake_lock);
     return ret;
+}
+
+int fake_ibv_route(const char *name, int *service_level, int *traffic_class) {
+    pthread_mutex_lock(&fake_lock);
+    const fake_device *device = find(name);
+    const fake_qp *qp = fake_qps;
+    while (qp && qp->device != device) qp = qp->next;
+    if (qp) {
+        *service_level = qp->attr.ah_attr.sl;
+        *traffic_class = qp->attr.ah_attr.grh.traffic_class;
+    }
+    pthread_mutex_unlock(&fake_lock);
+    return qp ? 0 : -1;
+}
+
+int fake_ibv_change(const char *name, const char *words) {
+    pthread_mutex_lock(&fake_lock);
+    fake_device *device = find(name);
+    const bool known = device && fake_layout_change(device, words);
+    pthread_mutex_unlock(&fake_lock);
+    return known ? 0 : -1;
 }
 
 int fake_ibv_cut(const char *name, int number, int lost) {

@@ -32,10 +32,13 @@
  * FAKE_IBV_LAYOUT, or fake_ibv_layout(): the devices, separated by `;`, each a name and words:
  *     roce | ib | iwarp | efa   what it is; RoCE has link-local GIDs at 0 (v1) and 1 (v2), `bare` none
  *     ip=ADDRESS                GIDs of that address, v1 and v2; v1=, v2=: one; gid=: one without a type, for ib
- *     gbps=N mtu=N lid=N pkey=N net=N   of the port; ports of different nets don't reach each other
+ *     gbps=N mtu=N lid=N net=N  of the port; ports of different nets don't reach each other
+ *     pkey=N                    the first takes the place of 0xffff, each other one that of an empty entry
+ *     grh                       the port takes no packet without a global route, as that of a virtual function
  *     down | init               the port's state; active otherwise
  *     port                      what follows is of the next port
- *     cqe=N wr=N srq=N inline=N reads=N qps=N mrs=N sge=N   limits of the device
+ *     cqe=N wr=N srq=N inline=N qps=N mrs=N sge=N   limits of the device
+ *     reads=N asks=N            READs at a time: that it answers and asks for; that it asks for
  *     td, dmabuf                it has thread domains, takes dma-bufs
  *     soft                      it says that it is soft-RoCE
  *     noopen                    it is listed, and can't be opened
@@ -77,6 +80,7 @@ typedef struct fake_port {
     struct ibv_port_attr attr;
     fake_gid gids[FAKE_MAX_GIDS];
     uint16_t pkeys[FAKE_MAX_PKEYS];
+    int npkeys; /* of them, those that the layout names */
     int net;
     bool cut; /* loses all packets */
 } fake_port;
@@ -243,6 +247,7 @@ void fake_wake(void);
 int fake_layout_read(const char *text);
 void fake_layout_need(void);
 bool fake_layout_nosys(void);
+bool fake_layout_change(fake_device *device, const char *words);
 
 /* fake_events.c; under fake_lock */
 int fake_channel_open(fake_channel *channel);

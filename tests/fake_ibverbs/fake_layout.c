@@ -141,11 +141,11 @@ static bool set_number(fake_device *device, fake_port *port, const char *key, lo
     if (strcmp(key, "gbps") == 0) return set_speed(&port->attr, n);
     if (strcmp(key, "lid") == 0) return port->attr.lid = (uint16_t)n, true;
     if (strcmp(key, "reads") == 0) return device->attr.max_qp_rd_atom = device->attr.max_qp_init_rd_atom = (int)n, true;
+    if (strcmp(key, "asks") == 0) return device->attr.max_qp_init_rd_atom = (int)n, true;
     if (strcmp(key, "pkey") == 0) {
-        int i = 1;
-        while (i < FAKE_MAX_PKEYS && port->pkeys[i]) i++;
-        if (i < FAKE_MAX_PKEYS) port->pkeys[i] = (uint16_t)n;
-        return i < FAKE_MAX_PKEYS;
+        if (port->npkeys == FAKE_MAX_PKEYS) return false;
+        port->pkeys[port->npkeys++] = (uint16_t)n;
+        return true;
     }
     if (strcmp(key, "mtu") == 0) {
         for (unsigned mtu = IBV_MTU_256; mtu <= IBV_MTU_4096; mtu++)
@@ -188,6 +188,8 @@ static bool set_word(fake_device *device, int index, const char *word) {
     } else if (strcmp(word, "port") == 0) {
         if (device->attr.phys_port_cnt == FAKE_MAX_PORTS) return false;
         begin_port(device, index, device->attr.phys_port_cnt + 1);
+    } else if (strcmp(word, "grh") == 0) {
+        port->attr.flags |= IBV_QPF_GRH_REQUIRED;
     } else if (strcmp(word, "td") == 0) {
         device->thread_domains = true;
     } else if (strcmp(word, "dmabuf") == 0) {
@@ -227,6 +229,15 @@ int fake_layout_read(const char *text) {
     }
     fake_ndevices = n;
     return n ? result : -1;
+}
+
+bool fake_layout_change(fake_device *device, const char *words) {
+    char copy[256], *next;
+    bool known = true;
+    snprintf(copy, sizeof copy, "%s", words);
+    for (const char *word = strtok_r(copy, " ", &next); word; word = strtok_r(NULL, " ", &next))
+        known &= set_word(device, (int)(device - fake_devices), word);
+    return known;
 }
 
 void fake_layout_need(void) {

@@ -163,7 +163,7 @@ static int check_route(const fake_qp *qp, const struct ibv_ah_attr *ah) {
     const bool ethernet = port->attr.link_layer == IBV_LINK_LAYER_ETHERNET;
     if (ah->port_num != qp->attr.port_num) return EINVAL;
     if (!ethernet && (ah->dlid == 0 || ah->dlid >= 0xc000)) return EINVAL;
-    if (!ah->is_global) return ethernet ? EINVAL : 0;
+    if (!ah->is_global) return ethernet || port->attr.flags & IBV_QPF_GRH_REQUIRED ? EINVAL : 0;
     if (ah->grh.sgid_index >= FAKE_MAX_GIDS || !port->gids[ah->grh.sgid_index].used) return EINVAL;
     if (!ethernet) return 0;
     if (is_mapped(&port->gids[ah->grh.sgid_index].gid) != is_mapped(&ah->grh.dgid)) return EINVAL;

@@ -177,6 +177,12 @@ static const fake_port *port_of(const fake_qp *qp) { return &qp->device->ports[q
 
 static bool same_gid(const union ibv_gid *a, const union ibv_gid *b) { return memcmp(a, b, sizeof *a) == 0; }
 
+/* Of one partition, and not both limited members of it. */
+static bool share_partition(const fake_qp *a, const fake_qp *b) {
+    const unsigned x = port_of(a)->pkeys[a->attr.pkey_index], y = port_of(b)->pkeys[b->attr.pkey_index];
+    return ((x ^ y) & 0x7fff) == 0 && ((x | y) & 0x8000);
+}
+
 /* A packet from `qp` is one that `to` waits for. */
 static bool belongs(const fake_qp *qp, const fake_qp *to) {
     const struct ibv_ah_attr *out = &qp->attr.ah_attr, *in = &to->attr.ah_attr;
@@ -184,6 +190,7 @@ static bool belongs(const fake_qp *qp, const fake_qp *to) {
     if (to->attr.dest_qp_num != qp->qp.qp_num || qp->psn != to->expected_psn || to->device->dead) return false;
     const fake_port *ours = port_of(qp), *theirs = port_of(to);
     if (theirs->cut || theirs->attr.state != IBV_PORT_ACTIVE || ours->net != theirs->net) return false;
+    if (!share_partition(qp, to)) return false;
     if (ours->attr.link_layer != theirs->attr.link_layer || out->is_global != in->is_global) return false;
     if (ours->attr.link_layer == IBV_LINK_LAYER_INFINIBAND)
         return out->dlid == theirs->attr.lid && in->dlid == ours->attr.lid;

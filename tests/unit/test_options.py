@@ -130,7 +130,9 @@ def test_every_variable_is_read():
         "progress": ("proxy", "proxy"),
         "near": ("gpu3", "gpu3"),
         "cpu": ("3", 3),
+        "verbs_gid_index": ("3", 3),
         "verbs_traffic_class": ("106", 106),
+        "verbs_service_level": ("2", 2),
         "cuda_library": ("/lib/libcuda.so.1", "/lib/libcuda.so.1"),
         "name": ("n", "n"),
     }

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.engines import Pair, connect, engine_on, eventually, pattern
 from helpers.require import find_fabric
-from pplx_async import BrokenResourceError, NativeCallError, PeerLost, ProviderUnavailable, RailLost
+from pplx_async import BrokenResourceError, NativeCallError, PeerLost, ProviderUnavailable, RailLost, verbs
 
 PORT_ERR, DEVICE_FATAL = 10, 8  # of enum ibv_event_type
 BOTH = {"devices": ("x0", "x1"), "domains": 2}
@@ -33,6 +33,8 @@ class Counts(ctypes.Structure):
         ("refused", ctypes.c_uint64),
         ("complaints", ctypes.c_uint64),
         ("cut_short", ctypes.c_uint64),
+        ("fork_inits", ctypes.c_uint64),
+        ("late_fork_inits", ctypes.c_uint64),
     ]
 
 
@@ -53,6 +55,12 @@ class Devices:
 
     def linger(self, device, ms):
         assert self.library.fake_ibv_linger(device.encode(), ms) == 0
+
+    def route(self, device):
+        """The service level and the traffic class of its newest queue pair."""
+        level, traffic_class = ctypes.c_int(), ctypes.c_int()
+        assert self.library.fake_ibv_route(device.encode(), ctypes.byref(level), ctypes.byref(traffic_class)) == 0
+        return level.value, traffic_class.value
 
     def counts(self):
         counts = Counts()
@@ -168,6 +176,44 @@ async def test_infiniband_needs_no_address(fake, devices):
     async with engine_on(fake, devices=("x0",)) as a, engine_on(fake, devices=("x1",)) as b:
         await check(fake, a, b, 1 << 16)
         assert "InfiniBand" in str(a.explain())
+
+
+# Two virtual functions of one port: they share its LID, and take no packet without a global route. Of the second
+# partition both are full members.
+FUNCTIONS = "x0 ib grh lid=3 pkey=0x7fff pkey=0x8001; x1 ib grh lid=3 pkey=0x8001"
+
+
+async def test_virtual_functions_meet_in_their_partition(fake, devices):
+    devices.layout(FUNCTIONS)
+    marks = {"verbs_service_level": 3, "verbs_traffic_class": 106}
+    async with engine_on(fake, devices=("x0",), **marks) as a, engine_on(fake, devices=("x1",)) as b:
+        await check(fake, a, b, 1 << 16)
+        assert "P_Key 0x8001 (entry 1)" in str(a.explain())
+        assert devices.route("x0") == (3, 106)
+
+
+async def test_the_low_layer_meets_as_the_engine_does(fake, devices):
+    devices.layout(FUNCTIONS)
+    library = fake.options["library"]
+    async with (
+        verbs.open("x0", service_level=3, traffic_class=106, library=library) as here,
+        verbs.open("x1", library=library) as there,
+    ):
+        assert (here.port.pkey, here.port.pkey_index) == (0x8001, 1)
+        queues = [context.completion_queue() for context in (here, there)]
+        domains = [context.protection_domain() for context in (here, there)]
+        pairs = [domain.queue_pair(queue) for domain, queue in zip(domains, queues, strict=True)]
+        pairs[0].connect(pairs[1].address.to_bytes(), timeout=8)
+        pairs[1].connect(pairs[0].address)
+        target = bytearray(4)
+        source, memory = domains[0].register(b"data"), domains[1].register(target)
+        await pairs[0].write(source, memory.remote)
+        (done,) = await queues[0].poll()
+        assert (done.error, target) == (None, b"data")
+        assert devices.route("x0") == (3, 106)
+    for wrong in ({"service_level": 16}, {"traffic_class": 256}, {"gid_index": 256}, {"pkey_index": -2}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            verbs.open("x0", library=library, **wrong)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ const pplx_library pplx_library_libfabric = {
 #define SYMBOL(field, required) {"ibv_" #field, NULL, required, offsetof(pplx_libibverbs, field)}
 static const pplx_symbol libibverbs_symbols[] = {
     SYMBOL(get_device_list, true),
+    SYMBOL(fork_init, true),
     SYMBOL(free_device_list, true),
     SYMBOL(get_device_name, true),
     SYMBOL(open_device, true),
@@ -64,6 +65,7 @@ static const pplx_symbol libibverbs_symbols[] = {
     SYMBOL(query_device, true),
     SYMBOL(query_port, true),
     SYMBOL(query_gid, true),
+    SYMBOL(query_pkey, true),
     {"_ibv_query_gid_ex", NULL, false, offsetof(pplx_libibverbs, query_gid_ex)},
     SYMBOL(alloc_pd, true),
     SYMBOL(dealloc_pd, true),

@@ -74,6 +74,7 @@ extern const pplx_library pplx_library_libfabric;
 /* What libibverbs exports. What moves data (ibv_post_send, ibv_poll_cq ...) is not among them: it is inline, and
  * goes through the tables of a context. */
 typedef struct pplx_libibverbs {
+    int (*fork_init)(void);
     struct ibv_device **(*get_device_list)(int *count);
     void (*free_device_list)(struct ibv_device **list);
     const char *(*get_device_name)(struct ibv_device *device);
@@ -82,6 +83,7 @@ typedef struct pplx_libibverbs {
     int (*query_device)(struct ibv_context *context, struct ibv_device_attr *attr);
     int (*query_port)(struct ibv_context *context, uint8_t port, struct ibv_port_attr *attr); /* its first fields */
     int (*query_gid)(struct ibv_context *context, uint8_t port, int index, union ibv_gid *gid);
+    int (*query_pkey)(struct ibv_context *context, uint8_t port, int index, __be16 *pkey);
     /* NULL before rdma-core 32 */
     int (*query_gid_ex)(struct ibv_context *context, uint32_t port, uint32_t index, struct ibv_gid_entry *entry,
                         uint32_t flags, size_t entry_nbytes);

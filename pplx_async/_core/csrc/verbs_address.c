@@ -5,15 +5,15 @@
  * every field is in range after verbs_address_read(), or it is refused.
  *
  *   0  'p' 'v'    4  link layer   8   LID        12  QP numbers, two   28  bytes of the largest message
- *   2  version    5  MTU          10  GIDs, 1-4  20  first PSNs, two   32  the GIDs, 16 B each
- *   3  0          6  READs        11  0              all numbers little-endian */
+ *   2  version    5  MTU          10  GIDs, 0-4  20  first PSNs, two   32  the GIDs, 16 B each
+ *   3  1: GRH     6  P_Key        11  READs          all numbers little-endian */
 #if PPLX_HAVE_LIBIBVERBS
 
 #include <string.h>
 
 #include "verbs_internal.h"
 
-enum { VERSION = 1, HEAD_BYTES = 32, MOST_24 = (1 << 24) - 1 };
+enum { VERSION = 2, HEAD_BYTES = 32, MOST_24 = (1 << 24) - 1 };
 
 _Static_assert(HEAD_BYTES + VERBS_MAX_GIDS * 16 <= PPLX_ADDRESS_BYTES, "an address must fit");
 
@@ -34,11 +34,13 @@ size_t verbs_address_write(const verbs_address *address, unsigned char *bytes, s
     bytes[0] = 'p';
     bytes[1] = 'v';
     bytes[2] = VERSION;
+    bytes[3] = address->grh;
     bytes[4] = address->ethernet;
     bytes[5] = address->mtu;
-    bytes[6] = address->read_depth;
+    put(bytes + 6, address->pkey, 2);
     put(bytes + 8, address->lid, 2);
     bytes[10] = (unsigned char)address->ngids;
+    bytes[11] = address->read_depth;
     for (size_t i = 0; i < 2; i++) {
         put(bytes + 12 + 4 * i, address->qpn[i], 4);
         put(bytes + 20 + 4 * i, address->psn[i], 4);
@@ -57,11 +59,13 @@ static bool is_unicast(const union ibv_gid *gid) {
 bool verbs_address_read(verbs_address *address, const unsigned char *bytes, size_t nbytes) {
     memset(address, 0, sizeof *address);
     if (nbytes < HEAD_BYTES || bytes[0] != 'p' || bytes[1] != 'v' || bytes[2] != VERSION || bytes[4] > 1) return false;
+    address->grh = bytes[3] & 1;
     address->ethernet = bytes[4] == 1;
     address->mtu = bytes[5];
-    address->read_depth = bytes[6];
+    address->pkey = (uint16_t)get(bytes + 6, 2);
     address->lid = (uint16_t)get(bytes + 8, 2);
     address->ngids = bytes[10];
+    address->read_depth = bytes[11];
     address->message_nbytes = get(bytes + 28, 4);
     bool valid = address->ngids <= VERBS_MAX_GIDS && nbytes == HEAD_BYTES + (size_t)address->ngids * 16 &&
                  verbs_mtu_nbytes(address->mtu) && (address->ethernet ? address->ngids > 0 : address->lid != 0);

@@ -26,6 +26,19 @@ pplx_status verbs_fail(pplx_error *error, pplx_status status, int native, const 
     return status;
 }
 
+/* Memory that a device holds must not be copied away from the process when it forks. Kernels see to that since 5.12;
+ * before, the library does, if it is told so before anything else: it keeps such pages from the child. To say it again
+ * does nothing; if others in this process have registered memory before, it is too late, and as it was. */
+pplx_status verbs_load(const verbs_options *options, const pplx_libibverbs **lib, const char **file,
+                       pplx_error *error) {
+    const void *functions = NULL;
+    pplx_status status = pplx_library_load(&pplx_library_libibverbs, options->library, &functions, file, error);
+    if (status != PPLX_OK) return status;
+    *lib = functions;
+    (*lib)->fork_init();
+    return PPLX_OK;
+}
+
 /* The options that are numbers, with their range; -1 of a `low` of -1 is said by leaving it out. */
 static const struct number_option {
     const char *key;
@@ -33,7 +46,7 @@ static const struct number_option {
     long low, high;
 } number_options[] = {
     {"port", offsetof(verbs_options, port), 1, 254},
-    {"gid_index", offsetof(verbs_options, gid_index), 0, 65535},
+    {"gid_index", offsetof(verbs_options, gid_index), 0, VERBS_GID_ENTRIES - 1},
     {"pkey_index", offsetof(verbs_options, pkey_index), 0, 65535},
     {"traffic_class", offsetof(verbs_options, traffic_class), 0, 255},
     {"service_level", offsetof(verbs_options, service_level), 0, 15},
@@ -72,6 +85,7 @@ static pplx_status parse_number(const char *key, const char *value, verbs_option
 pplx_status verbs_options_parse(const pplx_option *options, size_t noptions, verbs_options *out, pplx_error *error) {
     *out = (verbs_options){.port = -1,
                            .gid_index = -1,
+                           .pkey_index = -1,
                            .timeout = 14,
                            .retry_count = 6,
                            .message_nbytes = 16 << 10,
@@ -122,6 +136,8 @@ static void fill_device(const char *file, const char *name, bool only_port, cons
              port->number, port->ethernet ? "RoCE v2" : "InfiniBand", port->gids[0].index,
              port->at_node ? ", the address that the engine listens on" : "",
              verbs_mtu_nbytes((uint8_t)port->attr.active_mtu));
+    const size_t used = strlen(device->description);
+    verbs_pkey_format(port, device->description + used, sizeof device->description - used);
     device->bits_per_second = port->bits_per_second;
 }
 
@@ -172,15 +188,13 @@ static size_t look_at(const pplx_libibverbs *lib, const char *file, struct ibv_d
 pplx_status verbs_discover(const pplx_option *options, size_t noptions, pplx_device *devices, size_t capacity,
                            size_t *count, pplx_error *error) {
     verbs_options parsed;
-    const void *functions = NULL;
+    const pplx_libibverbs *lib = NULL;
     const char *file = NULL;
     char reasons[PPLX_TEXT_BYTES] = "";
     *count = 0;
     pplx_status status = verbs_options_parse(options, noptions, &parsed, error);
-    if (status == PPLX_OK)
-        status = pplx_library_load(&pplx_library_libibverbs, parsed.library, &functions, &file, error);
+    if (status == PPLX_OK) status = verbs_load(&parsed, &lib, &file, error);
     if (status != PPLX_OK) return status;
-    const pplx_libibverbs *lib = functions;
 
     int n = 0, native = 0;
     struct ibv_device **list = lib->get_device_list(&n);

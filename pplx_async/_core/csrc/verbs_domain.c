@@ -138,6 +138,8 @@ static void fill_caps(verbs_domain *domain, const char *file) {
         verbs_gid_format(&port->gids[0].gid, address, sizeof address);
         snprintf(gid, sizeof gid, "GID %d (%s%s)", port->gids[0].index, address, port->ngids > 1 ? ", and others" : "");
     }
+    const size_t used = strlen(gid);
+    verbs_pkey_format(port, gid + used, sizeof gid - used);
     snprintf(caps->description, sizeof caps->description, "verbs (%s), port %u: %s, %s, MTU %u, %.0f Gb/s%s%s%s%s",
              file, port->number, port->ethernet ? "RoCE v2" : "InfiniBand", gid,
              verbs_mtu_nbytes((uint8_t)port->attr.active_mtu), (double)port->bits_per_second / 1e9,
@@ -148,17 +150,16 @@ static void fill_caps(verbs_domain *domain, const char *file) {
 pplx_status verbs_domain_open(const char *device, const pplx_option *options, size_t noptions,
                               pplx_provider_domain **out, pplx_error *error) {
     verbs_options parsed;
-    const void *functions = NULL;
+    const pplx_libibverbs *lib = NULL;
     const char *file = NULL;
     pplx_status status = verbs_options_parse(options, noptions, &parsed, error);
-    if (status == PPLX_OK)
-        status = pplx_library_load(&pplx_library_libibverbs, parsed.library, &functions, &file, error);
+    if (status == PPLX_OK) status = verbs_load(&parsed, &lib, &file, error);
     if (status != PPLX_OK) return status;
 
     verbs_domain *domain = calloc(1, sizeof *domain);
     if (!domain) return verbs_fail(error, PPLX_NO_MEMORY, 0, "out of memory");
     verbs_retire_init(&domain->retire);
-    domain->lib = functions;
+    domain->lib = lib;
     domain->options = parsed;
     domain->options.node = domain->options.library = NULL; /* not ours */
     domain->wait_fd = -1;

@@ -73,9 +73,11 @@ static void write_own_address(verbs_endpoint *endpoint) {
     const verbs_port *port = &domain->port;
     const int depth = domain->attr.max_qp_rd_atom;
     verbs_address own = {.ethernet = port->ethernet,
+                         .grh = port->grh,
                          .mtu = (uint8_t)port->attr.active_mtu,
                          .read_depth = (uint8_t)(depth < 16 ? depth : 16),
                          .lid = port->attr.lid,
+                         .pkey = port->pkey,
                          .message_nbytes = domain->message_nbytes,
                          .ngids = port->ngids};
     for (int i = 0; i < 2; i++) {
@@ -111,6 +113,9 @@ pplx_status verbs_endpoint_open(pplx_provider_domain *handle, pplx_provider_endp
     if (domain->broken || domain->port_down)
         return verbs_fail(error, PPLX_NATIVE, domain->broken_error, "%s: %s", domain->context->device->name,
                           domain->broken ? "the device has failed" : "its port is down");
+    if (!verbs_port_refresh(domain->lib, domain->context, &domain->options, &domain->port))
+        return verbs_fail(error, PPLX_NATIVE, 0, "port %u of %s has lost the address that it was chosen with",
+                          domain->port.number, domain->context->device->name);
     verbs_endpoint *endpoint = calloc(1, sizeof *endpoint);
     if (!endpoint) return verbs_fail(error, PPLX_NO_MEMORY, 0, "out of memory");
     endpoint->domain = domain;
@@ -142,6 +147,9 @@ pplx_status verbs_endpoint_open(pplx_provider_domain *handle, pplx_provider_endp
     return PPLX_OK;
 }
 
+/* Two ports hear each other that are in one partition, at least one of them as a full member. */
+static bool share_partition(uint16_t a, uint16_t b) { return ((a ^ b) & 0x7fff) == 0 && ((a | b) & 0x8000); }
+
 static pplx_status check_address(verbs_endpoint *endpoint, const void *address, size_t nbytes, pplx_error *error) {
     const verbs_port *port = &endpoint->domain->port;
     union ibv_gid own[VERBS_MAX_GIDS];
@@ -154,6 +162,12 @@ static pplx_status check_address(verbs_endpoint *endpoint, const void *address, 
         return verbs_fail(error, PPLX_INVALID, 0, "the peer's NIC speaks %s, ours (%s) %s",
                           endpoint->peer.ethernet ? "RoCE" : "InfiniBand", endpoint->domain->context->device->name,
                           port->ethernet ? "RoCE" : "InfiniBand");
+    if (!share_partition(port->pkey, endpoint->peer.pkey))
+        return verbs_fail(
+            error, PPLX_INVALID, 0,
+            "the peer's NIC has P_Key 0x%04x, ours (%s) 0x%04x: they are in no partition together, or both "
+            "as limited members; verbs_pkey_index names another",
+            endpoint->peer.pkey, endpoint->domain->context->device->name, port->pkey);
     if (!port->ethernet) return PPLX_OK; /* the first GIDs, if any: those of the ports */
     for (uint32_t i = 0; i < port->ngids; i++) own[i] = port->gids[i].gid;
     if (!verbs_gids_match(own, port->ngids, endpoint->peer.gids, endpoint->peer.ngids, &endpoint->gid,

@@ -22,6 +22,7 @@ enum {
     VERBS_NAMES = 2 * VERBS_MAX_ENDPOINTS, /* of queues */
     VERBS_BUCKETS = 1 << 10, /* of the table from QP numbers to queues */
     VERBS_MAX_GIDS = 4,
+    VERBS_GID_ENTRIES = 1 << 8, /* of a port's table that a queue pair can name */
     VERBS_MAX_WAITING = 8 /* messages of a peer that nobody has posted a RECV for */
 };
 
@@ -47,7 +48,9 @@ typedef struct verbs_gid {
 typedef struct verbs_port {
     uint8_t number;
     bool ethernet; /* RoCE; else InfiniBand */
+    bool grh;      /* it takes no packet without a global route, whoever sends it */
     struct ibv_port_attr attr;
+    uint16_t pkey, pkey_index;
     uint32_t ngids;
     verbs_gid gids[VERBS_MAX_GIDS]; /* best first */
     bool at_node;                   /* the first of them is the address that the engine listens on */
@@ -56,10 +59,10 @@ typedef struct verbs_port {
 
 /* An endpoint's address, as it travels: verbs_address.c. */
 typedef struct verbs_address {
-    bool ethernet;
+    bool ethernet, grh;
     uint8_t mtu;        /* enum ibv_mtu */
     uint8_t read_depth; /* READs that it answers at a time */
-    uint16_t lid;
+    uint16_t lid, pkey;
     uint32_t qpn[2], psn[2];
     uint32_t message_nbytes;
     uint32_t ngids;
@@ -284,7 +287,8 @@ static inline verbs_op **verbs_place(verbs_queue *queue, uint32_t sequence) {
 #define VERBS_APART __attribute__((noinline))
 #define VERBS_COLD __attribute__((noinline, cold))
 
-/* verbs_discover.c: options, devices */
+/* verbs_discover.c: the library, options, devices */
+pplx_status verbs_load(const verbs_options *options, const pplx_libibverbs **lib, const char **file, pplx_error *error);
 pplx_status verbs_options_parse(const pplx_option *options, size_t noptions, verbs_options *out, pplx_error *error);
 pplx_status verbs_discover(const pplx_option *options, size_t noptions, pplx_device *devices, size_t capacity,
                            size_t *count, pplx_error *error);
@@ -298,8 +302,15 @@ pplx_status verbs_fail(pplx_error *error, pplx_status status, int native, const 
 /* False: it can't be used, `why` says why not. */
 bool verbs_port_choose(const pplx_libibverbs *lib, struct ibv_context *context, uint8_t number,
                        const verbs_options *options, verbs_port *port, char *why, size_t nbytes);
+/* Look once more for what may have changed since it was chosen. False: it has none of its GIDs any more. */
+bool verbs_port_refresh(const pplx_libibverbs *lib, struct ibv_context *context, const verbs_options *options,
+                        verbs_port *port);
 void verbs_port_subnets(const verbs_port *port, char *text, size_t nbytes); /* as pplx_caps has them */
 void verbs_gid_format(const union ibv_gid *gid, char *text, size_t nbytes);
+void verbs_pkey_format(const verbs_port *port, char *text, size_t nbytes); /* ", P_Key ..."; empty on RoCE */
+/* The way to a peer. `ours`: NULL, we have no GID; `theirs` likewise. */
+void verbs_route(const verbs_port *port, const verbs_options *options, const verbs_gid *ours,
+                 const union ibv_gid *theirs, uint16_t lid, bool grh, struct ibv_ah_attr *ah);
 uint32_t verbs_mtu_nbytes(uint8_t mtu);
 
 /* verbs_address.c */

@@ -15,7 +15,7 @@
 
 #include "verbs_internal.h"
 
-enum { WANTED_INLINE = 64, RNR_TIMER = 12 /* 0.64 ms */, HOP_LIMIT = 64, MAX_READS = 16, PSN_MASK = 0xffffff };
+enum { WANTED_INLINE = 64, RNR_TIMER = 12 /* 0.64 ms */, MAX_READS = 16, PSN_MASK = 0xffffff };
 
 struct pplx_verbs_context {
     const pplx_libibverbs *lib;
@@ -53,6 +53,8 @@ static void fill_port(const pplx_verbs_context *context, pplx_verbs_port *out) {
         verbs_gid_format(&port->gids[0].gid, out->gid, sizeof out->gid);
         out->gid_index = (uint32_t)port->gids[0].index;
     }
+    out->pkey = port->pkey;
+    out->pkey_index = port->pkey_index;
     out->bits_per_second = port->bits_per_second;
     out->max_message = port->attr.max_msg_sz;
     out->number = port->number;
@@ -65,17 +67,13 @@ static void fill_port(const pplx_verbs_context *context, pplx_verbs_port *out) {
 
 static pplx_status context_open(const char *device, const pplx_option *options, size_t noptions,
                                 pplx_verbs_context **out, pplx_verbs_port *port, pplx_error *error) {
-    const void *functions = NULL;
     const char *file = NULL;
     pplx_verbs_context *context = calloc(1, sizeof *context);
     if (!context) return verbs_fail(error, PPLX_NO_MEMORY, 0, "out of memory");
     pplx_status status = verbs_options_parse(options, noptions, &context->options, error);
+    if (status == PPLX_OK) status = verbs_load(&context->options, &context->lib, &file, error);
     if (status == PPLX_OK)
-        status = pplx_library_load(&pplx_library_libibverbs, context->options.library, &functions, &file, error);
-    if (status == PPLX_OK) {
-        context->lib = functions;
         status = verbs_find(context->lib, file, &context->options, device, &context->context, &context->port, error);
-    }
     if (status == PPLX_OK) {
         int ret = context->lib->query_device(context->context, &context->attr);
         if (ret) {
@@ -226,18 +224,16 @@ static int queue_read(pplx_verbs_queue *queue, pplx_verbs_completion *completion
 
 static uint32_t least(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
-static uint32_t reads_of(const pplx_verbs_context *context) {
-    return context->attr.max_qp_rd_atom < 0 ? 0 : least((uint32_t)context->attr.max_qp_rd_atom, MAX_READS);
-}
+/* A device answers so many at a time, and asks for so many: two limits. */
+static uint32_t reads_of(int limit) { return limit < 0 ? 0 : least((uint32_t)limit, MAX_READS); }
 
 /* What a peer may do is said by each memory. */
 static int to_init(const pplx_verbs_pair *pair) {
     const pplx_verbs_context *context = pair->owner;
-    struct ibv_qp_attr attr = {
-        .qp_state = IBV_QPS_INIT,
-        .pkey_index = (uint16_t)(context->options.pkey_index > 0 ? context->options.pkey_index : 0),
-        .port_num = context->port.number,
-        .qp_access_flags = IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE};
+    struct ibv_qp_attr attr = {.qp_state = IBV_QPS_INIT,
+                               .pkey_index = context->port.pkey_index,
+                               .port_num = context->port.number,
+                               .qp_access_flags = IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE};
     return context->lib->modify_qp(pair->qp, &attr,
                                    IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
 }
@@ -281,7 +277,8 @@ static pplx_status pair_open(pplx_verbs_context *context, struct ibv_pd *pd, ppl
                                     .psn = pair->psn,
                                     .mtu = verbs_mtu_nbytes((uint8_t)context->port.attr.active_mtu),
                                     .lid = context->port.attr.lid,
-                                    .reads = reads_of(context)};
+                                    .reads = reads_of(context->attr.max_qp_rd_atom),
+                                    .grh = context->port.grh};
     if (context->port.ngids) memcpy(address->gid, context->port.gids[0].gid.raw, sizeof address->gid);
     *out = pair;
     return PPLX_OK;
@@ -293,20 +290,13 @@ static enum ibv_mtu mtu_of(uint32_t nbytes) {
     return mtu;
 }
 
-/* InfiniBand needs a global route only where a router lies between. */
 static void fill_route(const pplx_verbs_context *context, const pplx_verbs_address *peer, struct ibv_ah_attr *ah) {
-    const verbs_port *port = &context->port;
-    static const uint8_t none[16];
-    ah->port_num = port->number;
-    ah->sl = (uint8_t)(context->options.service_level > 0 ? context->options.service_level : 0);
-    ah->dlid = (uint16_t)peer->lid;
-    ah->is_global = port->ethernet || (port->ngids && memcmp(peer->gid, none, sizeof none) != 0 &&
-                                       memcmp(port->gids[0].gid.raw, peer->gid, 8) != 0);
-    if (!ah->is_global) return;
-    memcpy(ah->grh.dgid.raw, peer->gid, sizeof peer->gid);
-    ah->grh.sgid_index = (uint8_t)port->gids[0].index;
-    ah->grh.hop_limit = HOP_LIMIT;
-    ah->grh.traffic_class = (uint8_t)(context->options.traffic_class > 0 ? context->options.traffic_class : 0);
+    static const union ibv_gid none;
+    union ibv_gid gid;
+    memcpy(gid.raw, peer->gid, sizeof gid.raw);
+    verbs_route(&context->port, &context->options, context->port.ngids ? &context->port.gids[0] : NULL,
+                context->port.ethernet || memcmp(&gid, &none, sizeof none) != 0 ? &gid : NULL, (uint16_t)peer->lid,
+                peer->grh, ah);
 }
 
 static pplx_status pair_connect(pplx_verbs_pair *pair, const pplx_verbs_address *peer,
@@ -317,19 +307,20 @@ static pplx_status pair_connect(pplx_verbs_pair *pair, const pplx_verbs_address 
         .path_mtu = mtu_of(least(verbs_mtu_nbytes((uint8_t)context->port.attr.active_mtu), peer->mtu)),
         .dest_qp_num = peer->number & PSN_MASK,
         .rq_psn = peer->psn & PSN_MASK,
-        .max_dest_rd_atomic = (uint8_t)reads_of(context),
+        .max_dest_rd_atomic = (uint8_t)reads_of(context->attr.max_qp_rd_atom),
         .min_rnr_timer = RNR_TIMER};
     fill_route(context, peer, &attr.ah_attr);
     int ret = context->lib->modify_qp(pair->qp, &attr,
                                       IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
                                           IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
     if (ret) return fail(error, "ibv_modify_qp to RTR", ret);
-    attr = (struct ibv_qp_attr){.qp_state = IBV_QPS_RTS,
-                                .timeout = (uint8_t)connection->timeout,
-                                .retry_cnt = (uint8_t)connection->retries,
-                                .rnr_retry = (uint8_t)connection->rnr_retries,
-                                .sq_psn = pair->psn,
-                                .max_rd_atomic = (uint8_t)least(reads_of(context), peer->reads)};
+    attr = (struct ibv_qp_attr){
+        .qp_state = IBV_QPS_RTS,
+        .timeout = (uint8_t)connection->timeout,
+        .retry_cnt = (uint8_t)connection->retries,
+        .rnr_retry = (uint8_t)connection->rnr_retries,
+        .sq_psn = pair->psn,
+        .max_rd_atomic = (uint8_t)least(reads_of(context->attr.max_qp_init_rd_atom), peer->reads)};
     ret = context->lib->modify_qp(pair->qp, &attr,
                                   IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN |
                                       IBV_QP_MAX_QP_RD_ATOMIC);

@@ -31,7 +31,7 @@ typedef struct pplx_verbs_port {
     uint8_t gid_bytes[16];
     uint64_t bits_per_second;
     uint64_t max_message; /* bytes of one work request */
-    uint32_t number, gid_index, mtu, lid;
+    uint32_t number, gid_index, pkey_index, pkey, mtu, lid;
     uint32_t max_entries; /* of a completion queue */
     uint32_t max_work;    /* of a queue of a queue pair */
     bool ethernet;        /* RoCE; else InfiniBand */
@@ -44,6 +44,7 @@ typedef struct pplx_verbs_address {
     uint32_t mtu;         /* in bytes */
     uint32_t lid;
     uint32_t reads; /* that it answers at a time */
+    bool grh;       /* its port takes no packet without a global route */
 } pplx_verbs_address;
 
 typedef struct pplx_verbs_connection {

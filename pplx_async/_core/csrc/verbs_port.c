@@ -5,7 +5,11 @@
  *
  * RoCE: only GIDs of RoCE v2, which routers pass on, and none that is link-local; the address that the engine
  * listens on before others, IPv4 before IPv6. Several are offered to the peer, and the pair in the same subnet
- * is taken (verbs_gids_match). InfiniBand: the LID, and GID 0 for what is behind a router. */
+ * is taken (verbs_gids_match). InfiniBand: the LID, and GID 0 for what is behind a router, or for a port that takes
+ * nothing without: a virtual function, that shares its LID with others.
+ *
+ * Of the partitions that an InfiniBand port is in the first one with full membership: two limited members of one
+ * do not hear each other. */
 #if PPLX_HAVE_LIBIBVERBS
 
 #include <arpa/inet.h>
@@ -15,6 +19,8 @@
 #include <string.h>
 
 #include "verbs_internal.h"
+
+enum { HOP_LIMIT = 64 };
 
 static int query_port(const pplx_libibverbs *lib, struct ibv_context *context, uint8_t number,
                       struct ibv_port_attr *attr) {
@@ -98,7 +104,7 @@ static bool choose_gids(const pplx_libibverbs *lib, struct ibv_context *context,
     union ibv_gid wanted, gid;
     const bool has_node = node_gid(options->node, &wanted);
     uint32_t others = 0;
-    for (int i = 0; i < port->attr.gid_tbl_len; i++) {
+    for (int i = 0; i < port->attr.gid_tbl_len && i < VERBS_GID_ENTRIES; i++) {
         if (options->gid_index >= 0 && i != options->gid_index) continue;
         if (!port->ethernet && options->gid_index < 0 && i > 0) break;
         if (lib->query_gid(context, port->number, i, &gid)) continue;
@@ -120,6 +126,31 @@ static bool choose_gids(const pplx_libibverbs *lib, struct ibv_context *context,
         snprintf(why, nbytes, "port %u has no routable GID of RoCE v2 (%u others): give its interface an IP address",
                  port->number, others);
     return false;
+}
+
+/* An address that went and came back may lie elsewhere in the table. */
+static bool find_again(const pplx_libibverbs *lib, struct ibv_context *context, const verbs_port *port,
+                       verbs_gid *known) {
+    union ibv_gid gid;
+    for (int i = -1; i < port->attr.gid_tbl_len && i < VERBS_GID_ENTRIES; i++) {
+        const int index = i < 0 ? known->index : i; /* where it was, first */
+        if (lib->query_gid(context, port->number, index, &gid) || memcmp(&gid, &known->gid, sizeof gid) != 0) continue;
+        if (port->ethernet && !is_roce_v2(lib, context, port->number, index)) continue;
+        known->index = index;
+        return true;
+    }
+    return false;
+}
+
+/* The LID is the subnet manager's to change, the MTU the administrator's. */
+bool verbs_port_refresh(const pplx_libibverbs *lib, struct ibv_context *context, const verbs_options *options,
+                        verbs_port *port) {
+    struct ibv_port_attr attr;
+    bool found = port->ngids == 0 || options->gid_index >= 0;
+    if (query_port(lib, context, port->number, &attr) == 0) port->attr = attr;
+    for (uint32_t i = 0; i < port->ngids && options->gid_index < 0; i++)
+        found |= find_again(lib, context, port, &port->gids[i]);
+    return found;
 }
 
 /* The bits of a GID that its subnet has in common: what our interface with that address says. Where it is not to be
@@ -171,6 +202,52 @@ void verbs_port_subnets(const verbs_port *port, char *text, size_t nbytes) {
     freeifaddrs(interfaces);
 }
 
+/* Of an entry; 0: it is empty, or there is none. */
+static uint16_t query_pkey(const pplx_libibverbs *lib, struct ibv_context *context, uint8_t number, int index) {
+    __be16 pkey = 0;
+    return lib->query_pkey(context, number, index, &pkey) == 0 && ntohs(pkey) & 0x7fff ? ntohs(pkey) : 0;
+}
+
+static bool choose_pkey(const pplx_libibverbs *lib, struct ibv_context *context, const verbs_options *options,
+                        verbs_port *port, char *why, size_t nbytes) {
+    const bool named = options->pkey_index >= 0;
+    for (int i = named ? options->pkey_index : 0; i < port->attr.pkey_tbl_len; i++) {
+        const uint16_t pkey = query_pkey(lib, context, port->number, i);
+        if (pkey && (!port->pkey || pkey & 0x8000)) {
+            port->pkey = pkey;
+            port->pkey_index = (uint16_t)i;
+        }
+        if (named || pkey & 0x8000) break;
+    }
+    if (port->pkey) return true;
+    if (named)
+        snprintf(why, nbytes, "port %u has no P_Key %d", port->number, options->pkey_index);
+    else
+        snprintf(why, nbytes, "port %u is in no partition: all of its P_Keys are empty", port->number);
+    return false;
+}
+
+void verbs_pkey_format(const verbs_port *port, char *text, size_t nbytes) {
+    text[0] = '\0';
+    if (!port->ethernet) snprintf(text, nbytes, ", P_Key 0x%04x (entry %u)", port->pkey, port->pkey_index);
+}
+
+void verbs_route(const verbs_port *port, const verbs_options *options, const verbs_gid *ours,
+                 const union ibv_gid *theirs, uint16_t lid, bool grh, struct ibv_ah_attr *ah) {
+    ah->port_num = port->number;
+    ah->sl = (uint8_t)options->service_level;
+    ah->dlid = lid;
+    /* InfiniBand needs a global route only where a router lies between, or one of the ports says so. */
+    ah->is_global = port->ethernet || (ours && theirs &&
+                                       (grh || port->grh ||
+                                        memcmp(ours->gid.raw, theirs->raw, sizeof theirs->global.subnet_prefix) != 0));
+    if (!ah->is_global) return;
+    ah->grh.dgid = *theirs;
+    ah->grh.sgid_index = (uint8_t)ours->index;
+    ah->grh.hop_limit = HOP_LIMIT;
+    ah->grh.traffic_class = (uint8_t)options->traffic_class;
+}
+
 static const char *name_state(enum ibv_port_state state) {
     switch (state) {
     case IBV_PORT_DOWN: return "down";
@@ -194,8 +271,10 @@ bool verbs_port_choose(const pplx_libibverbs *lib, struct ibv_context *context, 
         return false;
     }
     port->ethernet = port->attr.link_layer == IBV_LINK_LAYER_ETHERNET;
+    port->grh = port->attr.flags & IBV_QPF_GRH_REQUIRED;
     port->bits_per_second = bits_per_second(&port->attr);
-    return choose_gids(lib, context, options, port, why, nbytes);
+    return choose_pkey(lib, context, options, port, why, nbytes) &&
+           choose_gids(lib, context, options, port, why, nbytes);
 }
 
 #else

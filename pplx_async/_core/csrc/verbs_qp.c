@@ -12,15 +12,14 @@
 enum {
     WANTED_INLINE = 64,
     RNR_TIMER = 8,   /* 0.16 ms: until the receive queue is filled again */
-    RNR_RETRIES = 7, /* for ever: who does not fill it is judged by its heartbeats */
-    HOP_LIMIT = 64
+    RNR_RETRIES = 7 /* for ever: who does not fill it is judged by its heartbeats */
 };
 
 int verbs_qp_init(verbs_queue *queue) {
     const verbs_domain *domain = queue->endpoint->domain;
     struct ibv_qp_attr attr = {
         .qp_state = IBV_QPS_INIT,
-        .pkey_index = (uint16_t)domain->options.pkey_index,
+        .pkey_index = domain->port.pkey_index,
         .port_num = domain->port.number,
         .qp_access_flags = queue->which == VERBS_WRITES ? IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ : 0};
     return domain->lib->modify_qp(queue->qp, &attr,
@@ -54,22 +53,11 @@ int verbs_qp_move(verbs_queue *queue, enum ibv_qp_state state) {
     return queue->endpoint->domain->lib->modify_qp(queue->qp, &attr, IBV_QP_STATE);
 }
 
-/* InfiniBand needs a global route only where a router lies between. */
 static void fill_route(const verbs_endpoint *endpoint, struct ibv_ah_attr *ah) {
-    const verbs_domain *domain = endpoint->domain;
-    const verbs_port *port = &domain->port;
-    const verbs_gid *own = &port->gids[endpoint->gid];
-    const union ibv_gid *theirs = &endpoint->peer.gids[endpoint->peer_gid];
-    ah->port_num = port->number;
-    ah->sl = (uint8_t)domain->options.service_level;
-    ah->dlid = endpoint->peer.lid;
-    ah->is_global = port->ethernet || (port->ngids && endpoint->peer.ngids &&
-                                       memcmp(own->gid.raw, theirs->raw, sizeof theirs->global.subnet_prefix) != 0);
-    if (!ah->is_global) return;
-    ah->grh.dgid = *theirs;
-    ah->grh.sgid_index = (uint8_t)own->index;
-    ah->grh.hop_limit = HOP_LIMIT;
-    ah->grh.traffic_class = (uint8_t)domain->options.traffic_class;
+    const verbs_port *port = &endpoint->domain->port;
+    const verbs_address *peer = &endpoint->peer;
+    verbs_route(port, &endpoint->domain->options, port->ngids ? &port->gids[endpoint->gid] : NULL,
+                peer->ngids ? &peer->gids[endpoint->peer_gid] : NULL, peer->lid, peer->grh, ah);
 }
 
 static uint8_t least(int a, int b, int most) { return (uint8_t)(a < b ? a < most ? a : most : b < most ? b : most); }

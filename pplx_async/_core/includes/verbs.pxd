@@ -26,6 +26,8 @@ cdef extern from "verbs_objects.h" nogil:
         uint64_t max_message
         uint32_t number
         uint32_t gid_index
+        uint32_t pkey_index
+        uint32_t pkey
         uint32_t mtu
         uint32_t lid
         uint32_t max_entries
@@ -39,6 +41,7 @@ cdef extern from "verbs_objects.h" nogil:
         uint32_t mtu
         uint32_t lid
         uint32_t reads
+        pplx_bool grh
 
     ctypedef struct pplx_verbs_connection:
         uint32_t timeout
