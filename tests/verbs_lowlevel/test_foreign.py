@@ -8,7 +8,9 @@ Those of the bindings themselves need devices: `test_programs.py`.
 import asyncio
 import collections
 import ctypes
+import gc
 import os
+import select
 import struct
 from types import SimpleNamespace
 
@@ -181,6 +183,66 @@ async def test_closing_ends_waits_and_leaves_the_queue_to_its_owner(theirs):
     assert [wc.wr_id for wc in queue._poll(9)] == [3]
 
 
+def is_watched(fd):
+    return asyncio.get_running_loop().remove_reader(fd)
+
+
+async def test_closed_it_touches_the_queue_no_more(theirs):
+    """Its owner may destroy it then, and what pyverbs does with a queue that is gone is to crash."""
+    queue, channel = theirs
+    completions = awaitable(queue, channel)
+    waiting = asyncio.create_task(completions.poll())
+    await asyncio.sleep(0)
+    completions.close()
+    assert not is_watched(channel._fd)
+    with pytest.raises(ClosedResourceError):
+        await waiting
+    os.eventfd_write(channel._fd, 1)
+    queue.done = queue.on_arming = None  # to touch it is an AttributeError or a TypeError now
+    for call in (completions.poll_nowait, completions.arm):
+        with pytest.raises(ClosedResourceError):
+            call()
+    with pytest.raises(ClosedResourceError):
+        await completions.poll()
+    assert [wc async for wc in completions] == []
+    assert not completions.is_open
+
+
+async def test_what_was_found_when_it_was_closed_is_not_given_out_later(theirs):
+    queue, channel = theirs
+    completions = awaitable(queue, channel)
+    queue.on_arming = lambda: queue.complete(7)
+    assert not completions.arm()
+    completions.close()
+    with pytest.raises(ClosedResourceError):
+        completions.poll_nowait()
+
+
+async def test_dropped_it_is_watched_no_more(theirs):
+    queue, channel = theirs
+    completions = awaitable(queue, channel)
+    waiting = asyncio.create_task(completions.poll())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    del completions, waiting
+    gc.collect()
+    assert not is_watched(channel._fd)
+
+
+async def test_all_events_that_were_are_taken_and_acknowledged(theirs):
+    """Else the fd stays readable, and the loop spins; and destroying the queue waits for ever."""
+    queue, channel = theirs
+    async with awaitable(queue, channel) as completions:
+        for number in range(3):  # its owner had armed it before
+            queue.armed = True
+            queue.complete(number)
+        assert [wc.wr_id for wc in completions.poll_nowait()] == [0, 1, 2]
+        assert completions.arm()
+        assert queue.unacknowledged == 0
+        assert not select.select([channel._fd], [], [], 0)[0]
+
+
 def test_dropping_it_is_no_leak(theirs):
     queue, channel = theirs
     verbs.AsyncCQ(queue, channel, fd=channel._fd)  # a LeakWarning would be an error
@@ -220,8 +282,10 @@ def found(monkeypatch):
 
 def test_fd_of_pyverbs_is_found(found):
     queue, channel, fd = found()
+    before = os.listdir("/proc/self/fd")
     assert verbs.AsyncCQ(queue, channel).fd == fd
     assert verbs.AsyncCQ(queue).fd == fd
+    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize("wrong", [{"its_context": 0x2000}, {"fd": 0}, {"fd": -1}, {"context": 0}])
