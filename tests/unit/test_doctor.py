@@ -99,6 +99,26 @@ def test_infiniband_without_a_subnet_manager(tmp_path):
     assert fix.startswith("sudo systemctl start opensm")
 
 
+@pytest.mark.parametrize(
+    ("keys", "said_of_it"),
+    [
+        (["0xffff"], "P_Key 0xffff (entry 0), full member"),
+        (["0x7fff", "0x0000", "0x8001"], "P_Key 0x8001 (entry 2), full member"),
+        (["0x0000", "0x7fff"], "a limited member only of its partition (P_Key 0x7fff)"),
+    ],
+)
+def test_an_infiniband_port_is_a_full_member_of_a_partition_or_warned_of(tmp_path, keys, said_of_it):
+    root = host(tmp_path)
+    write(root, f"{PORT}/link_layer", "InfiniBand")
+    for index, key in enumerate(keys):
+        write(root, f"{PORT}/pkeys/{index}", key)
+        write(root, f"{OTHER}/pkeys/{index}", key)  # RoCE has one too, which says nothing
+    (text,) = said(root, "partitions")
+    assert said_of_it in text
+    limited = ask(root).get("partitions")
+    assert limited is None if "full member" in said_of_it else limited[0] == "warning"
+
+
 @pytest.mark.parametrize("how", ["none", "v1 only", "link-local only"])
 def test_a_port_without_a_routable_gid(tmp_path, how):
     root = host(tmp_path)
@@ -213,8 +233,12 @@ def test_some_lockable_memory_is_a_warning(tmp_path):
     root = host(tmp_path)
     limits(root, memlock=str(8 << 30))
     assert ask(root)["locked memory"][0] == "warning"
+    limits(root, memlock=str(8 << 30), hard=str(16 << 30))
+    assert "limits.d" in ask(root)["locked memory"][2]  # ulimit could not lift it
     limits(root, memlock=str(8 << 30), hard="unlimited")
     assert ask(root)["locked memory"][::2] == ("warning", "ulimit -l unlimited")
+    limits(root, memlock=str(64 << 10), hard="unlimited")
+    assert ask(root)["locked memory"][::2] == ("problem", "ulimit -l unlimited")
 
 
 def test_gpu_memory_that_no_nic_reaches(tmp_path):
@@ -225,6 +249,16 @@ def test_gpu_memory_that_no_nic_reaches(tmp_path):
     assert "the driver of the GPUs has none" in text
     write(root, "sys/module/nvidia_peermem/version", "580")
     assert ask(root) == {}
+
+
+def test_an_old_libibverbs_has_no_dma_buf(tmp_path):
+    root = host(tmp_path)
+    probes(root, libibverbs=hosts.PROBES["libibverbs"] | {"dma_buf": False})
+    level, text, fix = ask(root)["GPU memory"]
+    assert (level, "rdma-core 34" in text, fix) == ("problem", True, "sudo modprobe nvidia_peermem")
+    aws = host(tmp_path / "aws", AWS)  # EFA goes by libfabric
+    probes(aws, libibverbs=hosts.PROBES["libibverbs"] | {"dma_buf": False})
+    assert ask(aws) == {}
 
 
 def test_an_old_kernel_has_no_dma_buf(tmp_path):

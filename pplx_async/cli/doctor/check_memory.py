@@ -35,11 +35,10 @@ def memlock(system: System) -> Iterator[Finding]:
         yield ok(f"locked memory: {size(soft)}, which does not count for this user (CAP_IPC_LOCK)")
     elif not system.rdma:
         yield ok(f"locked memory: {size(soft)}, which counts with RDMA devices only")
-    elif hard is None or hard > soft >= _LITTLE:
-        yield warning(f"at most {size(soft)} of memory can be registered with RDMA devices", "ulimit -l unlimited")
     else:
         grade = problem if soft < _LITTLE else warning
-        yield grade(f"at most {size(soft)} of memory can be registered with RDMA devices", fix)
+        text = f"at most {size(soft)} of memory can be registered with RDMA devices"
+        yield grade(text, "ulimit -l unlimited" if hard is None else fix)
 
 
 def gpu_memory(system: System) -> Iterator[Finding]:
@@ -50,12 +49,18 @@ def gpu_memory(system: System) -> Iterator[Finding]:
         return
     module = next((name for name in _PEER_MEMORY if system.exists(f"sys/module/{name}")), None)
     dma_buf = (system.probe("libcuda") or {}).get("dma_buf")
-    if system.kernel >= _DMA_BUF_KERNEL and dma_buf:
+    by_libibverbs = not all(device.is_efa for device in system.rdma)
+    old_library = by_libibverbs and (system.probe("libibverbs") or {}).get("dma_buf") is False
+    if system.kernel >= _DMA_BUF_KERNEL and dma_buf and not old_library:
         yield ok("GPU memory is registered as a dma-buf" + (f" ({module} is loaded as well)" if module else ""))
     elif module:
         yield ok(f"GPU memory is registered by {module}")
     else:
-        old = "the kernel is older than 5.12" if system.kernel < _DMA_BUF_KERNEL else "the driver of the GPUs has none"
+        old = "the driver of the GPUs has none"
+        if system.kernel < _DMA_BUF_KERNEL:
+            old = "the kernel is older than 5.12"
+        elif old_library:
+            old = "libibverbs is older than rdma-core 34"
         yield problem(
             f"RDMA devices cannot reach GPU memory: no dma-buf ({old}), and no peer memory module",
             "sudo modprobe nvidia_peermem",

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from pplx_async.cli.doctor.finding import Finding, ok, problem, warning
 from pplx_async.cli.doctor.system import RdmaDevice, System
 
-__all__ = ["devices", "gids", "mtu", "pci_links", "ports"]
+__all__ = ["devices", "gids", "mtu", "partitions", "pci_links", "ports"]
 
 _MELLANOX = 0x15B3
+_FULL_MEMBER = 0x8000  # in a P_Key
 # A RoCE packet of 4096 B and its heads; with less, packets are halved, and so on.
 _WHOLE_MTU = 4200
 
@@ -76,6 +77,25 @@ def gids(system: System) -> Iterator[Finding]:
             yield _grade(system, device)(
                 text, f"sudo ip address add 10.0.0.1/24 dev {link}  # an address of your network"
             )
+
+
+def partitions(system: System) -> Iterator[Finding]:
+    """Look whether each InfiniBand port is a full member of a partition: two limited ones don't hear each other."""
+    for device in system.rdma:
+        for port in device.ports:
+            active = _word(device.text(f"ports/{port}/state")) == "ACTIVE"
+            keys = device.partitions(port)
+            if not active or not keys or device.text(f"ports/{port}/link_layer") != "InfiniBand":
+                continue
+            index, key = next((pair for pair in keys if pair[1] & _FULL_MEMBER), keys[0])
+            if key & _FULL_MEMBER:
+                yield ok(f"{device.name} port {port}: P_Key {key:#06x} (entry {index}), full member")
+            else:
+                yield warning(
+                    f"{device.name} port {port} is a limited member only of its partition (P_Key {key:#06x}): it does "
+                    "not hear others such",
+                    "have the subnet manager make it a full one (opensm: its GUID with =full in partitions.conf)",
+                )
 
 
 def mtu(system: System) -> Iterator[Finding]:

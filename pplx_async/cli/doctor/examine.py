@@ -23,6 +23,7 @@ CHECKS: tuple[Check, ...] = (
     ("devices", check_rdma.devices),
     ("ports", check_rdma.ports),
     ("GIDs", check_rdma.gids),
+    ("partitions", check_rdma.partitions),
     ("MTU", check_rdma.mtu),
     ("PCI links", check_rdma.pci_links),
     ("EFA", check_efa.efa),

@@ -115,6 +115,8 @@ def _look(soname: str) -> dict[str, Any]:
         path = next((line.split()[-1] for line in maps if f"/{soname.partition('.')[0]}.so" in line), soname)
     version = re.search(r"\.so\.(\d[\d.]*)$", path)
     found: dict[str, Any] = {"library": path, "version": version[1] if version else None, "reason": None}
+    if soname.startswith("libibverbs"):
+        found["dma_buf"] = hasattr(library, "ibv_reg_dmabuf_mr")
     return found | (_look_at_cuda(library) if soname.startswith("libcuda") else {})
 
 

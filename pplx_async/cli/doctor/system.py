@@ -73,6 +73,13 @@ class RdmaDevice:
                 found.append({"index": index, "gid": gid, "type": kind, "interface": interface})
         return found
 
+    def partitions(self, port: int) -> list[tuple[int, int]]:
+        """List the P_Keys of a port that are set: index and key."""
+        folder = f"{self._path}/ports/{port}/pkeys"
+        indices = sorted(int(name) for name in self._system.names(folder) if name.isdigit())
+        keys = [(index, self._system.number(f"{folder}/{index}") or 0) for index in indices]
+        return [(index, key) for index, key in keys if 0 < key <= 0xFFFF and key & 0x7FFF]
+
 
 class System:
     """What the checks ask.
