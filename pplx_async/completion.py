@@ -19,11 +19,14 @@ import os
 import threading
 import weakref
 from collections import deque
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from pplx_async._core.completion import Completion
 from pplx_async._resource import Core, Resource
-from pplx_async.errors import BrokenResourceError, ClosedResourceError
+from pplx_async.errors import BrokenResourceError, ClosedResourceError, QueueFull
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["BATCH", "POLL_INTERVAL", "Completion", "CompletionQueue", "CompletionSource"]
 
@@ -240,6 +243,25 @@ class CompletionQueue(Resource):
                 self._loop.call_soon_threadsafe(self._look)
             else:
                 self._look_later(0.0)
+
+    async def _when_room(self, place: Any, post: Callable[[], None], seconds: float, why: str = "") -> None:
+        """Post as soon as there is room. Those of one place stand in a line, which it holds: `place.line`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        line: asyncio.Lock | None = getattr(place, "line", None)
+        if line is None or not line.locked():
+            try:
+                return post()
+            except QueueFull:
+                line = place.line = asyncio.Lock()
+        async with line:  # first come, first served
+            while True:
+                try:
+                    return post()
+                except QueueFull as full:
+                    if loop.time() >= deadline:
+                        raise TimeoutError(f"{full.reason}, for {seconds} s{why}") from full
+                await self._progress()
 
     async def _progress(self) -> None:
         """Give the library and the other tasks a turn: for who waits until there is room to post."""

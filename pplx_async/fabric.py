@@ -17,11 +17,11 @@ memory is no fence; and a dead peer shows only in what was sent to it.
 
 from __future__ import annotations
 
-import asyncio
 import operator
 import os
 import socket
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pplx_async._core import fabric as native
@@ -29,7 +29,7 @@ from pplx_async._core import rt
 from pplx_async._core.fabric import LocalMemory, PeerAddress, RemoteMemory
 from pplx_async._resource import Resource
 from pplx_async.completion import POLL_INTERVAL, CompletionQueue
-from pplx_async.errors import QueueFull, RegistrationError
+from pplx_async.errors import RegistrationError
 from pplx_async.libraries import libfabric_files
 from pplx_async.memory import ACCESS, check_buffer
 from pplx_async.options import EngineOptions
@@ -309,7 +309,7 @@ class Endpoint(Resource):
         super().__init__(native.Endpoint(source), domain, queue)
         self._queue = queue
         self.address: bytes = self._core.address
-        self._receive_line: asyncio.Lock | None = None
+        self._receives = SimpleNamespace(line=None)
 
     def write_nowait(
         self,
@@ -395,7 +395,7 @@ class Endpoint(Resource):
 
     async def recv(self, local: LocalMemory, *, context: Any = None) -> None:
         """Post a buffer as soon as there is room for it. As `write`."""
-        await self._when_room(lambda: self.recv_nowait(local, context=context), None)
+        await self._when_room(lambda: self.recv_nowait(local, context=context), self._receives)
 
     def close(self) -> None:
         """Close it. Idempotent.
@@ -426,31 +426,10 @@ class Endpoint(Resource):
         self._core.post(opcode, local, peer, remote, imm, context)
         self._queue._changed()
 
-    async def _when_room(self, post: Callable[[], None], peer: PeerAddress | None) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + AGAIN_TIMEOUT
-        line: asyncio.Lock | None = self._receive_line if peer is None else getattr(peer, "line", None)
-        if line is None or not line.locked():
-            try:
-                return post()
-            except QueueFull:
-                line = asyncio.Lock()
-        # First come, first served; but nobody waits behind those who want another peer.
-        if peer is None:
-            self._receive_line = line
-        else:
-            peer.line = line
-        async with line:
-            while True:
-                try:
-                    return post()
-                except QueueFull as full:
-                    if loop.time() >= deadline:
-                        raise TimeoutError(
-                            f"{full.reason}, for {AGAIN_TIMEOUT} s: nobody reads the completion queue, or the peer "
-                            "does not answer"
-                        ) from full
-                await self._queue._progress()
+    async def _when_room(self, post: Callable[[], None], place: PeerAddress | SimpleNamespace) -> None:
+        why = ": nobody reads the completion queue, or the peer does not answer"
+        # Nobody waits behind those who want another peer.
+        await self._queue._when_room(place, post, AGAIN_TIMEOUT, why)
 
     def __repr__(self) -> str:
         return f"<Endpoint {_label(self.address)}>"

@@ -19,13 +19,12 @@ completion queues of other bindings awaitable, those of pyverbs and of the wheel
 
 from __future__ import annotations
 
-import asyncio
 import operator
 import os
 import socket
 import struct
 from dataclasses import asdict, dataclass
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pplx_async._core import rt
@@ -35,13 +34,11 @@ from pplx_async._core.verbs import MemoryRange
 from pplx_async._foreign_cq import ForeignQueue
 from pplx_async._resource import Resource
 from pplx_async.completion import BATCH, CompletionQueue
-from pplx_async.errors import QueueFull, RegistrationError
+from pplx_async.errors import RegistrationError
 from pplx_async.memory import ACCESS, check_buffer
 from pplx_async.options import EngineOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pplx_async._typing import AccessName, Buffer
 
 __all__ = [
@@ -396,7 +393,7 @@ class QueuePair(Resource):
         self._queue = queue._queue
         self._receive_queue = receive_queue._queue
         self.address = Address(**core.address)
-        self._lines: dict[bool, asyncio.Lock] = {}
+        self._sends, self._receives = SimpleNamespace(line=None), SimpleNamespace(line=None)
 
     def connect(self, peer: Address | bytes, *, timeout: int = 14, retry_count: int = 6, rnr_retry: int = 6) -> None:
         """Connect it to the peer's, which does the same. INIT to RTR to RTS; nothing is sent.
@@ -476,7 +473,9 @@ class QueuePair(Resource):
         ----------
         Nothing was posted.
         """
-        await self._when_room(lambda: self.write_nowait(local, remote, imm=imm, context=context))
+        await self._queue._when_room(
+            self._sends, lambda: self.write_nowait(local, remote, imm=imm, context=context), ROOM_TIMEOUT
+        )
 
     def read_nowait(self, local: MemoryRange, remote: RemoteMemory, *, context: Any = None) -> None:
         """Post a read of ``remote`` into ``local``, which is writable. Otherwise as `write_nowait`."""
@@ -484,7 +483,9 @@ class QueuePair(Resource):
 
     async def read(self, local: MemoryRange, remote: RemoteMemory, *, context: Any = None) -> None:
         """Post a read as soon as there is room for it. As `write`."""
-        await self._when_room(lambda: self.read_nowait(local, remote, context=context))
+        await self._queue._when_room(
+            self._sends, lambda: self.read_nowait(local, remote, context=context), ROOM_TIMEOUT
+        )
 
     def send_nowait(self, local: MemoryRange | None, *, imm: int | None = None, context: Any = None) -> None:
         """Post a message, which goes to the oldest receive of the peer; None: an empty one. As `write_nowait`."""
@@ -492,7 +493,9 @@ class QueuePair(Resource):
 
     async def send(self, local: MemoryRange | None, *, imm: int | None = None, context: Any = None) -> None:
         """Post a message as soon as there is room for it. As `write`."""
-        await self._when_room(lambda: self.send_nowait(local, imm=imm, context=context))
+        await self._queue._when_room(
+            self._sends, lambda: self.send_nowait(local, imm=imm, context=context), ROOM_TIMEOUT
+        )
 
     def recv_nowait(self, local: MemoryRange | None = None, *, context: Any = None) -> None:
         """Post a writable buffer for the next message, or none for an immediate. Otherwise as `write_nowait`."""
@@ -500,7 +503,9 @@ class QueuePair(Resource):
 
     async def recv(self, local: MemoryRange | None = None, *, context: Any = None) -> None:
         """Post a receive as soon as there is room for it. As `write`."""
-        await self._when_room(lambda: self.recv_nowait(local, context=context), receives=True)
+        await self._receive_queue._when_room(
+            self._receives, lambda: self.recv_nowait(local, context=context), ROOM_TIMEOUT
+        )
 
     def abort(self) -> None:
         """Break it: what is in flight, and what is posted from now on, completes as `WorkFlushed`."""
@@ -532,25 +537,6 @@ class QueuePair(Resource):
         if remote.key >= 2**32:
             raise ValueError(f"the key {remote.key} is of another fabric: those of verbs have 32 bits")
         self._core.post(opcode, local, remote.address, remote.key, _imm(imm), context)
-
-    async def _when_room(self, post: Callable[[], None], *, receives: bool = False) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + ROOM_TIMEOUT
-        queue = self._receive_queue if receives else self._queue
-        line = self._lines.get(receives)
-        if line is None or not line.locked():
-            try:
-                return post()
-            except QueueFull:
-                line = self._lines[receives] = asyncio.Lock()
-        async with line:  # first come, first served
-            while True:
-                try:
-                    return post()
-                except QueueFull as full:
-                    if loop.time() >= deadline:
-                        raise TimeoutError(f"{full.reason}, for {ROOM_TIMEOUT} s") from full
-                await queue._progress()
 
     def __repr__(self) -> str:
         return f"<QueuePair {self.address.number}>"
