@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from helpers.engines import SOON, eventually, open_pair, pattern
+from helpers.engines import SOON, drop_link, eventually, open_pair, pattern
 from pplx_async import BrokenResourceError, Peer, RailLost
 from pplx_async.testing import FaultPlan
 
@@ -100,11 +100,6 @@ async def test_reconnecting_uses_the_rail_again():
         assert [link.lost for link in again.stats().links] == [None, None]
         await again.close()
         await pair.forget()
-
-
-def drop_link(peer, link):
-    """Lose it at this end, as if the other one had said that it did."""
-    peer.engine._core.rail_lost(peer._record, link, "as if the other side had lost it", 0, b"")
 
 
 async def test_a_rail_that_dies_after_our_goodbye_is_told():

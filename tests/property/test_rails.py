@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The pplx_async authors
 # SPDX-License-Identifier: Apache-2.0
-"""A rail dies at any moment of any load: data right or a typed error, counters exact, messages once; scopes fence."""
+"""Rails die at any moment of any load: data right or a typed error, counters exact, messages once; scopes fence."""
 
 import asyncio
 import contextlib
@@ -10,13 +10,14 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from helpers.engines import open_pair, pattern
+from helpers.engines import Pair, drop_link, eventually, open_pair, pattern
 from pplx_async import RailLost, TransferScope
 from pplx_async.testing import FaultPlan
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SIZE = 600_000
+LARGE = 4_000_000  # takes a few milliseconds over ipc
 PAGE = 1000
 KINDS = ["write", "counted", "pages", "scatter", "read", "send"]
 RAILS = {"domains": 3, "devices": ("loop0", "loop1", "loop2"), "shard_nbytes": 16 << 10}
@@ -53,18 +54,18 @@ EXAMPLES = settings(
 class Load:
     """Operations of which each has a part of the memory for itself, and a counter."""
 
-    def __init__(self, pair, kinds):
-        self.pair, self.kinds = pair, kinds
-        step = SIZE // len(kinds) // PAGE * PAGE
+    def __init__(self, pair, kinds, size=SIZE):
+        self.pair, self.kinds, self.size = pair, kinds, size
+        step = size // len(kinds) // PAGE * PAGE
         self.parts = [slice(i * step, (i + 1) * step) for i in range(len(kinds))]
         self.counters = [pair.counter() for _ in kinds]
-        self.data, self.kept = pattern(SIZE, 1), pattern(SIZE, 2)
-        self.sink = np.zeros(SIZE, dtype=np.uint8)
+        self.data, self.kept = pattern(size, 1), pattern(size, 2)
+        self.sink = np.zeros(size, dtype=np.uint8)
         self.heard = []
 
     async def open(self):
         self.source, self.local_sink = await self.pair.source(self.data), await self.pair.source(self.sink)
-        self.target, self.other = await self.pair.target(SIZE), await self.pair.target(self.kept)
+        self.target, self.other = await self.pair.target(self.size), await self.pair.target(self.kept)
         return self
 
     def start(self, engine, i):
@@ -89,6 +90,39 @@ class Load:
         part = self.parts[i]
         return {"counted": 1, "scatter": 2, "pages": (part.stop - part.start) // PAGE}.get(self.kinds[i], 0)
 
+    def check(self, i, result, *, repeated):
+        """An operation that has ended: whole, or typed where it may be. Return what its counter must show, or may."""
+        if not isinstance(result, BaseException):
+            return self.count(i)
+        assert isinstance(result, RailLost), result
+        assert self.kinds[i] != "send"
+        assert not (repeated and self.kinds[i] in ("write", "read"))
+        return None
+
+    async def check_all(self, results, *, repeated):
+        """Every byte, every count, every message."""
+        for i, result in enumerate(results):
+            counter, part, kind = self.counters[i][0], self.parts[i], self.kinds[i]
+            expected = self.check(i, result, repeated=repeated)
+            if expected is None:
+                continue
+            assert await counter.wait(expected) == expected
+            if kind == "read":
+                assert np.array_equal(self.sink[part], self.kept[part])
+            elif kind != "send":
+                assert np.array_equal(self.target.array[part], self.data[part])
+        sent = [i for i, kind in enumerate(self.kinds) if kind == "send"]
+        await eventually(lambda: len(self.heard) >= len(sent), "all messages have come", LIMIT)
+        assert sorted(self.heard) == sent
+
+    def check_counts(self, results):
+        """Nothing was counted that has not been done, and nothing twice: when nothing can come any more."""
+        for i, result in enumerate(results):
+            if isinstance(result, BaseException):
+                assert self.counters[i][0].value <= self.count(i)
+            else:
+                assert self.counters[i][0].value == self.count(i)
+
     async def listen(self):
         async for message in self.pair.b.messages():
             self.heard.append(int(message.data))
@@ -107,20 +141,6 @@ async def test_each_operation_is_whole_or_ends_typed(plan, kinds, failover):
         load = await Load(pair, kinds).open()
         listening = asyncio.create_task(load.listen())
         ended = await asyncio.gather(*(load.start(pair.a, i) for i in range(len(kinds))), return_exceptions=True)
-        for i, (kind, part, (counter, _), result) in enumerate(
-            zip(kinds, load.parts, load.counters, ended, strict=True)
-        ):
-            if isinstance(result, Exception):
-                assert isinstance(result, RailLost), result
-                assert kind != "send"
-                assert not (failover and kind in ("write", "read"))
-                assert counter.value <= load.count(i)
-                continue
-            assert await counter.wait(load.count(i)) == load.count(i)
-            if kind == "read":
-                assert np.array_equal(load.sink[part], load.kept[part])
-            elif kind != "send":
-                assert np.array_equal(load.target.array[part], load.data[part])
         lost = sum(isinstance(result, RailLost) for result in ended)
         event(f"lost: {lost and 'some'}, rail {[link.lost for link in pair.ab.stats().links]}")
         # The peer lives; if the rail dies only now, then by the first of these.
@@ -128,12 +148,8 @@ async def test_each_operation_is_whole_or_ends_typed(plan, kinds, failover):
             await pair.write(100_000)
         if any(link.lost for link in pair.ab.stats().links):
             await pair.write(100_000)
-        sent = [i for i, kind in enumerate(kinds) if kind == "send"]
-        while len(load.heard) < len(sent):
-            await asyncio.sleep(0.001)
-        assert sorted(load.heard) == sent
-        for i, (counter, _) in enumerate(load.counters):
-            assert counter.value <= load.count(i)
+        await load.check_all(ended, repeated=failover)
+        load.check_counts(ended)
         listening.cancel()
         await pair.forget()
 
@@ -160,4 +176,86 @@ async def test_after_a_scope_nothing_changes_memory_any_more(plan, kinds, failov
         await asyncio.sleep(WATCH)
         assert (load.target.array == 0xA5).all()
         assert (load.sink == 0x5A).all()
+        await pair.forget()
+
+
+# Which links, at which end, and when after the one before; one of the three is left.
+a_drop = st.tuples(st.integers(0, 2), st.booleans(), st.floats(0, 0.002))
+drops = st.lists(a_drop, min_size=1, max_size=2, unique_by=lambda drop: drop[0])
+joined = pytest.mark.parametrize("rails", ["loopback", "ipc", "ipc_vm_writev"])
+
+
+def open_rails(rails, failover):
+    """No end has faults of its own; on loopback it takes its time."""
+    if rails == "loopback":
+        plan = FaultPlan(delay_us=(0, 2000), reorder=8)
+        return open_pair(rails, faults=plan, rail_failover=failover, **RAILS)
+    return open_pair(
+        "ipc", rail_failover=failover, ipc_vm_writev=rails == "ipc_vm_writev", domains=3, shard_nbytes=16 << 10
+    )
+
+
+async def drop_all(pair, drops, *, here=True):
+    for link, at_a, delay in drops:
+        await asyncio.sleep(delay)
+        drop_link(pair.ab if at_a and here else pair.ba, link)
+
+
+@joined
+@EXAMPLES
+@given(drops=drops, there=loads, back=loads, failover=st.booleans())
+@pytest.mark.deadline(240)
+async def test_rails_that_are_dropped_cost_no_byte_and_no_count(rails, drops, there, back, failover):
+    async with asyncio.timeout(LIMIT), open_rails(rails, failover) as pair:
+        other = Pair(pair.fabric, pair.b, pair.a, pair.ba, pair.ab)
+        loads = [await Load(*each, LARGE).open() for each in ((pair, there), (other, back))]
+        listening = [asyncio.create_task(load.listen()) for load in loads]
+        dropping = asyncio.create_task(drop_all(pair, drops))
+        ended = await asyncio.gather(
+            *(
+                asyncio.gather(*(load.start(load.pair.a, i) for i in range(len(load.kinds))), return_exceptions=True)
+                for load in loads
+            )
+        )
+        await dropping
+        gone = {drop[0] for drop in drops}
+        await eventually(
+            lambda: all(
+                {i for i, link in enumerate(peer.stats().links) if link.lost} == gone for peer in (pair.ab, pair.ba)
+            ),
+            "both sides have lost these links",
+            LIMIT,
+        )
+        for load, results in zip(loads, ended, strict=True):
+            # Over ipc the other side sees a connection that broke, before it hears that a link is lost.
+            await load.check_all(results, repeated=failover and rails == "loopback")
+            await load.pair.write(100_000)
+            load.check_counts(results)
+        event(f"lost: {sum(isinstance(result, RailLost) for results in ended for result in results) > 0}")
+        for task in listening:
+            task.cancel()
+        await other.forget()
+        await pair.forget()
+
+
+@joined
+@EXAMPLES
+@given(drops=drops, kinds=loads, failover=st.booleans(), after=st.floats(0, 0.004))
+@pytest.mark.deadline(240)
+async def test_after_a_scope_no_dropped_rail_changes_memory_any_more(rails, drops, kinds, failover, after):
+    async with asyncio.timeout(LIMIT), open_rails(rails, failover) as pair:
+        load = await Load(pair, kinds, LARGE).open()
+        # At the other end: what it says is true then, and both ends are closed before anything fails here.
+        dropping = asyncio.create_task(drop_all(pair, drops, here=False))
+        with contextlib.suppress(BaseExceptionGroup, TimeoutError):
+            async with asyncio.timeout(after), TransferScope(pair.a) as scope:
+                for i in range(len(kinds)):
+                    load.start(scope, i)
+        load.target.array[:] = 0xA5
+        load.sink[:] = 0x5A
+        load.data[:] = 0x33
+        await asyncio.sleep(WATCH)
+        assert (load.target.array == 0xA5).all()
+        assert (load.sink == 0x5A).all()
+        await dropping
         await pair.forget()
