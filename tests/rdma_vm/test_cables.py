@@ -51,8 +51,8 @@ async def test_cable_that_is_pulled_loses_the_peer_in_time(fabric, cable, record
             if name != "wait_closed":
                 assert isinstance(ending.failure, PeerLost), (name, ending.failure)
                 assert ending.failure.hint
-        # rdma_rxe keeps a queue pair that is to be destroyed until its packets' address is given up, for 3 s.
-        assert max(took.values()) < LIMIT + 3.5, took
+        # rdma_rxe keeps a queue pair for 3 s more, until its packets' address is given up; a thread waits for that.
+        assert max(took.values()) < LIMIT, took
         record_property("noticed_ms", {name: round(seconds * 1e3) for name, seconds in took.items()})
 
 
