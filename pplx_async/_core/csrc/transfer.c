@@ -243,7 +243,8 @@ static void find_refused(pplx_target *suspects) {
 /* The peer lives, and the link they failed on does not: nothing was wrong with them. */
 static void tell_rails(const pplx_peer *peer, pplx_target *suspects) {
     uint32_t lost = 0;
-    for (uint32_t i = 0; i < peer->nlinks; i++) lost |= (uint32_t)(peer->links[i].reason.status != PPLX_OK) << i;
+    for (uint32_t i = 0; i < peer->nlinks; i++)
+        if (peer->links[i].reason.status != PPLX_OK) lost |= 1u << i;
     for (pplx_target *target = suspects; target && lost; target = target->next)
         if (target->links & lost) target->status = PPLX_RAIL_LOST;
 }
