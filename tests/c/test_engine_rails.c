@@ -471,9 +471,10 @@ static pplx_status lying_post(pplx_provider_endpoint *endpoint, const pplx_work_
 
 /* The first credit of b's comes to a later, and until then b doesn't see that it has ended. */
 static bool comes_later(uint32_t side, const pplx_completion *c, uint32_t role) {
+    if (!(atomic_load(&lies) & CREDIT_IS_LATE) || is_late[side]) return false;
     const bool credit = side ? role == PPLX_SLOT_CREDIT
                              : c->kind == PPLX_COMPLETION_IMM && pplx_imm_counter(c->imm) == credit_counter;
-    if (!credit || is_late[side] || !(atomic_load(&lies) & CREDIT_IS_LATE)) return false;
+    if (!credit) return false;
     is_late[side] = true;
     late[side] = *c;
     return true;
