@@ -47,6 +47,10 @@ int fake_ibv_break(const char *device, uint64_t after, int status);
  * went to ERR. Who is in it comes back at once if it is fewer now. */
 int fake_ibv_linger(const char *device, int ms);
 
+/* As long as this is set, who connects a queue pair waits, as where the kernel has to ask the network for the way.
+ * Returns how many do. */
+int fake_ibv_search(const char *device, int set);
+
 void fake_ibv_counts(struct fake_counts *counts);
 
 #endif

@@ -308,6 +308,16 @@ int fake_ibv_linger(const char *name, int ms) {
     return device ? 0 : -1;
 }
 
+int fake_ibv_search(const char *name, int set) {
+    pthread_mutex_lock(&fake_lock);
+    fake_device *device = find(name);
+    if (device) device->searches = set != 0;
+    const int searching = device ? device->searching : -1;
+    fake_wake();
+    pthread_mutex_unlock(&fake_lock);
+    return searching;
+}
+
 int fake_ibv_hold(const char *name, int held) {
     pthread_mutex_lock(&fake_lock);
     fake_device *device = find(name);

@@ -93,7 +93,8 @@ typedef struct fake_device {
     int delay_us, retry_ms;
     bool thread_domains, dmabuf, no_open, stale, late;
     int linger_ms;
-    bool dead, held;
+    bool dead, held, searches;
+    int searching; /* threads in ibv_modify_qp */
     uint64_t refuse_after, refuse_count; /* of work requests to come */
     int refuse_native;
     uint64_t break_after;

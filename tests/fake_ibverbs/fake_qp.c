@@ -10,7 +10,7 @@
 
 fake_qp *fake_qps;
 
-enum { FIRST_QPN = 0x11, MOST_24 = 0xffffff, ACKNOWLEDGE_NS = 500000000 };
+enum { FIRST_QPN = 0x11, MOST_24 = 0xffffff, ACKNOWLEDGE_NS = 500000000, SEARCH_NS = 1000000000 };
 
 static void count(fake_qp *qp, int change) {
     ((fake_pd *)qp->qp.pd)->objects += change;
@@ -225,10 +225,18 @@ static void reset(fake_qp *qp) {
     memset(&qp->attr, 0, sizeof qp->attr);
 }
 
+/* Under fake_lock, which others have meanwhile. */
+static void search(fake_device *device) {
+    device->searching++;
+    while (device->searches) fake_wait_until(fake_now_ns() + SEARCH_NS);
+    device->searching--;
+}
+
 int ibv_modify_qp(struct ibv_qp *handle, struct ibv_qp_attr *attr, int mask) {
     fake_qp *qp = (fake_qp *)handle;
     pthread_mutex_lock(&fake_lock);
     const enum ibv_qp_state to = mask & IBV_QP_STATE ? attr->qp_state : handle->state;
+    if (to == IBV_QPS_RTR) search(qp->device);
     int native = qp->device->dead ? EIO : may_step(handle->state, to, mask) ? check_values(qp, attr, mask) : EINVAL;
     if (native) goto out;
     take_values(qp, attr, mask);

@@ -3,6 +3,7 @@
 """What is closed, dropped or forgotten leaves nothing behind, and no thread is in another's way."""
 
 import asyncio
+import ctypes
 import gc
 import os
 import re
@@ -130,6 +131,35 @@ async def test_event_loop_of_ones_own(fabric):
             (await a.outcome()).raise_for_error()
         await asyncio.to_thread(thread.join)
         assert seen == list(range(100))
+
+
+@pytest.mark.fabrics("verbs-fake")
+async def test_a_queue_pair_that_another_thread_connects_is_left_alone(fabric):
+    """The kernel asks the network for the way, and others run meanwhile."""
+    library = ctypes.CDLL(fabric.options["library"])
+    a, b = (Side(fabric, device) for device in names(fabric))
+    device = names(fabric)[0].encode()
+    try:
+        assert library.fake_ibv_search(device, 1) == 0
+        connecting = asyncio.create_task(asyncio.to_thread(a.pair.connect, b.pair.address))
+        while library.fake_ibv_search(device, 1) == 0:
+            await asyncio.sleep(0.001)
+        with pytest.raises(RuntimeError, match="is being connected by another thread"):
+            a.pair.connect(b.pair.address)
+        with pytest.raises(RuntimeError, match="close it afterwards"):
+            a.pair.close()
+        library.fake_ibv_search(device, 0)
+        await connecting
+        b.pair.connect(a.pair.address)
+        source, target = a.memory(64, fill=7)[1], b.memory(64)
+        await a.pair.write(source, target[1].remote)
+        (await a.outcome()).raise_for_error()
+        assert target[0] == bytes([7]) * 64
+        a.pair.close()
+    finally:
+        library.fake_ibv_search(device, 0)
+        for side in (a, b):
+            side.context.close()
 
 
 async def test_posts_from_other_threads(fabric):
