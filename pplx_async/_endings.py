@@ -17,7 +17,7 @@ from pplx_async import _loop
 from pplx_async.errors import CleanupWarning, ClosedResourceError, UnreleasedMemory
 
 if TYPE_CHECKING:
-    from pplx_async._core.memory import Registration, Used
+    from pplx_async._core.memory import Registration
     from pplx_async._core.transfer import Transfer
     from pplx_async.counters import ImmCounter
     from pplx_async.engine import TransferEngine
@@ -150,7 +150,7 @@ async def _fence_or_cut_off(engine: TransferEngine, peer: Peer, regions: tuple[i
         ) from None
 
 
-async def _idle(engine: TransferEngine, used: Used) -> None:
+async def _idle(engine: TransferEngine, used: Registration) -> None:
     """Wait until no transfer uses it; but not for what a provider may never let go."""
     while True:
         try:
@@ -159,8 +159,8 @@ async def _idle(engine: TransferEngine, used: Used) -> None:
         except TimeoutError:
             if used.stuck:
                 raise UnreleasedMemory(
-                    f"{used.stuck} transfer(s) ended, but the provider still holds their memory after "
-                    f"{engine.options.drain_timeout} s; it stays registered and alive"
+                    f"closing a region of {used.nbytes} B: {used.stuck} transfer(s) ended, but the provider still "
+                    f"holds their memory after {engine.options.drain_timeout} s; it stays registered and alive"
                 ) from None
 
 

@@ -385,7 +385,10 @@ class TransferEngine(Operations):
             _quarantined.append(self._core)
             for peer in list(self._peers):
                 peer._end_waits(ClosedResourceError("the engine was closed"))
-            raise UnreleasedMemory(f"the provider did not let go within {timeout} s; its memory stays allocated")
+            whom = f" for peer {', '.join(sorted(peer.label for peer in self._peers))}" if self._peers else ""
+            raise UnreleasedMemory(
+                f"closing the engine: its provider did not let go{whom} within {timeout} s; its memory stays allocated"
+            )
         _loop.detach(self._loop, self._core)
         self._core.close()
         # The loop gets one turn, so that everyone who waited for us hears the end.

@@ -116,7 +116,7 @@ class TransferScope:
                 if wake is not None:
                     wake.cancel()
             if deadline is not None and loop.time() >= deadline and self._open:
-                stuck = ", ".join(f"{transfer.operation} of {transfer.nbytes} B" for transfer in self._open)
+                stuck = ", ".join(transfer._describe() for transfer in self._open)
                 self._engine._quarantine(self._open)
                 # One error for all of them.
                 self._failures = [failure for failure in self._failures if not isinstance(failure, UnreleasedMemory)]

@@ -270,10 +270,15 @@ cdef class Transfer(Promise):
         if not self.done():
             self.fail(
                 errors.UnreleasedMemory(
-                    f"{self.operation} of {self.nbytes} B was cancelled, and the provider has not let go of its "
+                    f"{self._describe()} was cancelled, and the provider has not let go of its "
                     f"memory within {self.engine.drain_timeout} s"
                 )
             )
+
+    def _describe(self) -> str:
+        """Say what it is, and with whom."""
+        peers = sorted({(<PeerRecord>used).label for used in self.all_used() if isinstance(used, PeerRecord)})
+        return f"{self.operation} of {self.nbytes} B" + (f" with peer {', '.join(peers)}" if peers else "")
 
     def add_release_callback(self, callback) -> None:
         """Call ``callback(self)`` from the loop once the memory is released."""

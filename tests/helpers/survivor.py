@@ -22,6 +22,7 @@ from helpers.engines import SOON, engine_on, eventually, pattern
 from helpers.process import Helper, helper
 from helpers.require import Fabric
 from helpers.slowness import SLOWNESS
+from helpers.told import check_told
 from pplx_async import Peer, PeerLost, TransferEngine
 
 # Whatever names a peer that was killed has ended within this, with the engine's defaults: the promise. Where eleven
@@ -83,17 +84,9 @@ async def all_end(endings: dict[str, Ending], since: float, timeout: float = SOO
 
 def check_lost(failure: BaseException | None, peer: Peer, operation: str | None) -> None:
     """Check that a failure says all that there is to say of a peer that is lost."""
-    assert isinstance(failure, PeerLost), f"{operation}: {failure!r}"
-    domains = [domain["name"] for domain in peer.engine.explain().domains]
-    assert failure.operation == operation, f"{operation}: {failure.operation}"
-    assert failure.peer == peer.label, operation
-    assert failure.domain in domains, f"{operation}: {failure.domain}"
-    assert failure.status == "PEER_LOST"
-    assert isinstance(failure.provider_error, int)
-    assert failure.hint
+    check_told(failure, PeerLost, peer, operation)
+    assert isinstance(failure, PeerLost)
     assert any(word in failure.reason for word in NOTICED_BY), failure.reason
-    for word in (operation or "", peer.label, failure.domain, failure.hint):
-        assert word in str(failure), f"{operation}: {failure}"
 
 
 class Stream:
