@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory with a page that isn't there yet: who reads it is held up, in the middle of a copy, until it comes.
 
-By userfaultfd(2), for faults in user mode only, which takes no rights.
+By userfaultfd(2): for faults in user mode only, which takes no rights, or for those of system calls as well.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _MISSING = 1  # of the pages that are registered, those that are missing are tol
 _PAGE = mmap.PAGESIZE
 
 
-def _open() -> int:
+def _open(kernel: bool) -> int:
     """The descriptor; OSError says why there is none."""
     number = _NUMBERS.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, f"not tried on {platform.machine()}")
     libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(number, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)
+    fd = libc.syscall(number, os.O_CLOEXEC | os.O_NONBLOCK | (0 if kernel else _USER_MODE_ONLY))
     if fd < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     fcntl.ioctl(fd, _API, struct.pack("QQQ", _VERSION, 0, 0))
@@ -41,10 +41,10 @@ def _open() -> int:
 
 
 @functools.cache
-def refusal() -> str | None:
-    """Why nobody can be held up here, or None."""
+def refusal(kernel: bool = False) -> str | None:
+    """Why nobody can be held up here, in the kernel or not, or None."""
     try:
-        os.close(_open())
+        os.close(_open(kernel))
     except OSError as error:
         return f"no userfaultfd: {error}"
     return None
@@ -59,13 +59,13 @@ class Gap:
         All of it; reading the page that is missing holds the reader up.
     """
 
-    def __init__(self, nbytes: int, page: int, value: int) -> None:
+    def __init__(self, nbytes: int, page: int, value: int, kernel: bool = False) -> None:
         self._memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._memory.madvise(mmap.MADV_NOHUGEPAGE)  # or its neighbours would bring it along
         self.array = np.frombuffer(self._memory, dtype=np.uint8)
         self._value = value
         self._gap = self.array.ctypes.data + page * _PAGE
-        self._fd = _open()
+        self._fd = _open(kernel)
         self.array[: page * _PAGE] = value
         self.array[(page + 1) * _PAGE :] = value
         fcntl.ioctl(self._fd, _REGISTER, struct.pack("QQQQ", self._gap, _PAGE, _MISSING, 0))

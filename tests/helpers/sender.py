@@ -58,10 +58,10 @@ class Sender:
         while not until.exists():
             time.sleep(0.01)
 
-    async def write_with_gap(self, region: str, page: int) -> None:
+    async def write_with_gap(self, region: str, page: int, kernel: bool = False) -> None:
         """Write a region out of memory that lacks a page; returns when the copy is held up there."""
         remote = self.peer.region(bytes.fromhex(region))
-        self.gap = Gap(remote.nbytes, page, self.value)
+        self.gap = Gap(remote.nbytes, page, self.value, kernel)
         source = await self.engine.register(self.gap.array)
         self.writes = [self.engine.write(source, remote)]
         await self.gap.held_up()

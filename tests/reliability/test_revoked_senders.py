@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import time
 
@@ -243,6 +244,37 @@ async def test_copy_that_goes_on_after_the_revoke_changes_nothing(fabric, memory
         # It has landed nowhere, and does not say that it has.
         assert set(await receiver.process.ask("outcomes")) <= CUT_OFF
         receiver.check()
+
+
+@pytest.mark.fabrics("ipc")
+@pytest.mark.parametrize("stays", [True, False])
+async def test_copy_of_the_kernels_that_goes_on_after_the_revoke_is_said(fabric, stays):
+    """Nobody can take that memory elsewhere: it is not given back before the copy has ended, in time or not."""
+    if why := gap.refusal(kernel=True):
+        pytest.skip(f"no copy of the kernel's can be held up here: {why}")
+    options = {"revoke_timeout": QUICK, "drain_timeout": 1.0 if stays else 30.0, "ipc_vm_writev": True}
+    async with connected(fabric, **options, **PROXY) as receiver:
+        buffer = bytearray(SIZE)
+        theirs = await receiver.add(buffer)
+        await receiver.process.ask("write_with_gap", region=theirs, page=LAST, kernel=True)
+        revoke = asyncio.ensure_future(receiver.regions[0].revoke())
+        await eventually(lambda: receiver.peer.lost, "the sender is cut off")
+        if stays:
+            with pytest.raises(UnreleasedMemory, match=re.escape(receiver.peer.label)):
+                await revoke
+            with pytest.raises(BufferError):
+                buffer.clear()
+        else:
+            await asyncio.sleep(0.3)
+            assert not revoke.done()
+        await receiver.process.ask("go_on")
+        assert set(await receiver.process.ask("outcomes")) <= CUT_OFF | {"written"}
+        if not stays:
+            await revoke
+            buffer[:] = bytes([OURS]) * SIZE
+            await receiver.process.ask("outcomes")
+            assert buffer == bytes([OURS]) * SIZE
+            buffer.clear()
 
 
 @pytest.mark.usefixtures("held_up")
