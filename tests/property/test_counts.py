@@ -64,6 +64,47 @@ def delay_reports(peer, delay):
     peer._engine._break_counter = lambda *told: loop.call_later(delay, tell, *told)
 
 
+async def check_fractions(pair, expected, tries, patience, late):
+    """Write to a counter for each of the numbers in `expected`, so often, through what fails or dies."""
+    nbytes = SIZE * sum(expected)
+    source = await pair.source(np.concatenate([pattern(SIZE, at) for at in range(0, nbytes, SIZE)]))
+    target = await pair.target(nbytes)
+    delay_reports(pair.ba, late)
+    at, groups = 0, []
+    for count in expected:
+        counter, remote = pair.counter()
+        writes = [Write(pair, source, target, at + i * SIZE, remote) for i in range(count)]
+        at += count * SIZE
+        groups.append((counter, writes))
+
+    async def receive(counter, writes):
+        try:
+            assert await counter.wait(len(writes)) == len(writes)
+        except (BrokenResourceError, PeerLost):
+            return False
+        assert all(write.is_whole for write in writes)
+        return True
+
+    receiving = [asyncio.create_task(receive(counter, writes)) for counter, writes in groups]
+    await asyncio.gather(*(write.run(tries, patience) for _, writes in groups for write in writes))
+    if pair.ab.is_open:
+        # The answer comes behind all reports.
+        with pytest.raises((KeyError, PeerLost)):
+            await pair.ab.lookup("nothing")
+    await asyncio.sleep(late)
+    for (counter, writes), task in zip(groups, receiving, strict=True):
+        least, most = (sum(getattr(write, name) for write in writes) for name in ("least", "most"))
+        if pair.is_healthy and counter.broken is None:
+            await eventually(lambda c=counter, n=least: c.value >= n, "what has landed is counted")
+            assert counter.value <= most
+            if counter.value < len(writes):
+                task.cancel()
+        await asyncio.wait({task})
+        told = not task.cancelled() and task.result()
+        assert not told or counter.broken is None
+        event(f"lost: {not pair.is_healthy}, broken: {counter.broken is not None}, told that all is there: {told}")
+
+
 @EXAMPLES
 @given(
     seed=st.integers(0, 2**32),
@@ -91,43 +132,37 @@ async def test_fractions_of_failed_writes_never_make_a_whole_one(
         heartbeat_interval=0.0,
         b={"domains": domains[1], "faults": FaultPlan()},
     ) as pair:
-        nbytes = SIZE * sum(expected)
-        source = await pair.source(np.concatenate([pattern(SIZE, at) for at in range(0, nbytes, SIZE)]))
-        target = await pair.target(nbytes)
-        delay_reports(pair.ba, late)
-        at, groups = 0, []
-        for count in expected:
-            counter, remote = pair.counter()
-            writes = [Write(pair, source, target, at + i * SIZE, remote) for i in range(count)]
-            at += count * SIZE
-            groups.append((counter, writes))
+        await check_fractions(pair, expected, tries, patience, late)
 
-        async def receive(counter, writes):
-            try:
-                assert await counter.wait(len(writes)) == len(writes)
-            except (BrokenResourceError, PeerLost):
-                return False
-            assert all(write.is_whole for write in writes)
-            return True
 
-        receiving = [asyncio.create_task(receive(counter, writes)) for counter, writes in groups]
-        await asyncio.gather(*(write.run(tries, patience) for _, writes in groups for write in writes))
-        if pair.ab.is_open:
-            # The answer comes behind all reports.
-            with pytest.raises((KeyError, PeerLost)):
-                await pair.ab.lookup("nothing")
-        await asyncio.sleep(late)
-        for (counter, writes), task in zip(groups, receiving, strict=True):
-            least, most = (sum(getattr(write, name) for write in writes) for name in ("least", "most"))
-            if pair.is_healthy and counter.broken is None:
-                await eventually(lambda c=counter, n=least: c.value >= n, "what has landed is counted")
-                assert counter.value <= most
-                if counter.value < len(writes):
-                    task.cancel()
-            await asyncio.wait({task})
-            told = not task.cancelled() and task.result()
-            assert not told or counter.broken is None
-            event(f"lost: {not pair.is_healthy}, broken: {counter.broken is not None}, told that all is there: {told}")
+RAILS = {"domains": 3, "devices": ("loop0", "loop1", "loop2"), "shard_nbytes": 4096}
+
+
+@EXAMPLES
+@given(
+    seed=st.integers(0, 2**32),
+    device=st.integers(0, 2),
+    death=st.one_of(
+        *[st.builds(lambda n: {"fail_after": n, "fail_status": "PEER_LOST"}, st.integers(8, 30))] * 4,
+        st.builds(lambda n: {"drop_after": n}, st.integers(8, 30)),
+    ),
+    expected=st.lists(st.integers(1, 6), min_size=1, max_size=6),
+    message=st.sampled_from([None, 8 << 10, 1 << 10]),
+    tries=st.integers(1, 3),
+    patience=st.sampled_from([None, None, 0.0, 0.0005]),
+    late=st.sampled_from([0.0, 0.01]),
+    failover=st.booleans(),
+)
+@pytest.mark.deadline(240)
+async def test_fractions_of_writes_whose_rail_dies_never_make_a_whole_one(
+    seed, device, death, expected, message, tries, patience, late, failover
+):
+    """Of three rails one dies, with any pieces of any writes on it; the peer lives on over the others."""
+    plan = FaultPlan(device=device, seed=seed, reorder=8, delay_us=(0, 300), again=0.1, max_message=message, **death)
+    options = {"faults": plan, "rail_failover": failover, "peer_timeout": 1.0, **RAILS}
+    async with open_pair("loopback", b={"faults": None}, **options) as pair:
+        await check_fractions(pair, expected, tries, patience, late)
+        event(f"a rail is lost: {any(link.lost for link in pair.ab.stats().links)}")
 
 
 @EXAMPLES
