@@ -246,6 +246,25 @@ async def test_copy_that_goes_on_after_the_revoke_changes_nothing(fabric, memory
         receiver.check()
 
 
+@pytest.mark.fabrics("tcp")
+@pytest.mark.parametrize("page", [MIDDLE, LAST])
+async def test_message_of_which_a_part_is_here_goes_no_further_after_the_revoke(fabric, page):
+    """The receiver has checked the key, and has the first pages; the sender's kernel is held up before the others."""
+    if why := gap.refusal(kernel=True):
+        pytest.skip(f"no copy of the kernel's can be held up here: {why}")
+    async with connected(fabric, revoke_timeout=QUICK, **PROXY) as receiver:
+        array = np.zeros(SIZE, dtype=np.uint8)
+        await receiver.process.ask("write_with_gap", region=await receiver.add(array), page=page, kernel=True)
+        await receiver.written()
+        assert not array[(page + 1) * PAGE :].any()
+        took = await receiver.take_back()
+        assert QUICK <= took < QUICK + MARGIN
+        assert isinstance(receiver.peer.lost, PeerLost)
+        await receiver.process.ask("go_on")
+        assert set(await receiver.process.ask("outcomes")) <= CUT_OFF
+        receiver.check()
+
+
 @pytest.mark.fabrics("ipc")
 @pytest.mark.parametrize("stays", [True, False])
 async def test_copy_of_the_kernels_that_goes_on_after_the_revoke_is_said(fabric, stays):
