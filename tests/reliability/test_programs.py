@@ -309,6 +309,22 @@ async def test_thousands_of_signals_disturb_nothing(fabric, wakeup):
         assert pair.is_healthy
 
 
+async def test_register_that_is_cancelled_as_the_engine_closes(fabric):
+    """What it takes back is under way then: it is waited for, and not taken for memory that a NIC keeps."""
+    for _ in range(10):
+        buffers = [bytearray(100) for _ in range(3)]
+        async with engine_on(fabric) as engine:
+            registers = [asyncio.create_task(engine.register(buffer)) for buffer in buffers]
+            await asyncio.sleep(0)  # they have begun
+            for task in registers:
+                task.cancel()
+        assert all(
+            isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*registers, return_exceptions=True)
+        )
+        for buffer in buffers:
+            buffer.extend(b"it is free")
+
+
 # ---- other threads ----
 
 
