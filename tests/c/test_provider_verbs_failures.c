@@ -214,6 +214,40 @@ static void a_queue_that_breaks_by_itself_is_made_new(void) {
 
 /* ---- peers that are gone ---- */
 
+/* rdma_rxe remembers it, and would say of what is posted again first that it has succeeded. */
+static void a_queue_that_broke_in_the_middle_of_a_read_reads_and_writes_all_the_same(void) {
+    enum { READS = 3, NBYTES = 4096 };
+    for (int kind = 0; kind < 2; kind++) {
+        side a, b;
+        watched wrong, read[READS], w;
+        pair_open(&a, &b, "x0 roce soft sticky mtu=1024 ip=10.0.0.1; x1 roce soft sticky mtu=1024 ip=10.0.0.2", "");
+        fill(b.arena, ARENA, 5);
+        pplx_work_request one;
+        CHECK_EQ(perform(&a, &b, PPLX_WRITE, ARENA - 8, 8, 0), PPLX_OK); /* they have met */
+        CHECK_EQ(perform(&b, &a, PPLX_WRITE, ARENA - 8, 8, 0), PPLX_OK);
+        CHECK_EQ(fake.hold("x0", 1), 0);
+        for (unsigned i = 0; i < READS; i++) {
+            one = request(&a, &b, &read[i], PPLX_READ, i * NBYTES, NBYTES, 0);
+            CHECK_EQ(post(&a, &one), PPLX_OK);
+        }
+        one = request(&a, &b, &w, kind ? PPLX_WRITE_IMM : PPLX_WRITE, READS * NBYTES, NBYTES, 7);
+        memset(a.arena + READS * NBYTES, 9, NBYTES);
+        CHECK_EQ(post(&a, &one), PPLX_OK);
+        one = request(&b, &a, &wrong, PPLX_WRITE, 0, 8, 0);
+        one.remote_key ^= 1;
+        CHECK_EQ(post(&b, &one), PPLX_OK);
+        CHECK_EQ(fake.hold("x0", 0), 0);
+        WAIT(read[0].completions && read[1].completions && read[2].completions && w.completions && wrong.completions);
+        CHECK_EQ(wrong.status, PPLX_REMOTE_ACCESS);
+        for (int i = 0; i < READS; i++) CHECK_EQ(read[i].status, PPLX_OK);
+        CHECK_EQ(w.status, PPLX_OK);
+        CHECK(memcmp(a.arena, b.arena, (READS + 1) * NBYTES) == 0);
+        poll_ms(5);
+        CHECK_EQ(b.nimms, (unsigned)kind);
+        pair_close(&a, &b);
+    }
+}
+
 static void all_work_for_a_peer_that_is_gone_ends(void) {
     enum { OPS_OUT = 30 };
     static watched w[OPS_OUT], receive, send;
@@ -639,6 +673,7 @@ int main(void) {
     RUN(a_wrong_key_fails_one_op_and_no_peer);
     RUN(after_wrong_keys_among_others_each_immediate_arrives_once);
     RUN(a_queue_that_breaks_by_itself_is_made_new);
+    RUN(a_queue_that_broke_in_the_middle_of_a_read_reads_and_writes_all_the_same);
     RUN(all_work_for_a_peer_that_is_gone_ends);
     RUN(a_peer_that_never_connects_is_given_up);
     RUN(closing_lets_go_of_memory_and_ops);

@@ -41,8 +41,12 @@
  *     reads=N asks=N            READs at a time: that it answers and asks for; that it asks for
  *     td, dmabuf                it has thread domains, takes dma-bufs
  *     soft                      it says that it is soft-RoCE
+ *     sticky                    as rdma_rxe: if a queue pair breaks in the middle of a READ, then RESET does not help: what
+ *                               is oldest afterwards succeeds without being done, unless it is a READ of one packet, and
+ *                               the queue pair breaks again
  *     noopen                    it is listed, and can't be opened
  *     delay=N                   microseconds that a work request takes, after the one before
+ *     reg=N                     milliseconds that it takes to register memory, and to take it back
  *     retry=N                   milliseconds until an answer is missed, whatever the queue pair says
  *     stale                     completions of a queue pair outlive it
  *     late                      in ERR and RESET nothing is flushed, until the queue pair is destroyed
@@ -90,8 +94,8 @@ typedef struct fake_device {
     struct ibv_device_attr attr;
     fake_port ports[FAKE_MAX_PORTS]; /* from 0 on */
     int max_inline;
-    int delay_us, retry_ms;
-    bool thread_domains, dmabuf, no_open, stale, late;
+    int delay_us, retry_ms, register_ms;
+    bool thread_domains, dmabuf, no_open, stale, late, sticky;
     int linger_ms;
     bool dead, held, searches;
     int searching; /* threads in ibv_modify_qp */
@@ -220,6 +224,7 @@ struct fake_qp {
     uint64_t deadline_ns;       /* ... and it is given up then; 0: never */
     bool waits_for_receive;
     bool lingers;   /* it went to ERR with work under way */
+    bool stuck;     /* of a sticky device: it broke in the middle of a READ */
     bool last_told; /* IBV_EVENT_QP_LAST_WQE_REACHED was told */
     uint32_t told, acked; /* events of it */
 };

@@ -132,7 +132,8 @@ static bool set_number(fake_device *device, fake_port *port, const char *key, lo
                   {"srq", &device->attr.max_srq_wr}, {"inline", &device->max_inline},
                   {"qps", &device->attr.max_qp},     {"mrs", &device->attr.max_mr},
                   {"sge", &device->attr.max_sge},    {"delay", &device->delay_us},
-                  {"retry", &device->retry_ms},      {"net", &port->net}};
+                  {"retry", &device->retry_ms},      {"net", &port->net},
+                  {"reg", &device->register_ms}};
     for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
         if (strcmp(limits[i].key, key) != 0) continue;
         *limits[i].value = (int)n;
@@ -200,6 +201,8 @@ static bool set_word(fake_device *device, int index, const char *word) {
         device->stale = true;
     } else if (strcmp(word, "soft") == 0) {
         device->attr.vendor_id = 0xffffff;
+    } else if (strcmp(word, "sticky") == 0) {
+        device->sticky = true;
     } else if (strcmp(word, "late") == 0) {
         device->late = true;
     } else {

@@ -76,6 +76,7 @@ static struct ibv_mr *add_mr(struct ibv_pd *pd, void *bytes, size_t nbytes, uint
         return errno = EINVAL, NULL;
     if (!nbytes) return errno = EINVAL, NULL;
     if (!mapped && !is_mapped((uintptr_t)bytes, nbytes, access & IBV_ACCESS_LOCAL_WRITE)) return errno = EFAULT, NULL;
+    usleep((useconds_t)fake_device_of(pd->context)->register_ms * 1000);
     fake_mr *mr = calloc(1, sizeof *mr);
     if (!mr) return NULL;
     mr->mr.context = pd->context;
@@ -128,6 +129,7 @@ struct ibv_mr *ibv_reg_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t nbyt
 
 int ibv_dereg_mr(struct ibv_mr *handle) {
     fake_mr *mr = (fake_mr *)handle, **link = &fake_mrs;
+    usleep((useconds_t)fake_device_of(handle->context)->register_ms * 1000);
     pthread_mutex_lock(&fake_lock);
     while (*link != mr) link = &(*link)->next;
     *link = mr->next;

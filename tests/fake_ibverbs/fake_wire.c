@@ -130,6 +130,8 @@ void fake_flush(fake_qp *qp) {
 void fake_fail_qp(fake_qp *qp) {
     qp->qp.state = IBV_QPS_ERR;
     qp->lingers |= qp->executed != qp->posted;
+    qp->stuck |= qp->device->sticky && qp->executed != qp->posted &&
+                 qp->sends[qp->executed % qp->cap.max_send_wr].opcode == IBV_WR_RDMA_READ;
     if (!qp->device->late) fake_flush(qp);
     if (!qp->qp.srq || qp->last_told) return;
     qp->last_told = true;
@@ -325,6 +327,15 @@ void fake_pump(fake_qp *qp) {
         if (device->delay_us && now < start_ns(qp)) {
             need_time();
             return;
+        }
+        if (qp->stuck && find_target(qp)) {
+            qp->stuck = send->opcode != IBV_WR_RDMA_READ || total(send->sges, send->num_sge) > 128u
+                                                                                                   << qp->attr.path_mtu;
+            if (qp->stuck) {
+                complete(qp, IBV_WC_SUCCESS);
+                fake_fail_qp(qp);
+                return;
+            }
         }
         int status = execute(qp, send);
         if (status < 0) {

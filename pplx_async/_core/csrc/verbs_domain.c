@@ -124,7 +124,7 @@ static void fill_caps(verbs_domain *domain, const char *file) {
     caps->max_inflight_bytes = MAX_INFLIGHT_BYTES;
     caps->max_message = port->attr.max_msg_sz && port->attr.max_msg_sz < MAX_MESSAGE ? port->attr.max_msg_sz
                                                                                      : MAX_MESSAGE;
-    if (is_soft(domain)) {
+    if (domain->soft) {
         const uint32_t mtu = verbs_mtu_nbytes((uint8_t)port->attr.active_mtu);
         caps->max_message = SOFT_PACKETS * mtu;
         caps->max_inflight = least(caps->max_inflight, SOFT_INFLIGHT);
@@ -170,6 +170,7 @@ pplx_status verbs_domain_open(const char *device, const pplx_option *options, si
         goto fail;
     }
     domain->relaxed = parsed.relaxed_ordering && domain->lib->reg_mr_iova2;
+    domain->soft = is_soft(domain);
     status = open_queues(domain, error);
     if (status != PPLX_OK) goto fail;
     if (!verbs_reserve_kept(domain, VERBS_RING)) {

@@ -224,7 +224,7 @@ struct verbs_domain {
     verbs_options options;
     verbs_port port;
     struct ibv_device_attr attr;
-    bool relaxed, broken, port_down;
+    bool relaxed, soft, broken, port_down; /* soft: rdma_rxe */
     int32_t broken_error;
     uint64_t port_down_ns; /* since when it is down */
 

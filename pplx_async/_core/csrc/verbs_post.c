@@ -255,6 +255,10 @@ void verbs_post_tail(verbs_queue *queue) {
     if (queue->tail) verbs_want_step(endpoint); /* which tries again */
 }
 
+/* In place of an op that is none: a READ of no bytes, which names no memory and needs no key. */
+static const verbs_mr no_memory;
+static const verbs_op nothing = {.mr = &no_memory, .opcode = PPLX_READ};
+
 int verbs_post_again(verbs_queue *queue, uint32_t from) {
     verbs_domain *domain = queue->endpoint->domain;
     const uint32_t end = queue->next;
@@ -263,9 +267,10 @@ int verbs_post_again(verbs_queue *queue, uint32_t from) {
     queue->next = from;
     while (queue->next != end && !native) {
         const uint32_t left = end - queue->next, n = left < VERBS_BATCH ? left : VERBS_BATCH, at = VERBS_BATCH - n;
-        for (uint32_t i = 0; i < n; i++)
-            fill(&domain->wrs[at + i], queue->wr_id | (queue->next + i), queue->max_inline,
-                 *verbs_place(queue, queue->next + i));
+        for (uint32_t i = 0; i < n; i++) {
+            const verbs_op *op = *verbs_place(queue, queue->next + i);
+            fill(&domain->wrs[at + i], queue->wr_id | (queue->next + i), queue->max_inline, op ? op : &nothing);
+        }
         submit(domain, queue, at, n, &native);
     }
     domain->cq_room -= (int32_t)(end - queue->next); /* what was not taken waits for its end all the same */

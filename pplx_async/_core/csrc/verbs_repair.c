@@ -24,6 +24,11 @@
  * the memory has not been told that it is free. So an immediate arrives exactly once, and only the one op that
  * was refused fails.
  *
+ * rdma_rxe (Linux 6.1) does not forget in RESET which answer it has had last. Was that a part of a READ, then it takes
+ * the next ACK or NAK for nonsense: it says of the oldest work request, whatever that is, that it has succeeded, and
+ * breaks the queue pair. Only another READ's answer makes that good. So there the first that is posted again is one of no
+ * bytes, and of ours.
+ *
  * A peer is lost when its NIC has not answered through all retries, when the queue of messages fails, or when it
  * breaks these rules. */
 #if PPLX_HAVE_LIBIBVERBS
@@ -146,6 +151,7 @@ static bool settle(verbs_endpoint *endpoint) {
     uint16_t landed = (uint16_t)(endpoint->peer_imms - endpoint->imms_delivered);
     verbs_op *left[VERBS_RING];
     uint32_t nleft = 0, sent = 0;
+    if (domain->soft) left[nleft++] = NULL;
     for (uint32_t at = queue->first; at != queue->next; at++) {
         const verbs_op *op = *verbs_place(queue, at);
         sent += op && op->opcode == PPLX_WRITE_IMM;
