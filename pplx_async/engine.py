@@ -371,14 +371,15 @@ class TransferEngine(Operations):
         self._news.set()
         while self._messages:
             self._next_message()
-        for registration in self._core.open_registrations():
-            if registration.uses:
-                continue  # the peers are gone, and still a NIC holds it: it stays registered
-            _endings.deregister_soon(self, registration)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while self._core.inflight:  # a register() that was cancelled takes its memory back as it ends
-                    await _loop.room(self._core, 0)
+                for _ in range(2):  # what was being registered meanwhile is open now
+                    for registration in self._core.open_registrations():
+                        if registration.uses:
+                            continue  # the peers are gone, and still a NIC holds it: it stays registered
+                        _endings.deregister_soon(self, registration)
+                    while self._core.inflight:  # a register() that was cancelled takes its memory back as it ends
+                        await _loop.room(self._core, 0)
         if self._core.inflight or self._peers:
             # Freeing anything now could free what a NIC still writes to.
             self._core.stop()

@@ -12,7 +12,14 @@ import pytest
 
 from helpers.engines import Pair, connect, engine_on, eventually, pattern
 from helpers.require import find_fabric
-from pplx_async import BrokenResourceError, NativeCallError, PeerLost, ProviderUnavailable, RailLost, verbs
+from pplx_async import (
+    BrokenResourceError,
+    NativeCallError,
+    PeerLost,
+    ProviderUnavailable,
+    RailLost,
+    verbs,
+)
 
 PORT_ERR, DEVICE_FATAL = 10, 8  # of enum ibv_event_type
 BOTH = {"devices": ("x0", "x1"), "domains": 2}
@@ -55,6 +62,9 @@ class Devices:
 
     def linger(self, device, ms):
         assert self.library.fake_ibv_linger(device.encode(), ms) == 0
+
+    def change(self, device, words):
+        assert self.library.fake_ibv_change(device.encode(), words.encode()) == 0
 
     def route(self, device):
         """The service level and the traffic class of its newest queue pair."""
@@ -348,3 +358,20 @@ async def test_queue_pairs_that_take_long_to_destroy_hold_up_nobody(fake, device
         async with asyncio.timeout(10):
             while devices.counts().contexts == 3:
                 await asyncio.sleep(0.01)
+
+
+LARGE = 32 << 20
+
+
+async def test_an_engine_may_be_closed_while_it_registers(fake, devices):
+    """And the wait may be cancelled. Nothing stays open, as the fixture sees."""
+    devices.layout("x0 roce ip=10.0.0.1")
+    async with engine_on(fake, devices=("x0",)) as a:
+        devices.change("x0", "reg=300")
+        waits = [asyncio.create_task(a.register(np.zeros(LARGE, dtype=np.uint8))) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        waits[1].cancel()
+    ended = await asyncio.gather(*waits, return_exceptions=True)
+    assert isinstance(ended[1], asyncio.CancelledError)
+    assert all(task.done() for task in waits)
+    devices.change("x0", "reg=0")
