@@ -158,7 +158,7 @@ pplx_status verbs_domain_open(const char *device, const pplx_option *options, si
 
     verbs_domain *domain = calloc(1, sizeof *domain);
     if (!domain) return verbs_fail(error, PPLX_NO_MEMORY, 0, "out of memory");
-    verbs_retire_init(&domain->retire);
+    pplx_aside_init(&domain->aside, "pplx-verbs", verbs_domain_free, domain);
     domain->lib = lib;
     domain->options = parsed;
     domain->options.node = domain->options.library = NULL; /* not ours */
@@ -188,10 +188,11 @@ fail:
 
 void verbs_domain_close(pplx_provider_domain *handle) {
     verbs_domain *domain = (verbs_domain *)handle;
-    if (verbs_retire_end(domain)) verbs_domain_free(domain);
+    if (pplx_aside_end(&domain->aside)) verbs_domain_free(domain);
 }
 
-void verbs_domain_free(verbs_domain *domain) {
+void verbs_domain_free(void *handle) {
+    verbs_domain *domain = handle;
     const pplx_libibverbs *lib = domain->lib;
     verbs_receives_close(domain);
     if (domain->events) lib->ack_cq_events(domain->cq, domain->events); /* or destroying it waits for that */

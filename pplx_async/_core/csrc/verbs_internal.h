@@ -5,11 +5,11 @@
 #ifndef PPLX_ASYNC_VERBS_INTERNAL_H
 #define PPLX_ASYNC_VERBS_INTERNAL_H
 
-#include <pthread.h>
 #include <stdbool.h>
 
 #include <infiniband/verbs.h>
 
+#include "aside.h"
 #include "dynload.h"
 #include "pplx_async/provider.h"
 
@@ -168,6 +168,7 @@ struct verbs_endpoint {
     verbs_address peer;
     uint32_t gid; /* which of ours, and of the peer's */
     uint32_t peer_gid;
+    pplx_aside_call retire; /* verbs_retire.c */
     verbs_op *receives, **last_receive;
     uint32_t nreceives;
     uint32_t nwaiting; /* messages that came before their RECV: buffers of the domain */
@@ -194,17 +195,6 @@ typedef struct verbs_sink {
     pplx_completion *completions;
     size_t count, capacity;
 } verbs_sink;
-
-/* Queue pairs that a thread destroys: verbs_retire.c. */
-typedef struct verbs_retire {
-    pthread_mutex_t lock; /* guards what follows, but for the thread */
-    pthread_cond_t done;
-    verbs_endpoint *endpoints;
-    bool runs; /* the thread has not ended, and will look at the list again */
-    bool left; /* it closes the domain */
-    pthread_t thread;
-    bool has_thread;
-} verbs_retire;
 
 struct verbs_domain {
     /* Entries of the completion queue that were read; those from the first on were not dealt with. */
@@ -251,7 +241,7 @@ struct verbs_domain {
     int32_t quiet;          /* polls to come that have nothing to do but to read completions of what was posted */
     uint32_t polls;         /* others, since the device was asked for events */
 
-    verbs_retire retire;
+    pplx_aside aside; /* destroys queue pairs: verbs_retire.c */
     verbs_wr wrs[VERBS_BATCH]; /* a chain; those that are posted are its end */
     pplx_caps caps;
 
@@ -324,7 +314,7 @@ bool verbs_gids_match(const union ibv_gid *ours, uint32_t nours, const union ibv
 pplx_status verbs_domain_open(const char *device, const pplx_option *options, size_t noptions,
                               pplx_provider_domain **domain, pplx_error *error);
 void verbs_domain_close(pplx_provider_domain *handle);
-void verbs_domain_free(verbs_domain *domain);
+void verbs_domain_free(void *domain);
 void verbs_domain_caps(pplx_provider_domain *handle, pplx_caps *caps);
 
 /* verbs_memory.c */
@@ -352,11 +342,8 @@ int verbs_qp_move(verbs_queue *queue, enum ibv_qp_state state); /* RESET or ERR 
 bool verbs_qp_is_broken(verbs_queue *queue);
 
 /* verbs_retire.c: the end of queue pairs, and of their endpoint's memory; now, or by a thread */
-void verbs_retire_init(verbs_retire *retire);
 void verbs_queues_destroy(verbs_endpoint *endpoint);
 void verbs_queues_retire(verbs_endpoint *endpoint);
-/* False: the thread has not ended, and calls verbs_domain_free(). */
-bool verbs_retire_end(verbs_domain *domain);
 
 /* verbs_post.c */
 pplx_status verbs_post(pplx_provider_endpoint *handle, const pplx_work_request *requests, size_t count, size_t *posted,
