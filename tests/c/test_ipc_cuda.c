@@ -22,6 +22,12 @@ typedef struct device {
 static char libcuda[PATH_MAX];
 static int (*adopt)(uint64_t *, void *, size_t);
 static int (*forget)(uint64_t);
+static int (*run_kernel)(int ms);
+static int (*opened)(void), (*retained)(void), (*launched)(void);
+static int (*open_own)(int yes);
+static int (*allocate)(uint64_t *, size_t), (*release)(uint64_t);
+static int (*to_device)(uint64_t, const void *, size_t), (*from_device)(void *, uint64_t, size_t);
+static int (*retain)(uintptr_t *, int), (*push)(uintptr_t);
 
 /* It lies beside this program. */
 static void load(void) {
@@ -31,19 +37,35 @@ static void load(void) {
     strcpy(strrchr(libcuda, '/'), "/libcuda_fake.so.1");
     void *library = dlopen(libcuda, RTLD_NOW | RTLD_LOCAL);
     CHECK(library);
-    *(void **)&adopt = dlsym(library, "fake_cuda_adopt");
-    *(void **)&forget = dlsym(library, "fake_cuda_forget");
-    CHECK(adopt && forget);
+    static const struct {
+        void *function;
+        const char *name;
+    } functions[] = {
+        {&adopt, "fake_cuda_adopt"},       {&forget, "fake_cuda_forget"},     {&run_kernel, "fake_cuda_run_kernel"},
+        {&opened, "fake_cuda_opened"},     {&retained, "fake_cuda_retained"}, {&launched, "fake_cuda_launched"},
+        {&open_own, "fake_cuda_open_own"}, {&allocate, "cuMemAlloc_v2"},      {&release, "cuMemFree_v2"},
+        {&to_device, "cuMemcpyHtoD_v2"},   {&from_device, "cuMemcpyDtoH_v2"}, {&retain, "cuDevicePrimaryCtxRetain"},
+        {&push, "cuCtxPushCurrent_v2"},
+    };
+    for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
+        void *function = dlsym(library, functions[i].name);
+        CHECK(function);
+        memcpy(functions[i].function, &function, sizeof function);
+    }
 }
 
-static void device_open(device *d, side *s) {
+static void device_register(device *d, side *s) {
     pplx_error error = {0};
-    d->shows = calloc(1, GPU);
-    CHECK(d->shows && adopt(&d->address, d->shows, GPU) == 0);
     const pplx_memory memory = {.kind = PPLX_MEMORY_CUDA, .address = d->address, .nbytes = GPU, .fd = -1};
     if (ipc->mr_open(s->domain, &memory, PPLX_ACCESS_REMOTE_READ | PPLX_ACCESS_REMOTE_WRITE, &d->mr, &d->key, &error) !=
         PPLX_OK)
         check_failed(__FILE__, __LINE__, error.text);
+}
+
+static void device_open(device *d, side *s) {
+    d->shows = calloc(1, GPU);
+    CHECK(d->shows && adopt(&d->address, d->shows, GPU) == 0);
+    device_register(d, s);
 }
 
 static void device_close(device *d) {
@@ -243,6 +265,265 @@ static void test_a_message_whose_region_is_closed(void) {
     gpus_close(&p);
 }
 
+/* ------------------------------------------------------------------ what waits for kernels in the driver */
+
+enum { KERNEL_MS = 1500 };
+static const uint64_t A_MOMENT_NS = UINT64_C(500000000); /* far less than that; a busy machine may take some of it */
+
+static ipc_endpoint *inside(const side *s) { return (ipc_endpoint *)s->endpoint; }
+
+/* As if each were another process: memory that has to be opened. Nothing of a GPU's is known to the other side yet. */
+static void strangers_open(pair *p) {
+    const pplx_option options[] = {{"libcuda", libcuda}};
+    watched w;
+    uintptr_t context;
+    pair_open_with(&p->a, &p->b, options, 1);
+    device *devices[] = {&p->at_a, &p->at_b};
+    for (int i = 0; i < 2; i++) {
+        const int before = retained();
+        if (before == 0) CHECK(retain(&context, 0) == 0 && push(context) == 0); /* this thread's, for good */
+        CHECK_EQ(allocate(&devices[i]->address, GPU), 0);
+        device_register(devices[i], i ? &p->b : &p->a);
+    }
+    pplx_work_request request = request_of(&p->a, PLAIN, &p->b, PLAIN, &w, PPLX_WRITE_IMM, 0, 8, 0);
+    CHECK_EQ(perform(&p->a, &p->b, &request), PPLX_OK);
+    wait_imms(&p->b, &p->a, 1);
+    inside(&p->a)->pid = inside(&p->b)->pid = 1;
+    CHECK_EQ(open_own(1), 0);
+}
+
+static void strangers_close(pair *p) {
+    const uint64_t start = check_now_ns();
+    if (p->a.endpoint) close_endpoint(&p->a, &p->b);
+    if (p->b.endpoint) close_endpoint(&p->b, &p->a);
+    if (p->at_a.mr) CHECK_EQ(ipc->mr_close(p->at_a.mr), PPLX_OK);
+    if (p->at_b.mr) CHECK_EQ(ipc->mr_close(p->at_b.mr), PPLX_OK);
+    pair_close(&p->a, &p->b);
+    while (opened() || retained() > 1) { /* this thread's own */
+        usleep(1000);
+        check_patience(start, PATIENCE);
+    }
+    CHECK(release(p->at_a.address) == 0 && release(p->at_b.address) == 0);
+}
+
+/* Both sides' polls; the longest so far. */
+static void watch_both(pair *p, uint64_t *longest) {
+    const uint64_t before = check_now_ns();
+    poll_both(&p->a, &p->b);
+    const uint64_t took = check_now_ns() - before;
+    if (took > *longest) *longest = took;
+}
+
+static void check_content(const pair *p, unsigned char expected) {
+    static unsigned char bytes[GPU];
+    CHECK_EQ(from_device(bytes, p->at_b.address, GPU), 0);
+    for (size_t i = 0; i < GPU; i++) CHECK_EQ(bytes[i], expected);
+}
+
+static void set_content(const pair *p, unsigned char value) {
+    static unsigned char bytes[GPU];
+    memset(bytes, value, GPU);
+    CHECK_EQ(to_device(p->at_a.address, bytes, GPU), 0);
+}
+
+/* The first transfer into an allocation waits for it to be opened; heartbeats, which are immediates alone, do not, and
+ * the thread stands still for nobody. */
+static void test_opening_keeps_nobody_waiting(void) {
+    static pair p;
+    static watched w, heartbeat;
+    uint64_t longest = 0, start = check_now_ns();
+    strangers_open(&p);
+    set_content(&p, 0x5a);
+    CHECK_EQ(run_kernel(KERNEL_MS), 0);
+    pplx_work_request request = write_of(&p, &w, GPU, 1);
+    CHECK_EQ(post(&p.a, NULL, &request), PPLX_OK);
+    int heartbeats = 0;
+    while (!w.completions) {
+        watch_both(&p, &longest);
+        if (heartbeats && !heartbeat.completions) continue;
+        request = request_of(&p.a, PLAIN, &p.b, PLAIN, &heartbeat, PPLX_WRITE_IMM, 0, 0, 7);
+        CHECK_EQ(post(&p.a, &p.b, &request), PPLX_OK);
+        if (!w.completions) heartbeats++;
+        check_patience(start, PATIENCE);
+    }
+    CHECK_EQ(w.status, PPLX_OK);
+    CHECK(check_now_ns() - start >= KERNEL_MS * UINT64_C(1000000));
+    CHECK(longest < A_MOMENT_NS);
+    CHECK(heartbeats > 10);
+    check_content(&p, 0x5a);
+    if (!heartbeat.completions) wait_for(&p.a, &p.b, &heartbeat);
+    strangers_close(&p);
+}
+
+static void open_both_ways(pair *p) {
+    static watched w;
+    pplx_work_request request = write_of(p, &w, GPU, 1);
+    CHECK_EQ(perform(&p->a, &p->b, &request), PPLX_OK);
+    CHECK_EQ(opened(), 1);
+}
+
+/* A region is revoked: the peer confirms when it has closed the allocation, and not before. */
+static void test_a_revoke_is_confirmed_when_the_allocation_is_closed(void) {
+    static pair p;
+    static watched w;
+    uint64_t longest = 0, start = check_now_ns();
+    strangers_open(&p);
+    open_both_ways(&p);
+    CHECK_EQ(run_kernel(KERNEL_MS), 0);
+    while (ipc->mr_close(p.at_b.mr) == PPLX_UNRELEASED) {
+        watch_both(&p, &longest);
+        check_patience(start, PATIENCE);
+    }
+    CHECK_EQ(opened(), 0);
+    CHECK(longest < A_MOMENT_NS);
+    p.at_b.mr = NULL;
+    pplx_work_request request = write_of(&p, &w, GPU, 2);
+    CHECK_EQ(perform(&p.a, &p.b, &request), PPLX_REMOTE_ACCESS);
+    request = request_of(&p.a, PLAIN, &p.b, PLAIN, &w, PPLX_WRITE_IMM, 0, 8, 2);
+    CHECK_EQ(perform(&p.a, &p.b, &request), PPLX_OK); /* still connected */
+    strangers_close(&p);
+}
+
+/* The same while it is being opened: it is closed again first, and what waited for it is refused. */
+static void test_a_revoke_while_the_allocation_is_being_opened(void) {
+    static pair p;
+    static watched w;
+    uint64_t longest = 0, start = check_now_ns();
+    strangers_open(&p);
+    CHECK_EQ(run_kernel(KERNEL_MS), 0);
+    pplx_work_request request = write_of(&p, &w, GPU, 1);
+    CHECK_EQ(post(&p.a, &p.b, &request), PPLX_OK);
+    while (!inside(&p.a)->aside) {
+        watch_both(&p, &longest);
+        check_patience(start, PATIENCE);
+    }
+    while (ipc->mr_close(p.at_b.mr) == PPLX_UNRELEASED) {
+        watch_both(&p, &longest);
+        check_patience(start, PATIENCE);
+    }
+    CHECK_EQ(opened(), 0);
+    CHECK(check_now_ns() - start >= KERNEL_MS * UINT64_C(1000000));
+    p.at_b.mr = NULL;
+    CHECK_EQ(wait_for(&p.a, &p.b, &w), PPLX_REMOTE_ACCESS);
+    CHECK(longest < A_MOMENT_NS);
+    strangers_close(&p);
+}
+
+/* Who closes says goodbye when the allocation is closed; the owner's memory is not free before. */
+static void test_goodbye_comes_when_the_allocation_is_closed(void) {
+    for (int owner_first = 0; owner_first < 2; owner_first++) {
+        static pair p;
+        uint64_t longest = 0, start = check_now_ns();
+        strangers_open(&p);
+        open_both_ways(&p);
+        CHECK_EQ(run_kernel(KERNEL_MS), 0);
+        bool open_here = true, open_there = true;
+        while (open_here || open_there) {
+            if (open_there && (owner_first || !open_here) && ipc->endpoint_close(p.b.endpoint) == PPLX_OK) {
+                open_there = false;
+                CHECK_EQ(opened(), 0);
+            }
+            if (open_here && ipc->endpoint_close(p.a.endpoint) == PPLX_OK) open_here = false;
+            watch_both(&p, &longest);
+            check_patience(start, PATIENCE);
+        }
+        CHECK(longest < A_MOMENT_NS);
+        p.a.endpoint = p.b.endpoint = NULL;
+        strangers_close(&p);
+    }
+}
+
+/* Who breaks with a peer says so all the same, or the peer's memory would never be free. */
+static void test_a_break_tells_when_the_allocation_is_closed(void) {
+    static pair p;
+    uint64_t start = check_now_ns();
+    strangers_open(&p);
+    open_both_ways(&p);
+    CHECK_EQ(run_kernel(KERNEL_MS), 0);
+    pplx_ipc_break(inside(&p.a), PPLX_CONNECTION);
+    while (ipc->mr_close(p.at_b.mr) == PPLX_UNRELEASED) {
+        poll_both(&p.a, &p.b);
+        check_patience(start, PATIENCE);
+    }
+    CHECK_EQ(opened(), 0);
+    CHECK(check_now_ns() - start >= KERNEL_MS * UINT64_C(1000000));
+    p.at_b.mr = NULL;
+    strangers_close(&p);
+}
+
+/* The peer dies, and the engine closes, while something is being opened (or closed) yet: nobody waits for that, and
+ * nothing of it is left when it is over. */
+static void test_nothing_waits_for_a_dead_peers_allocation(void) {
+    for (int closing = 0; closing < 2; closing++) {
+        static pair p;
+        static watched w;
+        uint64_t start = check_now_ns();
+        strangers_open(&p);
+        if (closing) open_both_ways(&p);
+        CHECK_EQ(run_kernel(60000), 0);
+        if (!closing) {
+            pplx_work_request request = write_of(&p, &w, GPU, 1);
+            CHECK_EQ(post(&p.a, &p.b, &request), PPLX_OK);
+            while (!inside(&p.a)->aside) {
+                poll_both(&p.a, &p.b);
+                check_patience(start, PATIENCE);
+            }
+        }
+        pplx_ipc_peer_died(inside(&p.a));
+        if (!closing) CHECK_EQ(wait_for(&p.a, NULL, &w), PPLX_PEER_LOST);
+        close_endpoint(&p.a, NULL);
+        CHECK_EQ(ipc->mr_close(p.at_a.mr), PPLX_OK);
+        p.at_a.mr = NULL;
+        side_close(&p.a);
+        CHECK(check_now_ns() - start < PATIENCE * 1e9);
+        CHECK_EQ(run_kernel(0), 0);
+        if (p.b.endpoint) pplx_ipc_peer_died(inside(&p.b));
+        close_endpoint(&p.b, NULL);
+        CHECK_EQ(ipc->mr_close(p.at_b.mr), PPLX_OK);
+        side_close(&p.b);
+        while (opened() || retained() > 1) {
+            usleep(1000);
+            check_patience(start, 2 * PATIENCE);
+        }
+        CHECK(release(p.at_a.address) == 0 && release(p.at_b.address) == 0);
+    }
+}
+
+static void write_small_ones(pair *p) {
+    enum { MANY = 32 };
+    static watched w[MANY];
+    pplx_work_request requests[MANY];
+    size_t posted;
+    int32_t native;
+    for (uint32_t i = 0; i < MANY; i++) {
+        requests[i] = write_of(p, &w[i], 64, i);
+        requests[i].local_address += 64 * i;
+        requests[i].remote_address += 64 * i;
+    }
+    CHECK_EQ(ipc->post(p->a.endpoint, requests, MANY, &posted, &native), PPLX_OK);
+    CHECK_EQ(posted, MANY);
+    for (uint32_t i = 0; i < MANY; i++) CHECK_EQ(wait_for(&p->a, &p->b, &w[i]), PPLX_OK);
+}
+
+/* Until the kernel is loaded, which waits as well, the copy engine does what it is for. */
+static void test_small_pieces_do_without_the_kernel_until_it_is_there(void) {
+    static pair p;
+    const uint64_t start = check_now_ns();
+    const int before = launched();
+    CHECK_EQ(run_kernel(60000), 0);
+    gpus_open(&p, "64"); /* of one process, so that nothing has to be opened */
+    CHECK(check_now_ns() - start < PATIENCE * 1e9);
+    warm_up(&p);
+    write_small_ones(&p);
+    CHECK_EQ(launched(), before);
+    CHECK_EQ(run_kernel(0), 0);
+    while (launched() == before) {
+        write_small_ones(&p);
+        check_patience(start, PATIENCE);
+    }
+    gpus_close(&p);
+}
+
 int main(void) {
     load();
     RUN(test_late_immediates);
@@ -252,5 +533,12 @@ int main(void) {
     RUN(test_what_can_not_be_staged);
     RUN(test_a_lost_context);
     RUN(test_a_message_whose_region_is_closed);
+    RUN(test_small_pieces_do_without_the_kernel_until_it_is_there);
+    RUN(test_opening_keeps_nobody_waiting);
+    RUN(test_a_revoke_is_confirmed_when_the_allocation_is_closed);
+    RUN(test_a_revoke_while_the_allocation_is_being_opened);
+    RUN(test_goodbye_comes_when_the_allocation_is_closed);
+    RUN(test_a_break_tells_when_the_allocation_is_closed);
+    RUN(test_nothing_waits_for_a_dead_peers_allocation);
     return check_done();
 }

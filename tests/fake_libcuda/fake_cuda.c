@@ -10,7 +10,9 @@
  *
  *   FAKE_CUDA_DEVICES=2        how many there are; 0: none, as on a machine whose driver finds no GPU
  *   FAKE_CUDA_COPY_US=0        each copy takes so long
- *   FAKE_CUDA_FAIL=NAME:CODE   that call fails */
+ *   FAKE_CUDA_FAIL=NAME:CODE   that call fails
+ *
+ * and functions of its own, for tests alone, whose names begin with fake_cuda. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
@@ -57,9 +59,20 @@ typedef struct pinned {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static range ranges[MOST_RANGES];
 static pinned pins[MOST_RANGES];
-static bool initialised;
+static atomic_bool initialised;
 static __thread uintptr_t contexts[64]; /* device + 1 */
 static __thread int depth;
+
+static _Atomic uint64_t kernel_until_ns;
+static atomic_int opened, retained, launched;
+static atomic_bool opens_own;
+
+/* A kernel of the program's runs for so long from now on (0: no more). Some calls of the driver wait for it. */
+API fake_cuda_run_kernel(int ms);
+API fake_cuda_opened(void);   /* allocations of other processes */
+API fake_cuda_retained(void); /* primary contexts */
+API fake_cuda_launched(void); /* kernels so far */
+API fake_cuda_open_own(int yes); /* take handles of this process as if they were another's */
 
 static int env(const char *name, int otherwise) {
     const char *text = getenv(name);
@@ -88,6 +101,33 @@ static int refused(const char *call) {
         REFUSE();                               \
         if (depth == 0) return INVALID_CONTEXT; \
     } while (0)
+
+static uint64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void wait_for_kernels(void) {
+    const struct timespec moment = {0, 1000000};
+    while (now_ns() < atomic_load(&kernel_until_ns)) nanosleep(&moment, NULL);
+}
+
+API fake_cuda_run_kernel(int ms) {
+    atomic_store(&kernel_until_ns, ms ? now_ns() + (uint64_t)ms * 1000000 : 0);
+    return OK;
+}
+
+API fake_cuda_opened(void) { return atomic_load(&opened); }
+
+API fake_cuda_retained(void) { return atomic_load(&retained); }
+
+API fake_cuda_launched(void) { return atomic_load(&launched); }
+
+API fake_cuda_open_own(int yes) {
+    atomic_store(&opens_own, yes);
+    return OK;
+}
 
 /* ------------------------------------------------------------------ memory */
 
@@ -248,9 +288,10 @@ API cuIpcOpenMemHandle_v2(uint64_t *pointer, handle_bytes in, unsigned flags) {
     struct stat stat;
     char path[64];
     NEED_CONTEXT();
+    wait_for_kernels();
     memcpy(&handle, &in, sizeof handle);
     if (flags != 1 || memcmp(handle.magic, "fakecuda", 8) != 0) return INVALID_VALUE;
-    if (handle.pid == getpid()) return INVALID_CONTEXT;
+    if (handle.pid == getpid() && !atomic_load(&opens_own)) return INVALID_CONTEXT;
     snprintf(path, sizeof path, "/proc/%d/fd/%d", handle.pid, handle.fd);
     int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0) return INVALID_VALUE;
@@ -270,16 +311,19 @@ API cuIpcOpenMemHandle_v2(uint64_t *pointer, handle_bytes in, unsigned flags) {
     } else {
         result = map_range(fd, handle.nbytes, handle.device, true, pointer);
     }
+    if (result == OK) atomic_fetch_add(&opened, 1);
     pthread_mutex_unlock(&lock);
     return result;
 }
 
 API cuIpcCloseMemHandle(uint64_t pointer) {
     NEED_CONTEXT();
+    wait_for_kernels();
     pthread_mutex_lock(&lock);
     range *range = find(pointer);
     const bool fine = range && range->opened && range->start == pointer;
     if (fine && --range->opens == 0) unmap_range(range);
+    if (fine) atomic_fetch_sub(&opened, 1);
     pthread_mutex_unlock(&lock);
     return fine ? OK : INVALID_VALUE;
 }
@@ -570,11 +614,13 @@ API cuDeviceGetAttribute(int *value, int attribute, int device) {
 API cuDevicePrimaryCtxRetain(uintptr_t *context, int device) {
     REFUSE();
     *context = (uintptr_t)device + 1;
+    atomic_fetch_add(&retained, 1);
     return OK;
 }
 
 API cuDevicePrimaryCtxRelease_v2(int device) {
     REFUSE();
+    atomic_fetch_sub(&retained, 1);
     return device < devices() ? OK : INVALID_DEVICE;
 }
 
@@ -599,6 +645,7 @@ static const char known_kernel[] = "pplx_copy";
 
 API cuModuleLoadData(void **module, const char *image) {
     NEED_CONTEXT();
+    wait_for_kernels();
     *module = (void *)(uintptr_t)known_kernel;
     return strncmp(image, ".version", 8) == 0 && strstr(image, known_kernel) ? OK : 218; /* no PTX */
 }
@@ -622,6 +669,7 @@ API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
     } piece;
     if (function != known_kernel || !gx || !gy || gz != 1 || !bx || bx > 1024 || by != 1 || bz != 1 || shared || extra)
         return INVALID_VALUE;
+    atomic_fetch_add(&launched, 1);
     for (unsigned i = 0; i < gy; i++) {
         memcpy(&piece, (const char *)arguments[0] + i * sizeof piece, sizeof piece);
         const int result = enqueue(stream, (op){KERNEL, piece.to, piece.from, piece.nbytes});

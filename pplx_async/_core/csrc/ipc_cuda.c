@@ -21,12 +21,21 @@
  * memory stays unreleased: memory of a GPU can't be moved. When a process ends, its driver's file is closed, with what
  * its streams do, before its pidfd tells; its socket may tell before, so that alone isn't believed.
  *
- * Threads. The thread that calls the domain; each call makes the context current and then that of before again. */
+ * Opening a peer's memory, closing it, and loading the kernel wait in the driver for whatever runs in this process's
+ * context: seconds, maybe. They are made by a thread beside (aside.h), one after the other. A transfer that needs an
+ * allocation waits for it; who is asked to let go confirms when it is closed; small pieces are the copy engine's until
+ * the kernel is there.
+ *
+ * Threads. The thread that calls the domain, and that other one, which touches an ipc_opened from when it is given
+ * until `done` is set, and of ipc_cuda what its comments say. Each call makes the context current and then that of
+ * before again. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "aside.h"
 #include "cuda_copy.h"
 #include "ipc_internal.h"
 
@@ -47,8 +56,14 @@ struct ipc_cuda {
     cu_context context;
     cu_stream streams[IPC_STREAMS];
     cu_stream host;            /* for copies that the thread waits for */
-    cu_module module;          /* NULL: this GPU's driver does not take it */
-    cu_function kernel;
+    cu_module module;          /* the other thread's, like the next call */
+    pplx_aside_call load;
+    _Atomic(cu_function) kernel; /* the other thread's; NULL: not there yet, or this GPU's driver doesn't take it */
+    pplx_aside aside;
+    ipc_opened *under_way; /* opened or closed by it */
+    atomic_bool news;      /* the other thread: one of them is done; after that it rings */
+    int bell;              /* an eventfd in the domain's epoll set; -1: there is none, and we don't sleep */
+    ipc_watch watch;
     _Atomic uint64_t *done;    /* a pinned page: how far each stream has come */
     cu_pointer done_at;        /* as the GPU sees it */
     uint64_t begun[IPC_STREAMS];
@@ -70,6 +85,21 @@ struct ipc_cuda {
     } batch[BATCH];
 };
 
+/* A peer's allocation. */
+struct ipc_opened {
+    pplx_aside_call call;
+    struct ipc_opened *next; /* under way */
+    ipc_cuda *cuda;
+    ipc_endpoint *endpoint; /* NULL: it is closed */
+    ipc_key *key;           /* NULL: it was let go meanwhile */
+    cu_ipc_handle handle;
+    uint64_t offset, nbytes; /* where the region lies in it */
+    cu_pointer allocation;   /* 0: it can't be opened */
+    bool fits;               /* it is as long as the peer says */
+    bool closing;
+    atomic_bool done; /* the other thread: release, after all else */
+};
+
 static cu_result enter(const ipc_cuda *cuda) { return cuda->api->context_push(cuda->context); }
 
 static void leave(const ipc_cuda *cuda) {
@@ -88,9 +118,19 @@ static cu_result open_streams(ipc_cuda *cuda) {
         result = api->stream_create(&cuda->streams[i], CU_STREAM_NON_BLOCKING);
     if (result == CU_OK)
         result = api->host_register(cuda->done, page_nbytes(), CU_HOST_REGISTER_PORTABLE | CU_HOST_REGISTER_DEVICEMAP);
-    if (result == CU_OK) result = api->host_device_pointer(&cuda->done_at, cuda->done, 0);
-    if (result != CU_OK || api->module_load(&cuda->module, pplx_cuda_copy_ptx) != CU_OK) return result;
-    return api->module_function(&cuda->kernel, cuda->module, pplx_cuda_copy_name);
+    return result == CU_OK ? api->host_device_pointer(&cuda->done_at, cuda->done, 0) : result;
+}
+
+static void load_kernel(pplx_aside_call *call) {
+    ipc_cuda *cuda = (ipc_cuda *)(void *)((char *)call - offsetof(ipc_cuda, load));
+    const pplx_libcuda *api = cuda->api;
+    cu_function kernel = NULL;
+    if (enter(cuda) != CU_OK) return;
+    if (api->module_load(&cuda->module, pplx_cuda_copy_ptx) != CU_OK)
+        cuda->module = NULL;
+    else if (api->module_function(&kernel, cuda->module, pplx_cuda_copy_name) == CU_OK)
+        atomic_store_explicit(&cuda->kernel, kernel, memory_order_release); /* release: pairs with copy_together()'s */
+    leave(cuda);
 }
 
 static void close_streams(ipc_cuda *cuda) {
@@ -101,17 +141,37 @@ static void close_streams(ipc_cuda *cuda) {
     if (cuda->module) cuda->api->module_unload(cuda->module);
 }
 
-void pplx_ipc_cuda_close(ipc_domain *domain) {
-    ipc_cuda *cuda = domain->cuda;
-    if (!cuda) return;
-    if (cuda->context && enter(cuda) == CU_OK) {
+/* The thread beside does it if it still runs when the domain is closed. */
+static void free_cuda(void *handle) {
+    ipc_cuda *cuda = handle;
+    const bool entered = cuda->context && enter(cuda) == CU_OK;
+    for (ipc_opened *opened = cuda->under_way, *next; opened; opened = next) {
+        next = opened->next;
+        if (entered && opened->allocation && !opened->closing) cuda->api->ipc_close(opened->allocation);
+        free(opened);
+    }
+    if (entered) {
         close_streams(cuda);
         leave(cuda);
     }
     if (cuda->context) cuda->api->primary_release(cuda->device);
     if (cuda->done) munmap(cuda->done, page_nbytes());
+    if (cuda->bell >= 0) close(cuda->bell);
     free(cuda);
+}
+
+void pplx_ipc_cuda_close(ipc_domain *domain) {
+    ipc_cuda *cuda = domain->cuda;
     domain->cuda = NULL;
+    if (cuda && pplx_aside_end(&cuda->aside)) free_cuda(cuda);
+}
+
+static void hang_bell(ipc_domain *domain, ipc_cuda *cuda) {
+    cuda->watch = (ipc_watch){IPC_WATCH_CUDA, domain};
+    cuda->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (cuda->bell < 0 || pplx_ipc_watch_fd(domain, cuda->bell, &cuda->watch)) return;
+    close(cuda->bell);
+    cuda->bell = -1;
 }
 
 /* On the GPU of the first region. Its streams copy for all others as well: addresses are unified. */
@@ -124,13 +184,19 @@ static pplx_status open_cuda(ipc_domain *domain, const pplx_libcuda *api, int or
     cuda->api = api;
     cuda->ordinal = ordinal;
     cuda->done = page == MAP_FAILED ? NULL : page;
+    pplx_aside_init(&cuda->aside, "pplx-cuda", free_cuda, cuda);
+    hang_bell(domain, cuda);
     cu_result result = api->device_get(&cuda->device, ordinal);
     if (result == CU_OK) result = api->device_attribute(&has_words, CU_CAN_USE_64_BIT_STREAM_MEM_OPS, cuda->device);
     if (result == CU_OK && has_words) result = api->primary_retain(&cuda->context, cuda->device);
     if (result == CU_OK && cuda->context && cuda->done && (result = enter(cuda)) == CU_OK) {
         result = open_streams(cuda);
         leave(cuda);
-        if (result == CU_OK) return PPLX_OK;
+        if (result == CU_OK) {
+            cuda->load.make = load_kernel;
+            pplx_aside_make(&cuda->aside, &cuda->load);
+            return PPLX_OK;
+        }
     }
     pplx_ipc_cuda_close(domain);
     if (!has_words && result == CU_OK)
@@ -197,11 +263,56 @@ pplx_status pplx_ipc_cuda_region(ipc_region *region, const pplx_memory *memory, 
 
 /* ------------------------------------------------------------------ peers' memory */
 
+/* The other thread's last touch. What has rung is found, and what is news has rung: see pplx_ipc_cuda_hear(). */
+static void tell(ipc_opened *opened) {
+    ipc_cuda *cuda = opened->cuda;
+    const uint64_t one = 1;
+    atomic_store_explicit(&opened->done, true, memory_order_release); /* release: pairs with the load in hear() */
+    const bool rung = cuda->bell >= 0 && write(cuda->bell, &one, sizeof one) == sizeof one;
+    (void)rung; /* it can't fail: nobody rings that often */
+    atomic_store_explicit(&cuda->news, true, memory_order_release); /* release: pairs with the exchange there */
+}
+
+static void open_allocation(pplx_aside_call *call) {
+    ipc_opened *opened = (ipc_opened *)(void *)call;
+    const ipc_cuda *cuda = opened->cuda;
+    device_range range;
+    opened->fits = true;
+    if (enter(cuda) == CU_OK) {
+        if (cuda->api->ipc_open(&opened->allocation, opened->handle, CU_IPC_LAZY_ENABLE_PEER_ACCESS) == CU_OK)
+            opened->fits = look_up(cuda->api, opened->allocation, &range) == CU_OK &&
+                           holds(&range, opened->allocation + opened->offset, opened->nbytes);
+        else
+            opened->allocation = 0;
+        leave(cuda);
+    }
+    tell(opened);
+}
+
+static void close_allocation(pplx_aside_call *call) {
+    ipc_opened *opened = (ipc_opened *)(void *)call;
+    if (enter(opened->cuda) == CU_OK) {
+        opened->cuda->api->ipc_close(opened->allocation);
+        leave(opened->cuda);
+    }
+    tell(opened);
+}
+
+static void give_aside(ipc_opened *opened, void (*make)(pplx_aside_call *call)) {
+    ipc_cuda *cuda = opened->cuda;
+    opened->next = cuda->under_way;
+    cuda->under_way = opened;
+    if (opened->endpoint) opened->endpoint->aside++;
+    opened->call.make = make;
+    opened->closing = make == close_allocation;
+    atomic_store_explicit(&opened->done, false, memory_order_relaxed); /* relaxed: given under a lock */
+    pplx_aside_make(&cuda->aside, &opened->call);
+}
+
 /* Whoever can't open it has the owner copy. False: it can't be what the peer says. */
-bool pplx_ipc_cuda_open(const ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note) {
-    const ipc_cuda *cuda = endpoint->domain->cuda;
+bool pplx_ipc_cuda_open(ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note) {
+    ipc_cuda *cuda = endpoint->domain->cuda;
     const ipc_device_memory *memory = &note->device;
-    cu_ipc_handle handle;
     device_range range;
     if (note->nbytes > memory->nbytes || note->offset > memory->nbytes - note->nbytes) return false;
     if (!cuda) return true;
@@ -213,28 +324,84 @@ bool pplx_ipc_cuda_open(const ipc_endpoint *endpoint, ipc_key *key, const ipc_no
         }
         return true;
     }
-    memcpy(handle.bytes, memory->handle, sizeof handle.bytes);
-    if (enter(cuda) != CU_OK) return true;
-    if (cuda->api->ipc_open(&key->allocation, handle, CU_IPC_LAZY_ENABLE_PEER_ACCESS) == CU_OK) {
-        /* the handle says how long it really is */
-        if (look_up(cuda->api, key->allocation, &range) == CU_OK &&
-            holds(&range, key->allocation + note->offset, note->nbytes))
-            key->device = key->allocation + note->offset;
-        key->near = true; /* as the flag says */
-    } else {
-        key->allocation = 0;
-    }
-    leave(cuda);
-    return !key->allocation || key->device;
+    ipc_opened *opened = calloc(1, sizeof *opened);
+    if (!opened) return true;
+    memcpy(opened->handle.bytes, memory->handle, sizeof opened->handle.bytes);
+    opened->cuda = cuda;
+    opened->endpoint = endpoint;
+    opened->key = key;
+    opened->offset = note->offset;
+    opened->nbytes = note->nbytes;
+    key->opened = opened;
+    key->state = IPC_KEY_OPENING;
+    give_aside(opened, open_allocation);
+    return true;
 }
 
-/* Nothing works with it any more: pplx_ipc_cuda_settle() was called. */
-void pplx_ipc_cuda_drop(const ipc_domain *domain, ipc_key *key) {
-    if (key->allocation && enter(domain->cuda) == CU_OK) {
-        domain->cuda->api->ipc_close(key->allocation);
-        leave(domain->cuda);
+/* Nothing works with it any more: the streams are idle. */
+bool pplx_ipc_cuda_yield(ipc_key *key) {
+    if (!key->opened) return false;
+    give_aside(key->opened, close_allocation);
+    return true;
+}
+
+void pplx_ipc_cuda_drop(ipc_key *key) {
+    ipc_opened *opened = key->opened;
+    if (!opened) return;
+    opened->key = NULL;
+    if (key->state == IPC_KEY_KNOWN) give_aside(opened, close_allocation);
+}
+
+void pplx_ipc_cuda_forget(ipc_endpoint *endpoint) {
+    if (!endpoint->aside) return;
+    for (ipc_opened *opened = endpoint->domain->cuda->under_way; opened; opened = opened->next)
+        if (opened->endpoint == endpoint) opened->endpoint = NULL;
+    endpoint->aside = 0;
+}
+
+static void take_opened(ipc_opened *opened) {
+    ipc_key *key = opened->key;
+    const bool fits = opened->fits;
+    if (!key && opened->allocation) { /* nobody wants it any more */
+        give_aside(opened, close_allocation);
+        return;
     }
-    key->allocation = key->device = 0;
+    if (key && opened->allocation && fits) {
+        key->device = opened->allocation + opened->offset;
+        key->near = true; /* as the flag says */
+    }
+    if (key && !opened->allocation) key->opened = NULL;
+    if (key) pplx_ipc_key_opened(opened->endpoint, key, fits);
+    if (!opened->allocation) free(opened);
+}
+
+static void take_closed(ipc_opened *opened) {
+    if (opened->key) {
+        opened->key->opened = NULL;
+        pplx_ipc_key_closed(opened->endpoint, opened->key);
+    }
+    free(opened);
+}
+
+void pplx_ipc_cuda_hear(ipc_domain *domain) {
+    ipc_cuda *cuda = domain->cuda;
+    uint64_t rings;
+    if (!cuda || !atomic_load_explicit(&cuda->news, memory_order_relaxed)) return; /* relaxed: mostly there are none */
+    /* acquire: pairs with the store in tell(): the bell has rung */
+    atomic_exchange_explicit(&cuda->news, false, memory_order_acquire);
+    if (cuda->bell >= 0 && read(cuda->bell, &rings, sizeof rings) < 0) rings = 0; /* that was read with the last */
+    for (ipc_opened **at = &cuda->under_way, *opened; (opened = *at) != NULL;) {
+        if (!atomic_load_explicit(&opened->done, memory_order_acquire)) { /* acquire: pairs with the store in tell() */
+            at = &opened->next;
+            continue;
+        }
+        *at = opened->next;
+        if (opened->endpoint) opened->endpoint->aside--;
+        if (opened->closing)
+            take_closed(opened);
+        else
+            take_opened(opened);
+    }
 }
 
 /* ------------------------------------------------------------------ copies that are waited for */
@@ -361,15 +528,17 @@ static cuda_piece piece_of(const ipc_cuda *cuda, uint32_t i) {
 static bool copy_together(ipc_cuda *cuda) {
     cuda_pieces pieces;
     uint64_t longest = 0;
-    if (!cuda->kernel || cuda->count < FEW || cuda->apart) return false;
+    /* acquire: pairs with the store in load_kernel() */
+    cu_function kernel = atomic_load_explicit(&cuda->kernel, memory_order_acquire);
+    if (!kernel || cuda->count < FEW || cuda->apart) return false;
     for (uint32_t i = 0; i < cuda->count; i++) {
         pieces.of[i] = piece_of(cuda, i);
         if (pieces.of[i].nbytes > longest) longest = pieces.of[i].nbytes;
     }
     if (longest > SMALL) return false;
     void *arguments[] = {&pieces};
-    return cuda->api->launch(cuda->kernel, (unsigned)(longest / KERNEL_BLOCK + 1), cuda->count, 1, CUDA_PIECE_THREADS,
-                             1, 1, 0, cuda->streams[cuda->stream], arguments, NULL) == CU_OK;
+    return cuda->api->launch(kernel, (unsigned)(longest / KERNEL_BLOCK + 1), cuda->count, 1, CUDA_PIECE_THREADS, 1, 1,
+                             0, cuda->streams[cuda->stream], arguments, NULL) == CU_OK;
 }
 
 /* Copies, then immediates, then our word: what the driver refuses of the copies ends at once. */
@@ -413,7 +582,8 @@ void pplx_ipc_cuda_start(ipc_endpoint *endpoint) {
 /* ------------------------------------------------------------------ the end of them */
 
 bool pplx_ipc_cuda_busy(const ipc_domain *domain) {
-    return domain->cuda && (domain->cuda->records || domain->cuda->unfinished);
+    const ipc_cuda *cuda = domain->cuda;
+    return cuda && (cuda->records || cuda->unfinished || (cuda->under_way && cuda->bell < 0));
 }
 
 static void end_record(ipc_cuda *cuda, int stream, pplx_status status, int32_t native) {
@@ -452,6 +622,7 @@ static void ask(ipc_cuda *cuda) {
 
 void pplx_ipc_cuda_finish(ipc_domain *domain) {
     ipc_cuda *cuda = domain->cuda;
+    pplx_ipc_cuda_hear(domain);
     pplx_ipc_cuda_copies(domain);
     if (!cuda || cuda->records == 0) return;
     for (int i = 0; i < IPC_STREAMS; i++) {

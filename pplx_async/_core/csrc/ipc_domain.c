@@ -63,6 +63,7 @@ static void look_at(ipc_domain *domain, const ipc_watch *watch, uint64_t now_ns)
     case IPC_WATCH_VISITOR: pplx_ipc_visitor_readable(domain, watch->subject); break;
     case IPC_WATCH_SOCKET: pplx_ipc_read_notes(watch->subject); break;
     case IPC_WATCH_PEER: pplx_ipc_peer_died(watch->subject); break;
+    case IPC_WATCH_CUDA: pplx_ipc_cuda_hear(watch->subject); break;
     }
 }
 

@@ -145,18 +145,19 @@ bool pplx_ipc_fence_region(const ipc_region *region, uint64_t patience_ns) {
 
 /* ------------------------------------------------------------------ closing */
 
-/* Not before our GPU has done what it had for the peer, whose memory is free for anything from then on. */
-static void part(ipc_endpoint *endpoint, uint64_t now_ns) {
+/* Say goodbye. False: not yet; our GPU works for the peer, or has its memory open, which is free for anything from
+ * then on. */
+static bool part(ipc_endpoint *endpoint, uint64_t now_ns) {
     const ipc_note note = {.kind = IPC_BYE};
-    endpoint->fence_ns = now_ns + IPC_FENCE_NS;
+    if (endpoint->fence_ns) return true;
+    pplx_ipc_cuda_finish(endpoint->domain);
+    if (!pplx_ipc_cuda_idle(endpoint)) return false;
+    pplx_ipc_answer(endpoint); /* it may have asked before */
     pplx_ipc_keys_close(endpoint);
-    endpoint->said_bye = pplx_ipc_say(endpoint, &note, -1);
-}
-
-static void start_closing(ipc_endpoint *endpoint, uint64_t now_ns) {
-    endpoint->closing = true;
-    pplx_ipc_end_all(endpoint, PPLX_FLUSHED);
-    if (pplx_ipc_cuda_settle(endpoint)) part(endpoint, now_ns);
+    if (endpoint->socket >= 0 && (endpoint->aside || endpoint->owing)) return false;
+    endpoint->fence_ns = now_ns + IPC_FENCE_NS;
+    endpoint->said_bye = endpoint->state != IPC_BROKEN && pplx_ipc_say(endpoint, &note, -1);
+    return true;
 }
 
 static bool keep(const ipc_endpoint *endpoint, uint32_t imm) {
@@ -222,10 +223,12 @@ pplx_status pplx_ipc_endpoint_close(pplx_provider_endpoint *handle) {
     ipc_endpoint *endpoint = (ipc_endpoint *)handle;
     ipc_domain *domain = endpoint->domain;
     const uint64_t now_ns = ipc_now_ns();
-    if (!endpoint->closing) start_closing(endpoint, now_ns);
-    pplx_ipc_cuda_finish(domain);
-    if (!pplx_ipc_cuda_idle(endpoint)) return PPLX_UNRELEASED; /* our own memory, too */
-    if (!endpoint->fence_ns) part(endpoint, now_ns);
+    if (!endpoint->closing) {
+        endpoint->closing = true;
+        pplx_ipc_end_all(endpoint, PPLX_FLUSHED);
+        pplx_ipc_cuda_settle(endpoint);
+    }
+    if (!part(endpoint, now_ns)) return PPLX_UNRELEASED; /* our own memory, too */
     if (!endpoint->let_go && (exposed(endpoint) || pplx_ipc_reached(endpoint)))
         pplx_ipc_look(domain, now_ns); /* it may have answered */
     const bool unmovable = pplx_ipc_reached(endpoint);

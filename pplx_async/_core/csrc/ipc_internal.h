@@ -27,8 +27,8 @@
  * opted in it is *addressed* instead: the kernel copies, at this thread's call. Whichever way, the
  * immediate comes after the bytes.
  *
- * Threads. One thread calls a domain; there are no others, and one lock only, round the list of the
- * process's memfds (ipc_segment.c). What two processes (or two
+ * Threads. One thread calls a domain; there is no other but the one that opens and closes memory of GPUs
+ * (ipc_cuda.c), and one lock only, round the list of the process's memfds (ipc_segment.c). What two processes (or two
  * domains of one process) share is in ipc_wire.h.
  *
  * Looking at descriptors costs a system call. poll() does it when the thread may have slept, and
@@ -78,6 +78,7 @@ typedef struct ipc_options {
 } ipc_options;
 
 typedef struct ipc_cuda ipc_cuda;
+typedef struct ipc_opened ipc_opened;
 
 static const uint64_t IPC_MAX_MESSAGE = UINT64_C(1) << 40;
 
@@ -85,7 +86,7 @@ static const uint64_t IPC_MAX_MESSAGE = UINT64_C(1) << 40;
 static const uint64_t IPC_EARLY_NS = UINT64_C(10000000000);
 
 /* What an epoll event points to. */
-enum ipc_watch_kind { IPC_WATCH_LISTENER, IPC_WATCH_VISITOR, IPC_WATCH_SOCKET, IPC_WATCH_PEER };
+enum ipc_watch_kind { IPC_WATCH_LISTENER, IPC_WATCH_VISITOR, IPC_WATCH_SOCKET, IPC_WATCH_PEER, IPC_WATCH_CUDA };
 typedef struct ipc_watch {
     enum ipc_watch_kind kind;
     void *subject;
@@ -136,11 +137,11 @@ typedef struct ipc_key {
     struct ipc_key *next; /* in its bucket */
     uint64_t key, nbytes;
     uint32_t access;
-    enum { IPC_KEY_ASKED, IPC_KEY_KNOWN, IPC_KEY_NONE } state;
+    enum { IPC_KEY_ASKED, IPC_KEY_OPENING, IPC_KEY_KNOWN, IPC_KEY_CLOSING, IPC_KEY_NONE } state;
     unsigned char *memory; /* byte 0 of the region; NULL: not mapped */
     uint64_t address;      /* of byte 0 in the peer's process; 0: it didn't say */
     cu_pointer device;     /* as `memory`, for the GPU; 0: not opened */
-    cu_pointer allocation; /* to be closed again; 0: nothing */
+    ipc_opened *opened;    /* OPENING, CLOSING, or to be closed; NULL: nothing */
     bool near;             /* a kernel of ours may touch it */
     bool unwanted;         /* its owner has asked for it, and our GPU may be at work there */
     void *mapping;
@@ -199,6 +200,7 @@ struct ipc_endpoint {
     cu_pointer stream_slots; /* of the outbox, as our GPU knows them; 0: not yet */
     bool shown;              /* we were told how to open memory of a GPU, whose owner waits for our goodbye */
     uint32_t streaming;      /* records that a stream works for */
+    uint32_t aside;          /* allocations of the peer's that are being opened or closed */
     /* Commands: executed up to here; sent, and acknowledged, up to here. */
     uint64_t command_head, command_tail, command_acked;
     uint64_t staging_head, staging_tail; /* of the peer's staging area, as positions */
@@ -220,7 +222,7 @@ struct ipc_endpoint {
     /* Closing. */
     bool closing, let_go; /* endpoint_close() was called; the peer has confirmed that it touches nothing */
     bool said_bye, heard_bye;
-    bool owing; /* the peer has asked for memory, and was not answered: pplx_ipc_answer() */
+    bool owing; /* the peer is to be told that we have let go of its memory: pplx_ipc_answer() */
     bool mute; /* a fence waited for it in vain, and it has answered none since: ipc_fence.c */
     uint64_t fence_ns; /* 0: it was not told goodbye */
     bool moving; /* the peer didn't let go: waiting for the others, so that pages can be moved */
@@ -350,7 +352,9 @@ ipc_key *pplx_ipc_key_use(ipc_endpoint *endpoint, uint64_t key); /* NULL: asked,
 void pplx_ipc_key_mapped(ipc_endpoint *endpoint, const ipc_note *note, int fd);
 void pplx_ipc_key_drop(ipc_endpoint *endpoint, ipc_key *key);
 void pplx_ipc_keys_close(ipc_endpoint *endpoint);
-void pplx_ipc_keys_yield(ipc_endpoint *endpoint); /* those that are unwanted */
+bool pplx_ipc_keys_yield(ipc_endpoint *endpoint); /* those that are unwanted; false: to be called again */
+void pplx_ipc_key_opened(ipc_endpoint *endpoint, ipc_key *key, bool fine);
+void pplx_ipc_key_closed(ipc_endpoint *endpoint, ipc_key *key);
 
 /* ipc_fence.c */
 bool pplx_ipc_reached(const ipc_endpoint *endpoint); /* the peer may yet write to memory that can't be moved */
@@ -366,8 +370,11 @@ void pplx_ipc_describe_direct(const ipc_domain *domain, char *text, size_t capac
 
 /* ipc_cuda.c */
 pplx_status pplx_ipc_cuda_region(ipc_region *region, const pplx_memory *memory, pplx_error *error);
-bool pplx_ipc_cuda_open(const ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note); /* false: it can't be true */
-void pplx_ipc_cuda_drop(const ipc_domain *domain, ipc_key *key);
+bool pplx_ipc_cuda_open(ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note); /* false: it can't be true */
+bool pplx_ipc_cuda_yield(ipc_key *key); /* false: there is nothing to be closed */
+void pplx_ipc_cuda_drop(ipc_key *key);
+void pplx_ipc_cuda_forget(ipc_endpoint *endpoint); /* what is still opened or closed for it has nobody to tell */
+void pplx_ipc_cuda_hear(ipc_domain *domain);       /* what was opened and closed */
 pplx_status pplx_ipc_cuda_move(ipc_domain *domain, uint64_t to, uint64_t from, uint64_t nbytes, int32_t *native);
 bool pplx_ipc_cuda_gather(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key); /* false: no slot */
 void pplx_ipc_cuda_start(ipc_endpoint *endpoint); /* what was gathered */

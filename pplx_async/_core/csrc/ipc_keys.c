@@ -2,7 +2,8 @@
  * SPDX-License-Identifier: Apache-2.0 */
 
 /* The peer's regions, as one endpoint knows them: asked for at first use, mapped if they can be,
- * and forgotten when the peer revokes them. What the peer says is checked before it is believed: a
+ * and forgotten when the peer revokes them. (Memory of a GPU is opened and closed by a thread beside: OPENING,
+ * CLOSING.) What the peer says is checked before it is believed: a
  * mapping is made of what is sealed and long enough, and bounds are those of the mapping. An address
  * is in the peer's own process, so the harm of a wrong one is its own. */
 #include <errno.h>
@@ -45,7 +46,7 @@ ipc_key *pplx_ipc_key_use(ipc_endpoint *endpoint, uint64_t number) {
     ipc_keys *keys = &endpoint->keys;
     ipc_key *key = pplx_ipc_key_find(endpoint, number);
     if (endpoint->heard_bye) return NULL;
-    if (key) return key->state == IPC_KEY_ASKED || key->unwanted ? NULL : key;
+    if (key) return (key->state == IPC_KEY_KNOWN || key->state == IPC_KEY_NONE) && !key->unwanted ? key : NULL;
     const ipc_note note = {.kind = IPC_MAP, .key = number};
     if (keys->asked == IPC_MAX_ASKED || !grow(keys)) return NULL;
     key = calloc(1, sizeof *key);
@@ -68,24 +69,46 @@ void pplx_ipc_key_drop(ipc_endpoint *endpoint, ipc_key *key) {
     *at = key->next;
     endpoint->keys.count--;
     endpoint->keys.asked -= key->state == IPC_KEY_ASKED;
-    pplx_ipc_cuda_drop(endpoint->domain, key);
+    pplx_ipc_cuda_drop(key);
     if (key->mapping) munmap(key->mapping, key->mapping_nbytes);
     free(key);
 }
 
-/* Let go of what its owner has asked for. */
-void pplx_ipc_keys_yield(ipc_endpoint *endpoint) {
-    for (size_t i = 0; i < endpoint->keys.nbuckets; i++) {
-        for (ipc_key *key = endpoint->keys.buckets[i], *next; key; key = next) {
-            const ipc_note note = {.kind = IPC_REVOKED, .key = key->key};
-            next = key->next;
-            if (!key->unwanted) continue;
-            pplx_ipc_key_drop(endpoint, key);
-            if (!pplx_ipc_say(endpoint, &note, -1)) endpoint->garbage = true; /* it asks, and reads no answer */
-        }
-    }
+/* It is gone, and its owner is told. */
+static void give_back(ipc_endpoint *endpoint, ipc_key *key) {
+    const ipc_note note = {.kind = IPC_REVOKED, .key = key->key};
+    pplx_ipc_key_drop(endpoint, key);
+    if (!pplx_ipc_say(endpoint, &note, -1)) endpoint->garbage = true; /* it asks, and reads no answer */
     endpoint->queue_blocked = IPC_RUNNABLE;
 }
+
+/* Let go of what its owner has asked for. */
+bool pplx_ipc_keys_yield(ipc_endpoint *endpoint) {
+    bool all = true;
+    for (size_t i = 0; i < endpoint->keys.nbuckets; i++) {
+        for (ipc_key *key = endpoint->keys.buckets[i], *next; key; key = next) {
+            next = key->next;
+            if (!key->unwanted) continue;
+            if (key->state == IPC_KEY_OPENING) {
+                all = false;
+            } else if (pplx_ipc_cuda_yield(key)) {
+                key->unwanted = false;
+                key->state = IPC_KEY_CLOSING;
+            } else {
+                give_back(endpoint, key);
+            }
+        }
+    }
+    return all;
+}
+
+void pplx_ipc_key_opened(ipc_endpoint *endpoint, ipc_key *key, bool fine) {
+    key->state = IPC_KEY_KNOWN;
+    if (!fine) endpoint->garbage = true;
+    endpoint->queue_blocked = IPC_RUNNABLE;
+}
+
+void pplx_ipc_key_closed(ipc_endpoint *endpoint, ipc_key *key) { give_back(endpoint, key); }
 
 void pplx_ipc_keys_close(ipc_endpoint *endpoint) {
     ipc_keys *keys = &endpoint->keys;
@@ -131,8 +154,8 @@ static bool take_extent(ipc_endpoint *endpoint, ipc_key *key, const ipc_note *no
 void pplx_ipc_key_mapped(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
     ipc_key *key = pplx_ipc_key_find(endpoint, note->key);
     bool fine = key && key->state == IPC_KEY_ASKED;
-    if (endpoint->closing) {
-        fine = true; /* nobody needs it any more; what the peer says next is waited for, its BYE_ACK */
+    if (endpoint->closing || endpoint->heard_bye) {
+        fine = true; /* nobody needs it any more; what is said next is waited for, a BYE_ACK */
     } else if (fine && note->extent == IPC_LATER) {
         pplx_ipc_key_drop(endpoint, key); /* asked again by whoever needs it */
     } else if (fine) {

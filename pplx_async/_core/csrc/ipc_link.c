@@ -161,21 +161,29 @@ void pplx_ipc_heed_news(ipc_endpoint *endpoint) {
 
 /* ------------------------------------------------------------------ listening */
 
-/* Let go of the peer's memory, and say so, as soon as our GPU does nothing more for the peer: tried again in each
- * poll(), for to wait would keep us from all others. Nothing is begun there meanwhile, see pplx_ipc_key_use(). */
+static void fall_silent(ipc_endpoint *endpoint);
+
+/* Let go of the peer's memory, and say so, as soon as our GPU does nothing more for the peer and what was opened is
+ * closed: tried again in each poll(), for to wait would keep us from all others. Nothing is begun there meanwhile, see
+ * pplx_ipc_key_use(). */
 void pplx_ipc_answer(ipc_endpoint *endpoint) {
-    const ipc_note note = {.kind = IPC_BYE_ACK};
+    const bool broken = endpoint->state == IPC_BROKEN; /* a socket that ends doesn't say that we have let go */
+    const ipc_note note = {.kind = broken ? IPC_BYE : IPC_BYE_ACK};
     if (!endpoint->owing) return;
     pplx_ipc_cuda_finish(endpoint->domain);
     if (!pplx_ipc_cuda_idle(endpoint)) return;
-    endpoint->owing = false;
-    if (endpoint->heard_bye) {
-        pplx_ipc_keys_close(endpoint);
-        pplx_ipc_say(endpoint, &note, -1);
-        pplx_ipc_peer_gone(endpoint, PPLX_CONNECTION);
-    } else {
-        pplx_ipc_keys_yield(endpoint);
+    if (!broken && !endpoint->heard_bye) {
+        endpoint->owing = !pplx_ipc_keys_yield(endpoint);
+        return;
     }
+    pplx_ipc_keys_close(endpoint);
+    if (endpoint->aside && endpoint->socket >= 0) return;
+    endpoint->owing = false;
+    pplx_ipc_say(endpoint, &note, -1);
+    if (broken)
+        fall_silent(endpoint);
+    else
+        pplx_ipc_peer_gone(endpoint, PPLX_CONNECTION);
 }
 
 /* The peer closes, and has let go of our memory. So do we of its. */
@@ -187,8 +195,11 @@ static void take_bye(ipc_endpoint *endpoint) {
 static void take_revoke(ipc_endpoint *endpoint, uint64_t key) {
     const ipc_note note = {.kind = IPC_REVOKED, .key = key};
     ipc_key *found = pplx_ipc_key_find(endpoint, key);
-    if (found && found->device) {
-        found->unwanted = endpoint->owing = true;
+    if (found && (found->device || found->state == IPC_KEY_OPENING)) {
+        if (found->state == IPC_KEY_CLOSING)
+            endpoint->garbage = true; /* it has asked before */
+        else
+            found->unwanted = endpoint->owing = true;
         pplx_ipc_answer(endpoint);
         return;
     }
@@ -289,12 +300,13 @@ static void hang_up(ipc_endpoint *endpoint) {
     close_fd(&endpoint->inbox_fd);
 }
 
-/* Our GPU has let go of the peer's memory, which a socket that ends doesn't say. */
-static void say_bye(ipc_endpoint *endpoint) {
-    static const ipc_note note = {.kind = IPC_BYE};
-    if (!pplx_ipc_cuda_settle(endpoint)) return;
-    pplx_ipc_keys_close(endpoint);
-    pplx_ipc_say(endpoint, &note, -1);
+/* After a break. Only its hanging up says that the peer has let go of memory that we can't move: see reaches() in
+ * ipc_fence.c. */
+static void fall_silent(ipc_endpoint *endpoint) {
+    if (endpoint->socket >= 0 && pplx_ipc_reached(endpoint))
+        shutdown(endpoint->socket, SHUT_WR);
+    else
+        hang_up(endpoint);
 }
 
 void pplx_ipc_peer_gone(ipc_endpoint *endpoint, pplx_status why) {
@@ -321,23 +333,24 @@ void pplx_ipc_peer_died(ipc_endpoint *endpoint) {
 
 void pplx_ipc_break(ipc_endpoint *endpoint, pplx_status why) {
     if (endpoint->state == IPC_BROKEN) return;
-    if (endpoint->shown) say_bye(endpoint);
-    /* Only its hanging up says that it has let go of memory that we can't move: see reaches() in ipc_fence.c. */
-    if (endpoint->socket >= 0 && pplx_ipc_reached(endpoint))
-        shutdown(endpoint->socket, SHUT_WR);
-    else
-        hang_up(endpoint);
+    const bool settled = pplx_ipc_cuda_settle(endpoint); /* what the GPU has done so far is done */
     endpoint->why = endpoint->state < IPC_UP ? PPLX_PEER_LOST : why; /* they meet once, or never */
     endpoint->state = IPC_BROKEN;
     endpoint->retry = false;
     pplx_ipc_end_all(endpoint, why);
-    if (pplx_ipc_cuda_settle(endpoint)) pplx_ipc_keys_close(endpoint);
+    if (settled) pplx_ipc_keys_close(endpoint);
+    endpoint->owing = endpoint->shown && endpoint->socket >= 0;
+    if (endpoint->owing)
+        pplx_ipc_answer(endpoint);
+    else
+        fall_silent(endpoint);
 }
 
 void pplx_ipc_disconnect(ipc_endpoint *endpoint) {
     hang_up(endpoint);
     unwatch(endpoint->domain, &endpoint->pidfd);
     pplx_ipc_keys_close(endpoint);
+    pplx_ipc_cuda_forget(endpoint);
     pplx_ipc_cuda_unplug(endpoint);
     if (endpoint->outbox.head) munmap(endpoint->outbox.head, endpoint->outbox.nbytes);
     if (endpoint->inbox.head) munmap(endpoint->inbox.head, endpoint->inbox.nbytes);
