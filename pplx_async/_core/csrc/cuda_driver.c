@@ -1,9 +1,14 @@
 /* SPDX-FileCopyrightText: 2026 The pplx_async authors
  * SPDX-License-Identifier: Apache-2.0 */
 
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include "cuda_driver.h"
 
+#include <glob.h>
 #include <stdio.h>
+#include <unistd.h>
 
 /* Names with a suffix are what cuda.h makes of the plain ones: the interface since CUDA 12. */
 #define SYMBOL(field, symbol) {"cu" symbol, NULL, true, offsetof(pplx_libcuda, field)}
@@ -47,6 +52,20 @@ static const pplx_library library = {
 const char *pplx_cuda_error(const pplx_libcuda *cuda, cu_result result) {
     const char *name = NULL;
     return cuda->error_name(result, &name) == CU_OK && name ? name : "an unknown error of CUDA";
+}
+
+/* NVIDIA's device files; and that of WSL, where there are none of those. */
+static bool has_device(void) {
+    glob_t found;
+    const bool any = glob("/dev/nvidia[0-9]*", GLOB_NOSORT, NULL, &found) == 0;
+    if (any) globfree(&found);
+    return any || access("/dev/dxg", F_OK) == 0;
+}
+
+bool pplx_cuda_found(const char *path) {
+    const void *functions;
+    if (!path && !has_device()) return false;
+    return pplx_library_load(&library, path, &functions, NULL, NULL) == PPLX_OK;
 }
 
 pplx_status pplx_cuda_load(const char *path, const pplx_libcuda **out, pplx_error *error) {

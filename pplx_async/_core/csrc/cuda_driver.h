@@ -95,6 +95,10 @@ typedef struct pplx_libcuda {
  * library, too old a driver, or no GPU. Any thread. */
 pplx_status pplx_cuda_load(const char *path, const pplx_libcuda **cuda, pplx_error *error);
 
+/* Whether that is worth a try: the library is there, and a GPU, if `path` doesn't name the library. Initialises nothing,
+ * which takes long, and leaves a process that can't fork. Any thread. */
+bool pplx_cuda_found(const char *path);
+
 /* "CUDA_ERROR_INVALID_VALUE" */
 const char *pplx_cuda_error(const pplx_libcuda *cuda, cu_result result);
 

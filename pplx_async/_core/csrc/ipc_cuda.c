@@ -224,12 +224,16 @@ static bool holds(const device_range *range, cu_pointer address, uint64_t nbytes
     return address >= range->start && nbytes <= range->nbytes && address - range->start <= range->nbytes - nbytes;
 }
 
+const char *pplx_ipc_libcuda(const ipc_domain *domain) {
+    return domain->options.libcuda[0] ? domain->options.libcuda : NULL;
+}
+
 /* A region of a GPU's memory is about to be made. */
 pplx_status pplx_ipc_cuda_region(ipc_region *region, const pplx_memory *memory, pplx_error *error) {
     ipc_domain *domain = region->domain;
     const pplx_libcuda *api;
     device_range range;
-    pplx_status status = pplx_cuda_load(domain->options.libcuda[0] ? domain->options.libcuda : NULL, &api, error);
+    pplx_status status = pplx_cuda_load(pplx_ipc_libcuda(domain), &api, error);
     if (status != PPLX_OK) return error->status = PPLX_REGISTRATION;
     cu_result result = look_up(api, memory->address, &range);
     if (result != CU_OK || range.type != CU_MEMORY_DEVICE || range.managed ||

@@ -369,6 +369,7 @@ enum ipc_direct pplx_ipc_direct(ipc_endpoint *endpoint, bool read, void *local, 
 void pplx_ipc_describe_direct(const ipc_domain *domain, char *text, size_t capacity);
 
 /* ipc_cuda.c */
+const char *pplx_ipc_libcuda(const ipc_domain *domain); /* NULL: as the system finds it */
 pplx_status pplx_ipc_cuda_region(ipc_region *region, const pplx_memory *memory, pplx_error *error);
 bool pplx_ipc_cuda_open(ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note); /* false: it can't be true */
 bool pplx_ipc_cuda_yield(ipc_key *key); /* false: there is nothing to be closed */

@@ -123,8 +123,10 @@ static void ipc_domain_close(pplx_provider_domain *domain) { pplx_ipc_domain_clo
 
 static void ipc_domain_caps(pplx_provider_domain *handle, pplx_caps *caps) {
     const ipc_domain *domain = (const ipc_domain *)handle;
+    const bool cuda = pplx_cuda_found(pplx_ipc_libcuda(domain));
     *caps = (pplx_caps){
-        .flags = PPLX_CAP_READ | PPLX_CAP_WAIT_FD | PPLX_CAP_FENCE | PPLX_CAP_PROMPT | PPLX_CAP_DEATH,
+        .flags = PPLX_CAP_READ | PPLX_CAP_WAIT_FD | PPLX_CAP_FENCE | PPLX_CAP_PROMPT | PPLX_CAP_DEATH |
+                 (cuda ? PPLX_CAP_CUDA : 0),
         .max_inflight = IPC_MAX_INFLIGHT,
         .max_inflight_bytes = 64u << 20,
         .max_message = IPC_MAX_MESSAGE,
@@ -134,8 +136,8 @@ static void ipc_domain_caps(pplx_provider_domain *handle, pplx_caps *caps) {
     char direct[sizeof caps->description / 2];
     pplx_ipc_describe_direct(domain, direct, sizeof direct);
     snprintf(caps->description, sizeof caps->description,
-             "shared memory of this host: mapped where the engine allocated it, else through %u KiB of staging%s",
-             domain->options.staging >> 10, direct);
+             "shared memory of this host: mapped where the engine allocated it, else through %u KiB of staging%s%s",
+             domain->options.staging >> 10, direct, cuda ? "; memory of GPUs by CUDA IPC" : "");
 }
 
 /* ------------------------------------------------------------------ endpoints */
