@@ -272,25 +272,29 @@ static const uint64_t A_MOMENT_NS = UINT64_C(500000000); /* far less than that; 
 
 static ipc_endpoint *inside(const side *s) { return (ipc_endpoint *)s->endpoint; }
 
-/* As if each were another process: memory that has to be opened. Nothing of a GPU's is known to the other side yet. */
-static void strangers_open(pair *p) {
-    const pplx_option options[] = {{"libcuda", libcuda}};
-    watched w;
+/* Memory that another process could open. */
+static void device_allocate(device *d, side *s) {
     uintptr_t context;
-    pair_open_with(&p->a, &p->b, options, 1);
-    device *devices[] = {&p->at_a, &p->at_b};
-    for (int i = 0; i < 2; i++) {
-        const int before = retained();
-        if (before == 0) CHECK(retain(&context, 0) == 0 && push(context) == 0); /* this thread's, for good */
-        CHECK_EQ(allocate(&devices[i]->address, GPU), 0);
-        device_register(devices[i], i ? &p->b : &p->a);
-    }
+    if (retained() == 0) CHECK(retain(&context, 0) == 0 && push(context) == 0); /* this thread's, for good */
+    CHECK_EQ(allocate(&d->address, GPU), 0);
+    device_register(d, s);
+}
+
+/* As if each were another process. Nothing of a GPU's is known to the other side yet. */
+static void strangers_open_with(pair *p, bool gpu_at_a) {
+    const pplx_option options[] = {{"libcuda", libcuda}, {"staging_nbytes", "65536"}};
+    watched w;
+    pair_open_with(&p->a, &p->b, options, 2);
+    if (gpu_at_a) device_allocate(&p->at_a, &p->a);
+    device_allocate(&p->at_b, &p->b);
     pplx_work_request request = request_of(&p->a, PLAIN, &p->b, PLAIN, &w, PPLX_WRITE_IMM, 0, 8, 0);
     CHECK_EQ(perform(&p->a, &p->b, &request), PPLX_OK);
     wait_imms(&p->b, &p->a, 1);
     inside(&p->a)->pid = inside(&p->b)->pid = 1;
     CHECK_EQ(open_own(1), 0);
 }
+
+static void strangers_open(pair *p) { strangers_open_with(p, true); }
 
 static void strangers_close(pair *p) {
     const uint64_t start = check_now_ns();
@@ -489,6 +493,58 @@ static void test_nothing_waits_for_a_dead_peers_allocation(void) {
     }
 }
 
+/* Who registers its first memory of a GPU after the peer's has been in use lets its GPU copy from then on. */
+static void test_a_first_gpu_region_comes_late(void) {
+    static pair p;
+    static watched w;
+    strangers_open_with(&p, false);
+    fill(p.a.arena[PLAIN], GPU, 1);
+    pplx_work_request request = request_of(&p.a, PLAIN, &p.b, PLAIN, &w, PPLX_WRITE_IMM, 0, GPU, 1);
+    request.remote_key = p.at_b.key.key;
+    CHECK_EQ(perform(&p.a, &p.b, &request), PPLX_OK);
+    CHECK_EQ(opened(), 0);
+    device_allocate(&p.at_a, &p.a);
+    set_content(&p, 0x77);
+    request = write_of(&p, &w, GPU, 2);
+    CHECK_EQ(perform(&p.a, &p.b, &request), PPLX_OK);
+    CHECK_EQ(opened(), 1);
+    check_content(&p, 0x77);
+    strangers_close(&p);
+}
+
+/* It comes in the middle of a transfer that goes by staging, which ends as it began: the immediate after the bytes. */
+static void test_a_first_gpu_region_comes_in_the_middle(void) {
+    static pair p;
+    static watched w;
+    static unsigned char bytes[GPU];
+    strangers_open_with(&p, false);
+    fill(p.a.arena[PLAIN], GPU, 1);
+    pplx_work_request request = request_of(&p.a, PLAIN, &p.b, PLAIN, &w, PPLX_WRITE_IMM, 0, 8, 1);
+    request.remote_key = p.at_b.key.key;
+    CHECK_EQ(perform(&p.a, &p.b, &request), PPLX_OK);
+    wait_imms(&p.b, &p.a, 2);
+    request = request_of(&p.a, PLAIN, &p.b, PLAIN, &w, PPLX_WRITE_IMM, 0, GPU, 2);
+    request.remote_key = p.at_b.key.key;
+    CHECK_EQ(post(&p.a, NULL, &request), PPLX_OK);
+    side_poll(&p.a);
+    CHECK(inside(&p.a)->queue.head && inside(&p.a)->queue.head->pending); /* the staging area does not hold all of it */
+    device_allocate(&p.at_a, &p.a);
+    const uint64_t start = check_now_ns();
+    for (const ipc_key *key = NULL; !key || !key->device; key = pplx_ipc_key_find(inside(&p.a), p.at_b.key.key)) {
+        pplx_ipc_look((ipc_domain *)p.b.domain, check_now_ns()); /* it answers, and serves nothing yet */
+        side_poll(&p.a);
+        check_patience(start, PATIENCE);
+    }
+    side_poll(&p.a);
+    uint32_t imm;
+    CHECK(!ipc_peek_immediate(&inside(&p.b)->inbox, inside(&p.b)->immediate_head, &imm));
+    wait_imms(&p.b, &p.a, 3);
+    CHECK_EQ(from_device(bytes, p.at_b.address, GPU), 0);
+    CHECK(memcmp(bytes, p.a.arena[PLAIN], GPU) == 0);
+    CHECK_EQ(wait_for(&p.a, &p.b, &w), PPLX_OK);
+    strangers_close(&p);
+}
+
 static void write_small_ones(pair *p) {
     enum { MANY = 32 };
     static watched w[MANY];
@@ -540,5 +596,7 @@ int main(void) {
     RUN(test_goodbye_comes_when_the_allocation_is_closed);
     RUN(test_a_break_tells_when_the_allocation_is_closed);
     RUN(test_nothing_waits_for_a_dead_peers_allocation);
+    RUN(test_a_first_gpu_region_comes_late);
+    RUN(test_a_first_gpu_region_comes_in_the_middle);
     return check_done();
 }

@@ -16,7 +16,7 @@ async def test_ipc_says_that_it_takes_memory_of_gpus(library, device):
     async with TransferEngine(fabric="ipc", cuda_library=library) as engine:
         domain = engine.explain().domains[0]
         assert domain["cuda"]
-        assert "memory of GPUs by CUDA IPC" in domain["description"]
+        assert "GPU memory by CUDA IPC" in domain["description"]
         async with await engine.register(device.zeros(4096)):
             pass
 

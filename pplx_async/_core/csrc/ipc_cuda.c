@@ -195,6 +195,8 @@ static pplx_status open_cuda(ipc_domain *domain, const pplx_libcuda *api, int or
         if (result == CU_OK) {
             cuda->load.make = load_kernel;
             pplx_aside_make(&cuda->aside, &cuda->load);
+            for (ipc_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next)
+                pplx_ipc_keys_ask_again(endpoint);
             return PPLX_OK;
         }
     }
@@ -319,6 +321,7 @@ bool pplx_ipc_cuda_open(ipc_endpoint *endpoint, ipc_key *key, const ipc_note *no
     const ipc_device_memory *memory = &note->device;
     device_range range;
     if (note->nbytes > memory->nbytes || note->offset > memory->nbytes - note->nbytes) return false;
+    key->later = !cuda;
     if (!cuda) return true;
     if (endpoint->pid == getpid()) { /* our own: CUDA doesn't open what is open */
         if (look_up(cuda->api, memory->address, &range) == CU_OK && range.start == memory->address &&

@@ -143,6 +143,7 @@ typedef struct ipc_key {
     cu_pointer device;     /* as `memory`, for the GPU; 0: not opened */
     ipc_opened *opened;    /* OPENING, CLOSING, or to be closed; NULL: nothing */
     bool near;             /* a kernel of ours may touch it */
+    bool later;            /* memory of a GPU, which we had no use for: to be opened when we have */
     bool unwanted;         /* its owner has asked for it, and our GPU may be at work there */
     void *mapping;
     size_t mapping_nbytes;
@@ -353,6 +354,7 @@ void pplx_ipc_key_mapped(ipc_endpoint *endpoint, const ipc_note *note, int fd);
 void pplx_ipc_key_drop(ipc_endpoint *endpoint, ipc_key *key);
 void pplx_ipc_keys_close(ipc_endpoint *endpoint);
 bool pplx_ipc_keys_yield(ipc_endpoint *endpoint); /* those that are unwanted; false: to be called again */
+void pplx_ipc_keys_ask_again(ipc_endpoint *endpoint); /* of memory of GPUs: we have a GPU now */
 void pplx_ipc_key_opened(ipc_endpoint *endpoint, ipc_key *key, bool fine);
 void pplx_ipc_key_closed(ipc_endpoint *endpoint, ipc_key *key);
 

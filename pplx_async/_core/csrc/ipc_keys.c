@@ -102,6 +102,16 @@ bool pplx_ipc_keys_yield(ipc_endpoint *endpoint) {
     return all;
 }
 
+void pplx_ipc_keys_ask_again(ipc_endpoint *endpoint) {
+    for (size_t i = 0; i < endpoint->keys.nbuckets; i++) {
+        for (ipc_key *key = endpoint->keys.buckets[i], *next; key; key = next) {
+            next = key->next;
+            if (key->later) pplx_ipc_key_drop(endpoint, key);
+        }
+    }
+    endpoint->queue_blocked = IPC_RUNNABLE;
+}
+
 void pplx_ipc_key_opened(ipc_endpoint *endpoint, ipc_key *key, bool fine) {
     key->state = IPC_KEY_KNOWN;
     if (!fine) endpoint->garbage = true;

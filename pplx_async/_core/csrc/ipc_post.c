@@ -283,6 +283,8 @@ static verdict run_direct(ipc_endpoint *endpoint, ipc_record *record, const ipc_
 __attribute__((noinline)) static verdict run_with_device(ipc_endpoint *endpoint, ipc_record *record, ipc_key *key,
                                                          uint64_t *nbytes) {
     const pplx_work_request *request = &record->request;
+    /* Begun while we had no GPU: what is in commands lands later than what we would copy, and the immediate. */
+    if (record->pending) return run_staged(endpoint, record, nbytes);
     if (key->device && is_device(record) && request->nbytes > 0) return run_streamed(endpoint, record, key);
     if (key->device) return run_device(endpoint, record, key->device + request->remote_address, nbytes);
     if (key->memory) return run_device(endpoint, record, (uintptr_t)key->memory + request->remote_address, nbytes);

@@ -137,7 +137,7 @@ static void ipc_domain_caps(pplx_provider_domain *handle, pplx_caps *caps) {
     pplx_ipc_describe_direct(domain, direct, sizeof direct);
     snprintf(caps->description, sizeof caps->description,
              "shared memory of this host: mapped where the engine allocated it, else through %u KiB of staging%s%s",
-             domain->options.staging >> 10, direct, cuda ? "; memory of GPUs by CUDA IPC" : "");
+             domain->options.staging >> 10, direct, cuda ? "; GPU memory by CUDA IPC" : "");
 }
 
 /* ------------------------------------------------------------------ endpoints */
