@@ -160,6 +160,8 @@ class EngineStats:
         `EngineOptions.spin` at most, less where that has brought nothing.
     stray_imms, stray_messages : int
         Immediates and messages that belonged to nothing, and were dropped.
+    registrations, register_ns : int
+        Memory registered so far, the engine's own buffers with it, and what that took on all NICs, in nanoseconds.
     regions, counters : int
         Open now.
     registered_nbytes : int
@@ -177,6 +179,8 @@ class EngineStats:
     spin_ns: int
     stray_imms: int
     stray_messages: int
+    registrations: int
+    register_ns: int
     regions: int
     counters: int
     registered_nbytes: int

@@ -101,6 +101,8 @@ typedef struct pplx_engine_stats {
     uint64_t overflowed;     /* that found the ring full and went through the pending list */
     uint64_t stray_imms;     /* immediates for no counter, or for one that is not the sender's to count */
     uint64_t stray_messages; /* messages dropped: malformed or from nobody we know */
+    uint64_t registrations;  /* so far, with the engine's own buffers */
+    uint64_t register_ns;    /* what they cost, on all NICs */
 } pplx_engine_stats;
 void pplx_engine_read_stats(const pplx_engine *engine, pplx_engine_stats *stats);
 

@@ -790,6 +790,8 @@ cdef class Engine(Waker):
             "overflowed": stats.overflowed,
             "stray_imms": stats.stray_imms,
             "stray_messages": stats.stray_messages,
+            "registrations": stats.registrations,
+            "register_ns": stats.register_ns,
         }
 
     def link_stats(self, PeerRecord peer not None) -> list[dict[str, object]]:

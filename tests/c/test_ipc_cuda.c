@@ -24,6 +24,7 @@ static int (*adopt)(uint64_t *, void *, size_t);
 static int (*forget)(uint64_t);
 static int (*run_kernel)(int ms);
 static int (*opened)(void), (*retained)(void), (*launched)(void);
+static int (*handles)(void), (*renew)(uint64_t);
 static int (*open_own)(int yes);
 static int (*allocate)(uint64_t *, size_t), (*release)(uint64_t);
 static int (*to_device)(uint64_t, const void *, size_t), (*from_device)(void *, uint64_t, size_t);
@@ -45,7 +46,7 @@ static void load(void) {
         {&opened, "fake_cuda_opened"},     {&retained, "fake_cuda_retained"}, {&launched, "fake_cuda_launched"},
         {&open_own, "fake_cuda_open_own"}, {&allocate, "cuMemAlloc_v2"},      {&release, "cuMemFree_v2"},
         {&to_device, "cuMemcpyHtoD_v2"},   {&from_device, "cuMemcpyDtoH_v2"}, {&retain, "cuDevicePrimaryCtxRetain"},
-        {&push, "cuCtxPushCurrent_v2"},
+        {&push, "cuCtxPushCurrent_v2"},    {&handles, "fake_cuda_handles"},   {&renew, "fake_cuda_renew"},
     };
     for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
         void *function = dlsym(library, functions[i].name);
@@ -580,6 +581,60 @@ static void test_small_pieces_do_without_the_kernel_until_it_is_there(void) {
     gpus_close(&p);
 }
 
+/* ------------------------------------------------------------------ several regions of one allocation */
+
+static pplx_provider_mr *register_part(side *s, const device *d, uint64_t offset, uint32_t access) {
+    pplx_error error = {0};
+    pplx_provider_mr *mr = NULL;
+    pplx_remote_key key;
+    const pplx_memory memory = {.kind = PPLX_MEMORY_CUDA, .address = d->address + offset, .nbytes = 4096, .fd = -1};
+    if (ipc->mr_open(s->domain, &memory, access, &mr, &key, &error) != PPLX_OK)
+        check_failed(__FILE__, __LINE__, error.text);
+    return mr;
+}
+
+/* As a pool hands them out: the driver is asked for a handle once for all of them, until the last one is closed; and
+ * again if the allocation is another one, though it lies where the first did. */
+static void test_regions_of_one_allocation_share_its_handle(void) {
+    static pair p;
+    pplx_provider_mr *parts[8];
+    gpus_open(&p, "64");
+    const int before = handles();
+    for (uint64_t i = 0; i < 8; i++) parts[i] = register_part(&p.a, &p.at_a, 4096 * i, PPLX_ACCESS_REMOTE_WRITE);
+    CHECK_EQ(handles(), before);
+    CHECK_EQ(renew(p.at_a.address), 0);
+    pplx_provider_mr *other = register_part(&p.a, &p.at_a, 0, PPLX_ACCESS_REMOTE_WRITE);
+    pplx_provider_mr *again = register_part(&p.a, &p.at_a, 8192, PPLX_ACCESS_REMOTE_WRITE);
+    CHECK_EQ(handles(), before + 1);
+    CHECK_EQ(ipc->mr_close(other), PPLX_OK);
+    CHECK_EQ(ipc->mr_close(again), PPLX_OK);
+    again = register_part(&p.a, &p.at_a, 8192, PPLX_ACCESS_REMOTE_WRITE);
+    CHECK_EQ(handles(), before + 2);
+    CHECK_EQ(ipc->mr_close(again), PPLX_OK);
+    for (int i = 0; i < 8; i++) CHECK_EQ(ipc->mr_close(parts[i]), PPLX_OK);
+    gpus_close(&p);
+}
+
+/* No peer may reach it, so none is told how. */
+static void test_a_region_for_nobody_has_no_handle(void) {
+    static pair p;
+    static watched w;
+    gpus_open(&p, "64");
+    const int before = handles();
+    CHECK_EQ(renew(p.at_b.address), 0);
+    pplx_provider_mr *mr = register_part(&p.b, &p.at_b, 0, PPLX_ACCESS_LOCAL);
+    CHECK_EQ(handles(), before);
+    pplx_work_request request = write_of(&p, &w, 8, 1);
+    request.remote_key = ((ipc_region *)mr)->key; /* as if it had been guessed */
+    CHECK_EQ(perform(&p.a, &p.b, &request), PPLX_REMOTE_ACCESS);
+    request.opcode = PPLX_READ;
+    CHECK_EQ(perform(&p.a, &p.b, &request), PPLX_REMOTE_ACCESS);
+    for (const ipc_export *export = ((ipc_region *)mr)->exports; export; export = export->region_next)
+        CHECK(!export->opened);
+    CHECK_EQ(ipc->mr_close(mr), PPLX_OK); /* which nobody has to confirm */
+    gpus_close(&p);
+}
+
 int main(void) {
     load();
     RUN(test_late_immediates);
@@ -598,5 +653,7 @@ int main(void) {
     RUN(test_nothing_waits_for_a_dead_peers_allocation);
     RUN(test_a_first_gpu_region_comes_late);
     RUN(test_a_first_gpu_region_comes_in_the_middle);
+    RUN(test_regions_of_one_allocation_share_its_handle);
+    RUN(test_a_region_for_nobody_has_no_handle);
     return check_done();
 }

@@ -50,6 +50,7 @@ typedef struct range {
     bool opened;
     int opens;
     ino_t inode;
+    uint64_t id;
 } range;
 
 typedef struct pinned {
@@ -64,7 +65,8 @@ static __thread uintptr_t contexts[64]; /* device + 1 */
 static __thread int depth;
 
 static _Atomic uint64_t kernel_until_ns;
-static atomic_int opened, retained, launched;
+static atomic_int opened, retained, launched, handles;
+static _Atomic uint64_t last_id;
 static atomic_bool opens_own;
 
 /* A kernel of the program's runs for so long from now on (0: no more). Some calls of the driver wait for it. */
@@ -72,6 +74,8 @@ API fake_cuda_run_kernel(int ms);
 API fake_cuda_opened(void);   /* allocations of other processes */
 API fake_cuda_retained(void); /* primary contexts */
 API fake_cuda_launched(void); /* kernels so far */
+API fake_cuda_handles(void);  /* made so far, for other processes */
+API fake_cuda_renew(uint64_t pointer); /* as if it had been freed, and given out again */
 API fake_cuda_open_own(int yes); /* take handles of this process as if they were another's */
 
 static int env(const char *name, int otherwise) {
@@ -123,6 +127,8 @@ API fake_cuda_opened(void) { return atomic_load(&opened); }
 API fake_cuda_retained(void) { return atomic_load(&retained); }
 
 API fake_cuda_launched(void) { return atomic_load(&launched); }
+
+API fake_cuda_handles(void) { return atomic_load(&handles); }
 
 API fake_cuda_open_own(int yes) {
     atomic_store(&opens_own, yes);
@@ -178,6 +184,7 @@ static int map_range(int fd, uint64_t nbytes, int device, bool opened, uint64_t 
     range->opened = opened;
     range->opens = 1;
     range->inode = stat.st_ino;
+    range->id = atomic_fetch_add(&last_id, 1) + 1;
     *out = range->start;
     return OK;
 }
@@ -219,8 +226,10 @@ API cuPointerGetAttributes(unsigned count, const int *attributes, void **data, u
         const int32_t device = range ? range->device : -2;
         const uint64_t start = range ? range->start : 0;
         const size_t nbytes = range ? range->nbytes : 0;
+        const uint64_t id = range ? range->id : 0;
         switch (attributes[i]) {
         case 2: memcpy(data[i], &type, sizeof type); break;
+        case 7: memcpy(data[i], &id, sizeof id); break;
         case 8: memcpy(data[i], &no, 1); break; /* the driver writes a byte here */
         case 9: memcpy(data[i], &device, sizeof device); break;
         case 10: memcpy(data[i], &shareable, sizeof shareable); break;
@@ -239,10 +248,23 @@ API fake_cuda_adopt(uint64_t *pointer, void *memory, size_t nbytes) {
     pthread_mutex_lock(&lock);
     range *range = new_range();
     if (range && address != MAP_FAILED)
-        *range = (struct range){.start = (uintptr_t)address, .nbytes = nbytes, .alias = memory, .fd = -1, .opens = 1};
+        *range = (struct range){.start = (uintptr_t)address,
+                                .nbytes = nbytes,
+                                .alias = memory,
+                                .fd = -1,
+                                .opens = 1,
+                                .id = atomic_fetch_add(&last_id, 1) + 1};
     pthread_mutex_unlock(&lock);
     *pointer = range ? range->start : 0;
     return range && address != MAP_FAILED ? OK : OUT_OF_MEMORY;
+}
+
+API fake_cuda_renew(uint64_t pointer) {
+    pthread_mutex_lock(&lock);
+    range *range = find(pointer);
+    if (range) range->id = atomic_fetch_add(&last_id, 1) + 1;
+    pthread_mutex_unlock(&lock);
+    return range ? OK : INVALID_VALUE;
 }
 
 API fake_cuda_forget(uint64_t pointer) {
@@ -270,6 +292,7 @@ _Static_assert(sizeof(handle) <= sizeof(handle_bytes), "fits");
 
 API cuIpcGetMemHandle(handle_bytes *out, uint64_t pointer) {
     NEED_CONTEXT();
+    atomic_fetch_add(&handles, 1);
     handle handle = {.magic = "fakecuda", .pid = getpid()};
     pthread_mutex_lock(&lock);
     const range *range = find(pointer);

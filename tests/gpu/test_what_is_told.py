@@ -41,3 +41,31 @@ async def test_a_driver_without_a_gpu_is_found_out_at_the_first_registration(fak
     async with TransferEngine(fabric="ipc", cuda_library=fake) as engine:
         with pytest.raises(RegistrationError, match="NO_DEVICE"):
             await engine.register(memory)
+
+
+class Part:
+    """A piece of an allocation, as a pool hands it out."""
+
+    def __init__(self, whole, at, nbytes):
+        self.whole, self.nbytes = whole, nbytes
+        self.address = whole.address + at
+
+    @property
+    def __cuda_array_interface__(self):
+        return {"version": 3, "shape": (self.nbytes,), "typestr": "|u1", "data": (self.address, False)}
+
+
+async def test_what_registering_costs_is_counted(fake, device):
+    """Of one allocation the driver is asked for a handle once, however many regions lie in it."""
+    pool = device.zeros(1 << 20)
+    async with TransferEngine(fabric="ipc", cuda_library=fake) as engine:
+        first = await engine.register(Part(pool, 0, 4096))
+        before, handles = engine.stats(), device.driver.fake_cuda_handles()
+        regions = [await engine.register(Part(pool, at, 4096)) for at in range(4096, 10 * 4096, 4096)]
+        after = engine.stats()
+        assert after.registrations - before.registrations == len(regions)
+        cost = sum(region.register_seconds for region in regions)
+        assert after.register_ns - before.register_ns == pytest.approx(cost * 1e9)
+        assert device.driver.fake_cuda_handles() == handles
+        for region in (first, *regions):
+            await region.close()

@@ -54,6 +54,18 @@ const char *pplx_cuda_error(const pplx_libcuda *cuda, cu_result result) {
     return cuda->error_name(result, &name) == CU_OK && name ? name : "an unknown error of CUDA";
 }
 
+cu_result pplx_cuda_look_up(const pplx_libcuda *cuda, cu_pointer pointer, cuda_range *range) {
+    const int attributes[] = {
+        CU_POINTER_MEMORY_TYPE,    CU_POINTER_IS_MANAGED,  CU_POINTER_IS_LEGACY_CUDA_IPC_CAPABLE,
+        CU_POINTER_DEVICE_ORDINAL, CU_POINTER_RANGE_START, CU_POINTER_RANGE_SIZE,
+        CU_POINTER_BUFFER_ID,
+    };
+    void *data[] = {&range->type,  &range->managed, &range->shareable, &range->ordinal,
+                    &range->start, &range->nbytes,  &range->id};
+    *range = (cuda_range){0};
+    return cuda->pointer_attributes(sizeof data / sizeof *data, attributes, data, pointer);
+}
+
 /* NVIDIA's device files; and that of WSL, where there are none of those. */
 static bool has_device(void) {
     glob_t found;

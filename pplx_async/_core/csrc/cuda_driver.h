@@ -31,6 +31,7 @@ enum cu_device_attribute { CU_CAN_USE_64_BIT_STREAM_MEM_OPS = 122 /* of the inte
 
 enum cu_pointer_attribute {
     CU_POINTER_MEMORY_TYPE = 2,   /* uint32_t, enum cu_memory_type */
+    CU_POINTER_BUFFER_ID = 7,     /* uint64_t, of the allocation; none is given twice in a process */
     CU_POINTER_IS_MANAGED = 8,    /* uint32_t */
     CU_POINTER_DEVICE_ORDINAL = 9, /* int32_t */
     CU_POINTER_IS_LEGACY_CUDA_IPC_CAPABLE = 10, /* int32_t */
@@ -98,6 +99,51 @@ pplx_status pplx_cuda_load(const char *path, const pplx_libcuda **cuda, pplx_err
 /* Whether that is worth a try: the library is there, and a GPU, if `path` doesn't name the library. Initialises nothing,
  * which takes long, and leaves a process that can't fork. Any thread. */
 bool pplx_cuda_found(const char *path);
+
+/* The allocation that a pointer points into. */
+typedef struct cuda_range {
+    uint32_t type, managed; /* enum cu_memory_type; cudaMallocManaged() */
+    uint32_t shareable;     /* other processes can open it */
+    int32_t ordinal;
+    cu_pointer start;
+    size_t nbytes;
+    uint64_t id;
+} cuda_range;
+
+cu_result pplx_cuda_look_up(const pplx_libcuda *cuda, cu_pointer pointer, cuda_range *range);
+
+static inline bool cuda_holds(const cuda_range *range, cu_pointer address, uint64_t nbytes) {
+    return address >= range->start && nbytes <= range->nbytes && address - range->start <= range->nbytes - nbytes;
+}
+
+/* What the regions of one allocation have in common: the first of them makes it, the last one ends it. It is the first
+ * field of whatever that is. An address that was freed and given out again is another allocation's: the id says so. */
+typedef struct cuda_shared {
+    struct cuda_shared *next;
+    cu_pointer start;
+    uint64_t id;
+    uint32_t regions;
+} cuda_shared;
+
+/* One more region of it. NULL: there is none yet. */
+static inline cuda_shared *cuda_shared_take(cuda_shared *list, const cuda_range *range) {
+    while (list && !(list->start == range->start && list->id == range->id)) list = list->next;
+    if (list) list->regions++;
+    return list;
+}
+
+static inline void cuda_shared_add(cuda_shared **list, cuda_shared *shared, const cuda_range *range) {
+    *shared = (cuda_shared){.next = *list, .start = range->start, .id = range->id, .regions = 1};
+    *list = shared;
+}
+
+/* One less. True: that was the last one, and it is out of the list. */
+static inline bool cuda_shared_give(cuda_shared **list, cuda_shared *shared) {
+    if (--shared->regions) return false;
+    while (*list != shared) list = &(*list)->next;
+    *list = shared->next;
+    return true;
+}
 
 /* "CUDA_ERROR_INVALID_VALUE" */
 const char *pplx_cuda_error(const pplx_libcuda *cuda, cu_result result);

@@ -60,6 +60,7 @@ struct ipc_cuda {
     pplx_aside_call load;
     _Atomic(cu_function) kernel; /* the other thread's; NULL: not there yet, or this GPU's driver doesn't take it */
     pplx_aside aside;
+    cuda_shared *allocations; /* of ours: struct ipc_allocation */
     ipc_opened *under_way; /* opened or closed by it */
     atomic_bool news;      /* the other thread: one of them is done; after that it rings */
     int bell;              /* an eventfd in the domain's epoll set; -1: there is none, and we don't sleep */
@@ -150,6 +151,10 @@ static void free_cuda(void *handle) {
         if (entered && opened->allocation && !opened->closing) cuda->api->ipc_close(opened->allocation);
         free(opened);
     }
+    for (cuda_shared *shared = cuda->allocations, *next; shared; shared = next) { /* of regions that were never free */
+        next = shared->next;
+        free(shared);
+    }
     if (entered) {
         close_streams(cuda);
         leave(cuda);
@@ -207,39 +212,51 @@ static pplx_status open_cuda(ipc_domain *domain, const pplx_libcuda *api, int or
                     pplx_cuda_error(api, result));
 }
 
-typedef struct device_range {
-    uint32_t type, managed, shareable;
-    int32_t ordinal;
-    cu_pointer start;
-    size_t nbytes;
-} device_range;
-
-static cu_result look_up(const pplx_libcuda *api, cu_pointer pointer, device_range *range) {
-    const int attributes[] = {CU_POINTER_MEMORY_TYPE,    CU_POINTER_IS_MANAGED,  CU_POINTER_IS_LEGACY_CUDA_IPC_CAPABLE,
-                              CU_POINTER_DEVICE_ORDINAL, CU_POINTER_RANGE_START, CU_POINTER_RANGE_SIZE};
-    void *data[] = {&range->type, &range->managed, &range->shareable, &range->ordinal, &range->start, &range->nbytes};
-    *range = (device_range){0};
-    return api->pointer_attributes(sizeof data / sizeof *data, attributes, data, pointer);
-}
-
-static bool holds(const device_range *range, cu_pointer address, uint64_t nbytes) {
-    return address >= range->start && nbytes <= range->nbytes && address - range->start <= range->nbytes - nbytes;
-}
+/* An allocation of ours, as peers open it. */
+struct ipc_allocation {
+    cuda_shared shared;
+    ipc_device_memory told;
+};
 
 const char *pplx_ipc_libcuda(const ipc_domain *domain) {
     return domain->options.libcuda[0] ? domain->options.libcuda : NULL;
+}
+
+/* One handle of each allocation, however many regions lie in it. */
+static pplx_status share(ipc_cuda *cuda, ipc_region *region, const cuda_range *range, pplx_error *error) {
+    cu_ipc_handle handle;
+    region->allocation = (ipc_allocation *)(void *)cuda_shared_take(cuda->allocations, range);
+    if (region->allocation) return PPLX_OK;
+    ipc_allocation *allocation = calloc(1, sizeof *allocation);
+    if (!allocation) return ipc_fail(error, PPLX_NO_MEMORY, 0, "no memory for an allocation of a GPU");
+    cu_result result = enter(cuda);
+    if (result == CU_OK) {
+        result = cuda->api->ipc_get(&handle, range->start);
+        leave(cuda);
+    }
+    if (result != CU_OK) {
+        free(allocation);
+        return ipc_fail(error, PPLX_NATIVE, result, "no handle of the memory for other processes: %s",
+                        pplx_cuda_error(cuda->api, result));
+    }
+    memcpy(allocation->told.handle, handle.bytes, sizeof handle.bytes);
+    allocation->told.address = range->start;
+    allocation->told.nbytes = range->nbytes;
+    cuda_shared_add(&cuda->allocations, &allocation->shared, range);
+    region->allocation = allocation;
+    return PPLX_OK;
 }
 
 /* A region of a GPU's memory is about to be made. */
 pplx_status pplx_ipc_cuda_region(ipc_region *region, const pplx_memory *memory, pplx_error *error) {
     ipc_domain *domain = region->domain;
     const pplx_libcuda *api;
-    device_range range;
+    cuda_range range;
     pplx_status status = pplx_cuda_load(pplx_ipc_libcuda(domain), &api, error);
     if (status != PPLX_OK) return error->status = PPLX_REGISTRATION;
-    cu_result result = look_up(api, memory->address, &range);
+    cu_result result = pplx_cuda_look_up(api, memory->address, &range);
     if (result != CU_OK || range.type != CU_MEMORY_DEVICE || range.managed ||
-        !holds(&range, memory->address, memory->nbytes))
+        !cuda_holds(&range, memory->address, memory->nbytes))
         return ipc_fail(error, PPLX_INVALID, result, "%#llx, %llu bytes: no memory of one allocation on a GPU",
                         (unsigned long long)memory->address, (unsigned long long)memory->nbytes);
     if (!range.shareable && region->access)
@@ -251,21 +268,15 @@ pplx_status pplx_ipc_cuda_region(ipc_region *region, const pplx_memory *memory, 
     if (status != PPLX_OK) return status;
     region->device = region->ordinary = true;
     region->near = range.ordinal == domain->cuda->ordinal;
-    if (!region->access) return PPLX_OK;
-    cu_ipc_handle handle;
-    result = enter(domain->cuda);
-    if (result != CU_OK)
-        return ipc_fail(error, PPLX_NATIVE, result, "the GPU's context is gone: %s", pplx_cuda_error(api, result));
-    result = api->ipc_get(&handle, range.start);
-    leave(domain->cuda);
-    if (result != CU_OK)
-        return ipc_fail(error, PPLX_NATIVE, result, "no handle of the memory for other processes: %s",
-                        pplx_cuda_error(api, result));
-    memcpy(region->allocation.handle, handle.bytes, sizeof handle.bytes);
-    region->allocation.address = range.start;
-    region->allocation.nbytes = range.nbytes;
-    return PPLX_OK;
+    return region->access ? share(domain->cuda, region, &range, error) : PPLX_OK;
 }
+
+void pplx_ipc_cuda_unshare(ipc_region *region) {
+    if (region->allocation && cuda_shared_give(&region->domain->cuda->allocations, &region->allocation->shared))
+        free(region->allocation);
+}
+
+const ipc_device_memory *pplx_ipc_cuda_told(const ipc_region *region) { return &region->allocation->told; }
 
 /* ------------------------------------------------------------------ peers' memory */
 
@@ -282,12 +293,12 @@ static void tell(ipc_opened *opened) {
 static void open_allocation(pplx_aside_call *call) {
     ipc_opened *opened = (ipc_opened *)(void *)call;
     const ipc_cuda *cuda = opened->cuda;
-    device_range range;
+    cuda_range range;
     opened->fits = true;
     if (enter(cuda) == CU_OK) {
         if (cuda->api->ipc_open(&opened->allocation, opened->handle, CU_IPC_LAZY_ENABLE_PEER_ACCESS) == CU_OK)
-            opened->fits = look_up(cuda->api, opened->allocation, &range) == CU_OK &&
-                           holds(&range, opened->allocation + opened->offset, opened->nbytes);
+            opened->fits = pplx_cuda_look_up(cuda->api, opened->allocation, &range) == CU_OK &&
+                           cuda_holds(&range, opened->allocation + opened->offset, opened->nbytes);
         else
             opened->allocation = 0;
         leave(cuda);
@@ -319,12 +330,12 @@ static void give_aside(ipc_opened *opened, void (*make)(pplx_aside_call *call)) 
 bool pplx_ipc_cuda_open(ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note) {
     ipc_cuda *cuda = endpoint->domain->cuda;
     const ipc_device_memory *memory = &note->device;
-    device_range range;
+    cuda_range range;
     if (note->nbytes > memory->nbytes || note->offset > memory->nbytes - note->nbytes) return false;
     key->later = !cuda;
     if (!cuda) return true;
     if (endpoint->pid == getpid()) { /* our own: CUDA doesn't open what is open */
-        if (look_up(cuda->api, memory->address, &range) == CU_OK && range.start == memory->address &&
+        if (pplx_cuda_look_up(cuda->api, memory->address, &range) == CU_OK && range.start == memory->address &&
             range.nbytes == memory->nbytes) {
             key->device = memory->address + note->offset;
             key->near = range.ordinal == cuda->ordinal;

@@ -79,6 +79,7 @@ typedef struct ipc_options {
 
 typedef struct ipc_cuda ipc_cuda;
 typedef struct ipc_opened ipc_opened;
+typedef struct ipc_allocation ipc_allocation;
 
 static const uint64_t IPC_MAX_MESSAGE = UINT64_C(1) << 40;
 
@@ -128,7 +129,7 @@ struct ipc_region {
     bool ordinary;        /* no memfd of the engine's: its pages never move */
     bool device;          /* memory of a GPU */
     bool near;            /* device: a kernel of ours may touch it */
-    ipc_device_memory allocation; /* device: what it lies in; no handle where that can't be shared */
+    ipc_allocation *allocation; /* device: what it lies in; NULL where no peer may reach it */
     ipc_export *exports;
 };
 
@@ -373,6 +374,8 @@ void pplx_ipc_describe_direct(const ipc_domain *domain, char *text, size_t capac
 /* ipc_cuda.c */
 const char *pplx_ipc_libcuda(const ipc_domain *domain); /* NULL: as the system finds it */
 pplx_status pplx_ipc_cuda_region(ipc_region *region, const pplx_memory *memory, pplx_error *error);
+void pplx_ipc_cuda_unshare(ipc_region *region); /* it is closed */
+const ipc_device_memory *pplx_ipc_cuda_told(const ipc_region *region);
 bool pplx_ipc_cuda_open(ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note); /* false: it can't be true */
 bool pplx_ipc_cuda_yield(ipc_key *key); /* false: there is nothing to be closed */
 void pplx_ipc_cuda_drop(ipc_key *key);

@@ -87,6 +87,7 @@ pplx_status pplx_ipc_mr_open(pplx_provider_domain *handle, const pplx_memory *me
     if (status == PPLX_OK && memory->kind == PPLX_MEMORY_CUDA) status = pplx_ipc_cuda_region(region, memory, error);
     if (status == PPLX_OK && memory->fd >= 0) status = pplx_ipc_segment_find(domain, memory, &region->segment, error);
     if (status != PPLX_OK) {
+        pplx_ipc_cuda_unshare(region);
         free(region);
         return status;
     }
@@ -153,6 +154,7 @@ pplx_status pplx_ipc_mr_close(pplx_provider_mr *handle) {
         region->segment->regions--;
         pplx_ipc_segment_release(domain, region->segment);
     }
+    pplx_ipc_cuda_unshare(region);
     free(region);
     return PPLX_OK;
 }
@@ -259,10 +261,10 @@ void pplx_ipc_answer_map(ipc_endpoint *endpoint, uint64_t key) {
             note.offset = region->address - (uint64_t)(uintptr_t)region->segment->address;
             if (!export->segment) region->segment->exports++;
             export->segment = region->segment;
-        } else if (region->device) {
+        } else if (region->allocation) {
             note.extent = IPC_DEVICE;
-            note.offset = region->address - region->allocation.address;
-            note.device = region->allocation;
+            note.device = *pplx_ipc_cuda_told(region);
+            note.offset = region->address - note.device.address;
             export->opened = true;
         } else if (pplx_ipc_may_address(region, endpoint)) {
             note.extent = IPC_ADDRESSED;

@@ -36,6 +36,8 @@ pplx_status pplx_mr_open_all(pplx_engine *engine, pplx_mr *mr, pplx_error *error
         mr->domains = i + 1;
     }
     mr->register_ns = pplx_now_ns() - start;
+    PPLX_COUNT(engine->stats.registrations, 1);
+    PPLX_COUNT(engine->stats.register_ns, mr->register_ns);
     if (!open) pplx_mr_close_all(engine, mr);
     return open ? PPLX_OK : failed;
 }

@@ -154,6 +154,8 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint64_t overflowed
         uint64_t stray_imms
         uint64_t stray_messages
+        uint64_t registrations
+        uint64_t register_ns
 
     ctypedef struct pplx_node:
         pplx_node *next
