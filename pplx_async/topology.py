@@ -230,6 +230,7 @@ def _verbs_options(options: EngineOptions, node: str) -> dict[str, str]:
     given = {
         "library": options.library if options.fabric == "verbs" else None,
         "node": node,
+        "libcuda": options.cuda_library,
         "gid_index": options.verbs_gid_index,
         "pkey_index": options.verbs_pkey_index,
         "traffic_class": options.verbs_traffic_class,

@@ -10,6 +10,7 @@
  *
  *   FAKE_CUDA_DEVICES=2        how many there are; 0: none, as on a machine whose driver finds no GPU
  *   FAKE_CUDA_COPY_US=0        each copy takes so long
+ *   FAKE_CUDA_DMABUF=0         it gives none
  *   FAKE_CUDA_FAIL=NAME:CODE   that call fails
  *
  * and functions of its own, for tests alone, whose names begin with fake_cuda. */
@@ -65,7 +66,7 @@ static __thread uintptr_t contexts[64]; /* device + 1 */
 static __thread int depth;
 
 static _Atomic uint64_t kernel_until_ns;
-static atomic_int opened, retained, launched, handles;
+static atomic_int opened, retained, launched, handles, exported;
 static _Atomic uint64_t last_id;
 static atomic_bool opens_own;
 
@@ -75,6 +76,7 @@ API fake_cuda_opened(void);   /* allocations of other processes */
 API fake_cuda_retained(void); /* primary contexts */
 API fake_cuda_launched(void); /* kernels so far */
 API fake_cuda_handles(void);  /* made so far, for other processes */
+API fake_cuda_exported(void); /* dma-bufs made so far */
 API fake_cuda_renew(uint64_t pointer); /* as if it had been freed, and given out again */
 API fake_cuda_open_own(int yes); /* take handles of this process as if they were another's */
 
@@ -127,6 +129,8 @@ API fake_cuda_opened(void) { return atomic_load(&opened); }
 API fake_cuda_retained(void) { return atomic_load(&retained); }
 
 API fake_cuda_launched(void) { return atomic_load(&launched); }
+
+API fake_cuda_exported(void) { return atomic_load(&exported); }
 
 API fake_cuda_handles(void) { return atomic_load(&handles); }
 
@@ -349,6 +353,20 @@ API cuIpcCloseMemHandle(uint64_t pointer) {
     if (fine) atomic_fetch_sub(&opened, 1);
     pthread_mutex_unlock(&lock);
     return fine ? OK : INVALID_VALUE;
+}
+
+/* A dma-buf is anything that can be mapped. Whole allocations only: a memfd has no part that begins elsewhere. */
+API cuMemGetHandleForAddressRange(void *handle, uint64_t pointer, size_t nbytes, int type, unsigned long long flags) {
+    NEED_CONTEXT();
+    if (type != 1 || flags || pointer % 4096 || nbytes % 4096) return INVALID_VALUE;
+    pthread_mutex_lock(&lock);
+    const range *range = find(pointer);
+    const bool fine = range && !range->opened && range->fd >= 0 && pointer == range->start && nbytes == range->nbytes;
+    const int fd = fine ? fcntl(range->fd, F_DUPFD_CLOEXEC, 0) : -1;
+    pthread_mutex_unlock(&lock);
+    memcpy(handle, &fd, sizeof fd);
+    if (fd >= 0) atomic_fetch_add(&exported, 1);
+    return fd >= 0 ? OK : INVALID_VALUE;
 }
 
 /* ------------------------------------------------------------------ pinned memory */
@@ -630,7 +648,7 @@ API cuDeviceGetUuid_v2(unsigned char uuid[16], int device) {
 
 API cuDeviceGetAttribute(int *value, int attribute, int device) {
     REFUSE();
-    *value = attribute == 122 ? env("FAKE_CUDA_WORDS", 1) : 0;
+    *value = attribute == 122 ? env("FAKE_CUDA_WORDS", 1) : attribute == 124 ? env("FAKE_CUDA_DMABUF", 1) : 0;
     return device < devices() ? OK : INVALID_DEVICE;
 }
 

@@ -23,6 +23,7 @@ static const pplx_symbol symbols[] = {
     SYMBOL(context_push, "CtxPushCurrent_v2"),
     SYMBOL(context_pop, "CtxPopCurrent_v2"),
     SYMBOL(pointer_attributes, "PointerGetAttributes"),
+    {"cuMemGetHandleForAddressRange", NULL, false, offsetof(pplx_libcuda, range_handle)}, /* since 11.7 */
     SYMBOL(ipc_get, "IpcGetMemHandle"),
     SYMBOL(ipc_open, "IpcOpenMemHandle_v2"),
     SYMBOL(ipc_close, "IpcCloseMemHandle"),
@@ -74,29 +75,53 @@ static bool has_device(void) {
     return any || access("/dev/dxg", F_OK) == 0;
 }
 
-bool pplx_cuda_found(const char *path) {
+const pplx_libcuda *pplx_cuda_found(const char *path) {
     const void *functions;
-    if (!path && !has_device()) return false;
-    return pplx_library_load(&library, path, &functions, NULL, NULL) == PPLX_OK;
+    if (!path && !has_device()) return NULL;
+    return pplx_library_load(&library, path, &functions, NULL, NULL) == PPLX_OK ? functions : NULL;
 }
 
-pplx_status pplx_cuda_load(const char *path, const pplx_libcuda **out, pplx_error *error) {
-    const void *functions;
-    const char *file;
+pplx_status pplx_cuda_init(const pplx_libcuda *cuda, const char *file, pplx_error *error) {
     int count = 0;
-    pplx_status status = pplx_library_load(&library, path, &functions, &file, error);
-    if (status != PPLX_OK) return status;
-    const pplx_libcuda *cuda = functions;
     cu_result result = cuda->init(0); /* again costs nothing */
     if (result == CU_OK) result = cuda->device_count(&count);
-    if (result == CU_OK && count > 0) {
-        *out = cuda;
-        return PPLX_OK;
-    }
+    if (result == CU_OK && count > 0) return PPLX_OK;
     if (error) {
         *error = (pplx_error){.status = PPLX_UNAVAILABLE, .provider_error = result};
         snprintf(error->text, sizeof error->text, "%s: %s; see what nvidia-smi says", file,
                  result == CU_OK ? "it finds no GPU" : pplx_cuda_error(cuda, result));
     }
     return PPLX_UNAVAILABLE;
+}
+
+pplx_status pplx_cuda_load(const char *path, const pplx_libcuda **out, pplx_error *error) {
+    const void *functions;
+    const char *file;
+    pplx_status status = pplx_library_load(&library, path, &functions, &file, error);
+    if (status != PPLX_OK) return status;
+    *out = functions;
+    return pplx_cuda_init(*out, file, error);
+}
+
+/* The driver takes whole pages of the host's. */
+cu_result pplx_cuda_export(const pplx_libcuda *cuda, const cuda_range *range, int *fd, uint64_t *offset) {
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), start = range->start / page * page;
+    const uint64_t end = (range->start + range->nbytes + page - 1) / page * page;
+    cu_device device;
+    cu_context context;
+    int supported = 0;
+    if (!cuda->range_handle) return CU_ERROR_NOT_SUPPORTED;
+    cu_result result = cuda->device_get(&device, range->ordinal);
+    if (result == CU_OK) result = cuda->device_attribute(&supported, CU_DMA_BUF_SUPPORTED, device);
+    if (result == CU_OK && !supported) result = CU_ERROR_NOT_SUPPORTED;
+    if (result == CU_OK) result = cuda->primary_retain(&context, device);
+    if (result != CU_OK) return result;
+    result = cuda->context_push(context);
+    if (result == CU_OK) {
+        result = cuda->range_handle(fd, start, end - start, CU_RANGE_DMA_BUF_FD, 0);
+        cuda->context_pop(&context);
+    }
+    cuda->primary_release(device);
+    *offset = range->start - start;
+    return result;
 }

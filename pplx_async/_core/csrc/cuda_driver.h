@@ -25,9 +25,14 @@ typedef struct cu_ipc_handle {
     uint8_t bytes[64];
 } cu_ipc_handle;
 
-enum { CU_OK = 0, CU_ERROR_NOT_READY = 600 };
+enum { CU_OK = 0, CU_ERROR_NOT_READY = 600, CU_ERROR_NOT_SUPPORTED = 801 };
 
-enum cu_device_attribute { CU_CAN_USE_64_BIT_STREAM_MEM_OPS = 122 /* of the interface of CUDA 12 */ };
+enum cu_device_attribute {
+    CU_CAN_USE_64_BIT_STREAM_MEM_OPS = 122, /* of the interface of CUDA 12 */
+    CU_DMA_BUF_SUPPORTED = 124
+};
+
+enum cu_range_handle { CU_RANGE_DMA_BUF_FD = 1 };
 
 enum cu_pointer_attribute {
     CU_POINTER_MEMORY_TYPE = 2,   /* uint32_t, enum cu_memory_type */
@@ -73,6 +78,7 @@ typedef struct pplx_libcuda {
     cu_result (*context_push)(cu_context context);
     cu_result (*context_pop)(cu_context *context);
     cu_result (*pointer_attributes)(unsigned count, const int *attributes, void **data, cu_pointer pointer);
+    cu_result (*range_handle)(void *handle, cu_pointer pointer, size_t nbytes, int type, unsigned long long flags);
     cu_result (*ipc_get)(cu_ipc_handle *handle, cu_pointer pointer);
     cu_result (*ipc_open)(cu_pointer *pointer, cu_ipc_handle handle, unsigned flags);
     cu_result (*ipc_close)(cu_pointer pointer);
@@ -96,9 +102,12 @@ typedef struct pplx_libcuda {
  * library, too old a driver, or no GPU. Any thread. */
 pplx_status pplx_cuda_load(const char *path, const pplx_libcuda **cuda, pplx_error *error);
 
-/* Whether that is worth a try: the library is there, and a GPU, if `path` doesn't name the library. Initialises nothing,
- * which takes long, and leaves a process that can't fork. Any thread. */
-bool pplx_cuda_found(const char *path);
+/* The library, if it is there, and a GPU, if `path` doesn't name the library; else NULL. Nothing is initialised: that
+ * takes long, and a process that was can't fork any more. Any thread. */
+const pplx_libcuda *pplx_cuda_found(const char *path);
+
+/* The second half of pplx_cuda_load(). */
+pplx_status pplx_cuda_init(const pplx_libcuda *cuda, const char *file, pplx_error *error);
 
 /* The allocation that a pointer points into. */
 typedef struct cuda_range {
@@ -115,6 +124,10 @@ cu_result pplx_cuda_look_up(const pplx_libcuda *cuda, cu_pointer pointer, cuda_r
 static inline bool cuda_holds(const cuda_range *range, cu_pointer address, uint64_t nbytes) {
     return address >= range->start && nbytes <= range->nbytes && address - range->start <= range->nbytes - nbytes;
 }
+
+/* A dma-buf of the allocation's pages, for the caller to close; `offset`: of the allocation's first byte in it. Not
+ * CU_OK: the driver, the device or this memory has none. */
+cu_result pplx_cuda_export(const pplx_libcuda *cuda, const cuda_range *range, int *fd, uint64_t *offset);
 
 /* What the regions of one allocation have in common: the first of them makes it, the last one ends it. It is the first
  * field of whatever that is. An address that was freed and given out again is another allocation's: the id says so. */

@@ -306,7 +306,8 @@ static pplx_status check_memory(const fabric_domain *domain, const pplx_memory *
         return fabric_fail(error, PPLX_UNSUPPORTED, 0, "dma-buf memory is not supported by the fabric provider");
     if (memory->kind == PPLX_MEMORY_CUDA && !(domain->caps.flags & PPLX_CAP_CUDA))
         return fabric_fail(error, PPLX_REGISTRATION, 0,
-                           "CUDA memory needs a domain opened with hmem=cuda; %s was opened without",
+                           "%s was opened for memory of the host only: a GPU's is reached by ipc inside a host, and "
+                           "by verbs, with dma-buf or nvidia_peermem",
                            domain->info->domain_attr->name);
     if (memory->kind != PPLX_MEMORY_HOST && memory->kind != PPLX_MEMORY_CUDA)
         return fabric_fail(error, PPLX_INVALID, 0, "unknown kind of memory %u", memory->kind);

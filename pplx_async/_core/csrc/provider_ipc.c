@@ -123,7 +123,7 @@ static void ipc_domain_close(pplx_provider_domain *domain) { pplx_ipc_domain_clo
 
 static void ipc_domain_caps(pplx_provider_domain *handle, pplx_caps *caps) {
     const ipc_domain *domain = (const ipc_domain *)handle;
-    const bool cuda = pplx_cuda_found(pplx_ipc_libcuda(domain));
+    const bool cuda = pplx_cuda_found(pplx_ipc_libcuda(domain)) != NULL;
     *caps = (pplx_caps){
         .flags = PPLX_CAP_READ | PPLX_CAP_WAIT_FD | PPLX_CAP_FENCE | PPLX_CAP_PROMPT | PPLX_CAP_DEATH |
                  (cuda ? PPLX_CAP_CUDA : 0),

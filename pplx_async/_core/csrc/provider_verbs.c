@@ -7,7 +7,8 @@
  *   verbs_discover.c  options; which devices there are
  *   verbs_port.c      a port of a device, and the GIDs that peers may know it by
  *   verbs_domain.c    a device: protection domain, completion queue, what it can do
- *   verbs_memory.c    memory regions: of the host, dma-buf, a GPU's by peer memory
+ *   verbs_memory.c    memory regions: of the host, dma-buf
+ *   verbs_cuda.c      of GPUs
  *   verbs_address.c   an endpoint's address, as it travels
  *   verbs_endpoint.c  the way to one peer; closing it, as a fence
  *   verbs_qp.c        a queue pair through its states

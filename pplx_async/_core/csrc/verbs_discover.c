@@ -95,6 +95,8 @@ pplx_status verbs_options_parse(const pplx_option *options, size_t noptions, ver
         if (!key || !value) return verbs_fail(error, PPLX_INVALID, 0, "option %zu has no key or no value", i);
         if (strcmp(key, "library") == 0) {
             out->library = value;
+        } else if (strcmp(key, "libcuda") == 0) {
+            out->libcuda = value;
         } else if (strcmp(key, "node") == 0) {
             out->node = value;
         } else {

@@ -119,7 +119,7 @@ static void fill_caps(verbs_domain *domain, const char *file) {
     char address[PPLX_NAME_BYTES], gid[PPLX_NAME_BYTES + 32] = "";
     caps->flags = PPLX_CAP_READ | PPLX_CAP_WAIT_FD | PPLX_CAP_FENCE | PPLX_CAP_STREAM;
     if (verbs_has_dmabuf(domain)) caps->flags |= PPLX_CAP_DMABUF;
-    if (verbs_has_peer_memory()) caps->flags |= PPLX_CAP_CUDA;
+    if (verbs_cuda_by_dmabuf(domain) || verbs_has_peer_memory()) caps->flags |= PPLX_CAP_CUDA;
     caps->max_inflight = least(VERBS_MAX_INFLIGHT, domain->attr.max_qp_wr - PPLX_RESERVED_IMMS - VERBS_CONTROLS);
     caps->max_inflight_bytes = MAX_INFLIGHT_BYTES;
     caps->max_message = port->attr.max_msg_sz && port->attr.max_msg_sz < MAX_MESSAGE ? port->attr.max_msg_sz
@@ -144,7 +144,10 @@ static void fill_caps(verbs_domain *domain, const char *file) {
              file, port->number, port->ethernet ? "RoCE v2" : "InfiniBand", gid,
              verbs_mtu_nbytes((uint8_t)port->attr.active_mtu), (double)port->bits_per_second / 1e9,
              domain->relaxed ? ", relaxed ordering" : "", domain->td ? ", no locks" : "",
-             caps->flags & PPLX_CAP_DMABUF ? ", dma-buf" : "", caps->flags & PPLX_CAP_CUDA ? ", peer memory" : "");
+             verbs_cuda_by_dmabuf(domain)    ? ", GPUs by dma-buf"
+             : caps->flags & PPLX_CAP_DMABUF ? ", dma-buf"
+                                             : "",
+             verbs_has_peer_memory() ? ", GPUs by peer memory" : "");
 }
 
 pplx_status verbs_domain_open(const char *device, const pplx_option *options, size_t noptions,
@@ -161,7 +164,8 @@ pplx_status verbs_domain_open(const char *device, const pplx_option *options, si
     pplx_aside_init(&domain->aside, "pplx-verbs", verbs_domain_free, domain);
     domain->lib = lib;
     domain->options = parsed;
-    domain->options.node = domain->options.library = NULL; /* not ours */
+    verbs_cuda_find(domain, parsed.libcuda);
+    domain->options.node = domain->options.library = domain->options.libcuda = NULL; /* not ours */
     domain->wait_fd = -1;
     status = verbs_find(domain->lib, file, &parsed, device, &domain->context, &domain->port, error);
     if (status != PPLX_OK) goto fail;

@@ -10,6 +10,7 @@
 #include <infiniband/verbs.h>
 
 #include "aside.h"
+#include "cuda_driver.h"
 #include "dynload.h"
 #include "pplx_async/provider.h"
 
@@ -29,6 +30,7 @@ enum {
 /* The options, as domain_open() and discover() get them. -1: by rule. */
 typedef struct verbs_options {
     const char *library;
+    const char *libcuda;
     const char *node; /* the address that the engine listens on */
     int port, gid_index, pkey_index;
     int traffic_class, service_level;
@@ -72,8 +74,15 @@ typedef struct verbs_address {
 typedef struct verbs_endpoint verbs_endpoint;
 typedef struct verbs_domain verbs_domain;
 
+/* Of an allocation of a GPU: for regions that no peer may reach. */
+typedef struct verbs_shared {
+    cuda_shared shared;
+    struct ibv_mr *mr;
+} verbs_shared;
+
 typedef struct verbs_mr {
     struct ibv_mr *mr;
+    verbs_shared *shared; /* NULL: `mr` is its own */
     uint64_t address, nbytes;
     uint64_t most; /* of that, in one work request */
     uint32_t lkey;
@@ -241,6 +250,8 @@ struct verbs_domain {
     int32_t quiet;          /* polls to come that have nothing to do but to read completions of what was posted */
     uint32_t polls;         /* others, since the device was asked for events */
 
+    const pplx_libcuda *cuda; /* NULL: there is no sign of a GPU */
+    cuda_shared *allocations; /* verbs_shared */
     pplx_aside aside; /* destroys queue pairs: verbs_retire.c */
     verbs_wr wrs[VERBS_BATCH]; /* a chain; those that are posted are its end */
     pplx_caps caps;
@@ -324,6 +335,13 @@ pplx_status verbs_mr_close(pplx_provider_mr *handle);
 struct ibv_mr *verbs_register(verbs_domain *domain, void *address, size_t nbytes, unsigned access);
 bool verbs_has_dmabuf(verbs_domain *domain);
 bool verbs_has_peer_memory(void);
+
+/* verbs_cuda.c: memory of GPUs */
+void verbs_cuda_find(verbs_domain *domain, const char *libcuda);
+bool verbs_cuda_by_dmabuf(const verbs_domain *domain);
+pplx_status verbs_cuda_register(verbs_domain *domain, const pplx_memory *memory, unsigned access, verbs_mr *mr,
+                                pplx_error *error);
+bool verbs_cuda_deregister(verbs_domain *domain, verbs_shared *shared); /* one region; false: it is still registered */
 
 /* verbs_endpoint.c */
 pplx_status verbs_endpoint_open(pplx_provider_domain *handle, pplx_provider_endpoint **endpoint, void *address,

@@ -3,8 +3,7 @@
 
 /* Memory regions. The device makes their keys: 32 bits, and not random (docs/security.md).
  *
- * Memory of a GPU comes as a dma-buf, where kernel and device take it, or as a pointer, which a kernel module of
- * its driver (nvidia_peermem) has to know. */
+ * Memory of a GPU: verbs_cuda.c. */
 #if PPLX_HAVE_LIBIBVERBS
 
 #include <errno.h>
@@ -45,10 +44,6 @@ static pplx_status check_memory(const verbs_domain *domain, const pplx_memory *m
                           "%s takes no dma-buf: it needs a device, a kernel (5.12) and an "
                           "rdma-core (34) that do",
                           domain->context->device->name);
-    if (memory->kind == PPLX_MEMORY_CUDA && !(domain->caps.flags & PPLX_CAP_CUDA))
-        return verbs_fail(error, PPLX_REGISTRATION, 0,
-                          "%s can't reach memory of a GPU by its pointer: load the kernel module nvidia_peermem",
-                          domain->context->device->name);
     if (!memory->nbytes || !memory->address || memory->address + memory->nbytes < memory->address)
         return verbs_fail(error, PPLX_INVALID, 0, "an empty range of memory, or one that wraps around");
     return PPLX_OK;
@@ -66,7 +61,13 @@ pplx_status verbs_mr_open(pplx_provider_domain *handle, const pplx_memory *memor
     if (access & PPLX_ACCESS_REMOTE_READ) flags |= IBV_ACCESS_REMOTE_READ;
     if (access & PPLX_ACCESS_REMOTE_WRITE) flags |= IBV_ACCESS_REMOTE_WRITE;
     void *address = (void *)(uintptr_t)memory->address;
-    if (memory->kind == PPLX_MEMORY_DMABUF)
+    if (memory->kind == PPLX_MEMORY_CUDA) {
+        status = verbs_cuda_register(domain, memory, flags, mr, error);
+        if (status != PPLX_OK) {
+            free(mr);
+            return status;
+        }
+    } else if (memory->kind == PPLX_MEMORY_DMABUF)
         mr->mr = domain->lib->reg_dmabuf_mr(domain->pd, memory->fd_offset, memory->nbytes, memory->address, memory->fd,
                                             (int)(flags | (domain->relaxed ? IBV_ACCESS_RELAXED_ORDERING : 0)));
     else
@@ -94,7 +95,8 @@ pplx_status verbs_mr_open(pplx_provider_domain *handle, const pplx_memory *memor
 
 pplx_status verbs_mr_close(pplx_provider_mr *handle) {
     verbs_mr *mr = (verbs_mr *)handle;
-    if (mr->domain->lib->dereg_mr(mr->mr)) return PPLX_NATIVE; /* still registered, and still ours */
+    const bool gone = mr->shared ? verbs_cuda_deregister(mr->domain, mr->shared) : !mr->domain->lib->dereg_mr(mr->mr);
+    if (!gone) return PPLX_NATIVE; /* still registered, and still ours */
     free(mr);
     return PPLX_OK;
 }
