@@ -196,6 +196,39 @@ static void what_is_no_memory_of_a_gpu_is_refused(void) {
     CHECK_EQ(gpu.release(address), 0);
 }
 
+/* Messages are copied by the processor, from a buffer: into memory of a GPU they are refused, out of it they go. */
+static void a_message_is_sent_from_a_gpu_and_not_received_there(void) {
+    side a, b;
+    watched w, sent;
+    pplx_error error;
+    pplx_provider_mr *here, *there;
+    pplx_remote_key key;
+    static uint8_t bytes[GPU];
+    const uint64_t address = allocate();
+    pair_open(&a, &b, two_that_take_it, given);
+    CHECK_EQ(registers(&a, address, GPU, PPLX_ACCESS_LOCAL, &here, &key, &error), PPLX_OK);
+    CHECK_EQ(registers(&b, address, GPU, PPLX_ACCESS_LOCAL, &there, &key, &error), PPLX_OK);
+    pplx_work_request one = request(&b, NULL, &w, PPLX_RECV, 0, 4096, 0);
+    one.local_mr = there;
+    one.local_address = address;
+    CHECK_EQ(post(&b, &one), PPLX_UNSUPPORTED);
+    one = request(&b, NULL, &w, PPLX_RECV, 0, 4096, 0);
+    CHECK_EQ(post(&b, &one), PPLX_OK);
+    fill(bytes, GPU, 5);
+    CHECK_EQ(gpu.to_device(address, bytes, GPU), 0);
+    one = request(&a, NULL, &sent, PPLX_SEND, 0, 1000, 0);
+    one.local_mr = here;
+    one.local_address = address;
+    CHECK_EQ(post(&a, &one), PPLX_OK);
+    WAIT(w.completions && sent.completions);
+    CHECK(w.status == PPLX_OK && sent.status == PPLX_OK);
+    CHECK(memcmp(b.arena, bytes, 1000) == 0);
+    CHECK_EQ(verbs->mr_close(here), PPLX_OK);
+    CHECK_EQ(verbs->mr_close(there), PPLX_OK);
+    pair_close(&a, &b);
+    CHECK_EQ(gpu.release(address), 0);
+}
+
 int main(void) {
     fake_load(false);
     load_cuda();
@@ -207,5 +240,6 @@ int main(void) {
     RUN(regions_for_nobody_share_the_registration_of_their_allocation);
     RUN(what_keeps_a_device_from_it_is_said);
     RUN(what_is_no_memory_of_a_gpu_is_refused);
+    RUN(a_message_is_sent_from_a_gpu_and_not_received_there);
     return check_done();
 }

@@ -59,6 +59,10 @@ void pplx_ipc_take_immediates(ipc_endpoint *endpoint, ipc_turn *turn) {
 
 typedef enum verdict { DONE, STALLED, GARBAGE } verdict;
 
+/* However few bytes it moves: a peer that has us copy one at a time, to or from a GPU, has others wait for no more than
+ * one that sends many. */
+static void charge(ipc_turn *turn) { turn->nbytes -= turn->nbytes < IPC_DEVICE_COPY ? turn->nbytes : IPC_DEVICE_COPY; }
+
 /* The result of the copy that the peer is told. */
 static pplx_status copy_for_peer(const ipc_endpoint *endpoint, const ipc_command *command, ipc_turn *turn) {
     const bool out = command->kind == IPC_COPY_OUT;
@@ -70,7 +74,7 @@ static pplx_status copy_for_peer(const ipc_endpoint *endpoint, const ipc_command
     unsigned char *staging = endpoint->inbox.staging + command->staging;
     int32_t native;
     if (region->device) {
-        turn->nbytes -= turn->nbytes < IPC_DEVICE_COPY ? turn->nbytes : IPC_DEVICE_COPY;
+        charge(turn);
         /* the peer finds PPLX_TRANSPORT: it is our GPU that failed */
         return pplx_ipc_cuda_move(endpoint->domain, (uintptr_t)(out ? staging : memory),
                                   (uintptr_t)(out ? memory : staging), command->nbytes, &native);
@@ -82,8 +86,20 @@ static pplx_status copy_for_peer(const ipc_endpoint *endpoint, const ipc_command
     return PPLX_OK;
 }
 
+/* Into the memory of a RECV, which is registered as long as that is not done. */
+static pplx_status deliver(const ipc_endpoint *endpoint, ipc_record *record, const void *from, uint64_t nbytes,
+                           ipc_turn *turn) {
+    const uint64_t to = record->request.local_address + endpoint->received;
+    if (nbytes > 0 && ((const ipc_region *)(const void *)record->request.local_mr)->device) {
+        charge(turn);
+        return pplx_ipc_cuda_move(endpoint->domain, to, (uintptr_t)from, nbytes, &record->native);
+    }
+    pplx_ipc_copy((void *)(uintptr_t)to, from, nbytes);
+    return PPLX_OK;
+}
+
 /* A piece of a message: the first takes the oldest RECV, the last gives it back. */
-static verdict take_message(ipc_endpoint *endpoint, const ipc_command *command) {
+static verdict take_message(ipc_endpoint *endpoint, const ipc_command *command, ipc_turn *turn) {
     if (!endpoint->in_message) {
         if (command->offset != 0) return GARBAGE;
         if (!endpoint->receives.head) return STALLED; /* until one is posted */
@@ -103,12 +119,17 @@ static verdict take_message(ipc_endpoint *endpoint, const ipc_command *command) 
     if (record) {
         /* Again: a hostile peer may name another length than in its first piece. */
         if (endpoint->received + command->nbytes > record->request.nbytes) return GARBAGE;
-        pplx_ipc_copy((void *)(uintptr_t)(record->request.local_address + endpoint->received),
-                      endpoint->inbox.staging + command->staging, command->nbytes);
+        const pplx_status status = deliver(endpoint, record, endpoint->inbox.staging + command->staging,
+                                           command->nbytes, turn);
+        if (status != PPLX_OK) {
+            pplx_ipc_finish(NULL, record, status);
+            endpoint->receiving = NULL; /* the rest is dropped */
+        }
     }
     endpoint->received += command->nbytes;
     if (!(command->flags & IPC_LAST)) return DONE;
     endpoint->in_message = false;
+    record = endpoint->receiving;
     endpoint->receiving = NULL;
     if (!record) return DONE;
     record->moved = endpoint->received;
@@ -125,7 +146,7 @@ static verdict execute(ipc_endpoint *endpoint, const ipc_command *command, ipc_t
     case IPC_COPY_IN:
     case IPC_COPY_OUT: result = copy_for_peer(endpoint, command, turn); break;
     case IPC_MESSAGE: {
-        verdict verdict = take_message(endpoint, command);
+        verdict verdict = take_message(endpoint, command, turn);
         if (verdict != DONE) return verdict;
         break;
     }
@@ -145,12 +166,13 @@ bool pplx_ipc_serve(ipc_endpoint *endpoint, ipc_turn *turn) {
         ipc_command command;
         if (!ipc_peek_command(&endpoint->inbox, endpoint->command_head, &command)) break;
         if (!may_take(endpoint)) break;
+        const uint64_t before = turn->nbytes;
         verdict verdict = execute(endpoint, &command, turn);
         if (verdict == GARBAGE) endpoint->garbage = true;
         if (verdict != DONE) break;
         any = true;
         turn->nbytes -= command.nbytes < turn->nbytes ? command.nbytes : turn->nbytes;
-        left -= command.nbytes < left ? command.nbytes : left;
+        left -= before - turn->nbytes < left ? before - turn->nbytes : left;
         more = left == 0 || i == IPC_TURN_OPS || turn->nbytes == 0;
     }
     if (any && endpoint->state == IPC_UP) pplx_ipc_wake_peer(endpoint, IPC_WAKE_ARRIVAL);

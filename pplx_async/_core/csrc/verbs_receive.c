@@ -121,6 +121,8 @@ pplx_status verbs_post_receive(verbs_endpoint *endpoint, const pplx_work_request
     if (endpoint->state == VERBS_CLOSING) return PPLX_CLOSED;
     if (endpoint->state == VERBS_LOST) return PPLX_PEER_LOST;
     if (endpoint->nreceives == domain->caps.max_inflight) return PPLX_AGAIN;
+    /* it is the processor that copies a message to where it belongs: not to a GPU */
+    if (!(((const verbs_mr *)(const void *)request->local_mr)->send_flags & IBV_SEND_INLINE)) return PPLX_UNSUPPORTED;
     op->local_address = request->local_address;
     op->nbytes = request->nbytes;
     op->opcode = PPLX_RECV;
