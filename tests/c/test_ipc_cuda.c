@@ -268,8 +268,9 @@ static void test_a_message_whose_region_is_closed(void) {
 
 /* ------------------------------------------------------------------ what waits for kernels in the driver */
 
-enum { KERNEL_MS = 1500 };
-static const uint64_t A_MOMENT_NS = UINT64_C(500000000); /* far less than that; a busy machine may take some of it */
+/* A kernel that runs for longer than any case may take, until the case ends it: whoever waits for it is found out, and
+ * no time is measured, which a busy machine would make long. */
+enum { FOR_LONG_MS = 120000, ROUNDS = 300 };
 
 static ipc_endpoint *inside(const side *s) { return (ipc_endpoint *)s->endpoint; }
 
@@ -312,14 +313,6 @@ static void strangers_close(pair *p) {
     CHECK_EQ(release(p->at_b.address), 0);
 }
 
-/* Both sides' polls; the longest so far. */
-static void watch_both(pair *p, uint64_t *longest) {
-    const uint64_t before = check_now_ns();
-    poll_both(&p->a, &p->b);
-    const uint64_t took = check_now_ns() - before;
-    if (took > *longest) *longest = took;
-}
-
 static void check_content(const pair *p, unsigned char expected) {
     static unsigned char bytes[GPU];
     CHECK_EQ(from_device(bytes, p->at_b.address, GPU), 0);
@@ -337,52 +330,53 @@ static void set_content(const pair *p, unsigned char value) {
 static void test_opening_keeps_nobody_waiting(void) {
     static pair p;
     static watched w, heartbeat;
-    uint64_t longest = 0, start = check_now_ns();
     strangers_open(&p);
     set_content(&p, 0x5a);
-    CHECK_EQ(run_kernel(KERNEL_MS), 0);
+    CHECK_EQ(run_kernel(FOR_LONG_MS), 0);
     pplx_work_request request = write_of(&p, &w, GPU, 1);
     CHECK_EQ(post(&p.a, NULL, &request), PPLX_OK);
-    int heartbeats = 0;
-    while (!w.completions) {
-        watch_both(&p, &longest);
-        if (heartbeats && !heartbeat.completions) continue;
+    for (int i = 0; i < ROUNDS; i++) {
         request = request_of(&p.a, PLAIN, &p.b, PLAIN, &heartbeat, PPLX_WRITE_IMM, 0, 0, 7);
-        CHECK_EQ(post(&p.a, &p.b, &request), PPLX_OK);
-        if (!w.completions) heartbeats++;
-        check_patience(start, PATIENCE);
+        CHECK_EQ(perform(&p.a, &p.b, &request), PPLX_OK);
     }
-    CHECK_EQ(w.status, PPLX_OK);
-    CHECK(check_now_ns() - start >= KERNEL_MS * UINT64_C(1000000));
-    CHECK(longest < A_MOMENT_NS);
-    CHECK(heartbeats > 10);
+    CHECK(inside(&p.a)->aside && !w.completions && opened() == 0);
+    CHECK_EQ(run_kernel(0), 0);
+    CHECK_EQ(wait_for(&p.a, &p.b, &w), PPLX_OK);
     check_content(&p, 0x5a);
-    if (!heartbeat.completions) wait_for(&p.a, &p.b, &heartbeat);
     strangers_close(&p);
 }
 
-static void open_both_ways(pair *p) {
+static void open_from_a(pair *p) {
     static watched w;
     pplx_work_request request = write_of(p, &w, GPU, 1);
     CHECK_EQ(perform(&p->a, &p->b, &request), PPLX_OK);
     CHECK_EQ(opened(), 1);
 }
 
+/* The kernel ends after a while; not before that, and then, the region of b's is closed. */
+static void close_region_of_b(pair *p) {
+    const uint64_t start = check_now_ns();
+    for (int i = 0; i < ROUNDS; i++) {
+        CHECK_EQ(ipc->mr_close(p->at_b.mr), PPLX_UNRELEASED);
+        poll_both(&p->a, &p->b);
+    }
+    CHECK_EQ(run_kernel(0), 0);
+    while (ipc->mr_close(p->at_b.mr) == PPLX_UNRELEASED) {
+        poll_both(&p->a, &p->b);
+        check_patience(start, PATIENCE);
+    }
+    CHECK_EQ(opened(), 0);
+    p->at_b.mr = NULL;
+}
+
 /* A region is revoked: the peer confirms when it has closed the allocation, and not before. */
 static void test_a_revoke_is_confirmed_when_the_allocation_is_closed(void) {
     static pair p;
     static watched w;
-    uint64_t longest = 0, start = check_now_ns();
     strangers_open(&p);
-    open_both_ways(&p);
-    CHECK_EQ(run_kernel(KERNEL_MS), 0);
-    while (ipc->mr_close(p.at_b.mr) == PPLX_UNRELEASED) {
-        watch_both(&p, &longest);
-        check_patience(start, PATIENCE);
-    }
-    CHECK_EQ(opened(), 0);
-    CHECK(longest < A_MOMENT_NS);
-    p.at_b.mr = NULL;
+    open_from_a(&p);
+    CHECK_EQ(run_kernel(FOR_LONG_MS), 0);
+    close_region_of_b(&p);
     pplx_work_request request = write_of(&p, &w, GPU, 2);
     CHECK_EQ(perform(&p.a, &p.b, &request), PPLX_REMOTE_ACCESS);
     request = request_of(&p.a, PLAIN, &p.b, PLAIN, &w, PPLX_WRITE_IMM, 0, 8, 2);
@@ -390,28 +384,26 @@ static void test_a_revoke_is_confirmed_when_the_allocation_is_closed(void) {
     strangers_close(&p);
 }
 
+/* The first write asks for the key, and has the allocation opened. */
+static void begin_to_open(pair *p, watched *w) {
+    const uint64_t start = check_now_ns();
+    CHECK_EQ(run_kernel(FOR_LONG_MS), 0);
+    pplx_work_request request = write_of(p, w, GPU, 1);
+    CHECK_EQ(post(&p->a, &p->b, &request), PPLX_OK);
+    while (!inside(&p->a)->aside) {
+        poll_both(&p->a, &p->b);
+        check_patience(start, PATIENCE);
+    }
+}
+
 /* The same while it is being opened: it is closed again first, and what waited for it is refused. */
 static void test_a_revoke_while_the_allocation_is_being_opened(void) {
     static pair p;
     static watched w;
-    uint64_t longest = 0, start = check_now_ns();
     strangers_open(&p);
-    CHECK_EQ(run_kernel(KERNEL_MS), 0);
-    pplx_work_request request = write_of(&p, &w, GPU, 1);
-    CHECK_EQ(post(&p.a, &p.b, &request), PPLX_OK);
-    while (!inside(&p.a)->aside) {
-        watch_both(&p, &longest);
-        check_patience(start, PATIENCE);
-    }
-    while (ipc->mr_close(p.at_b.mr) == PPLX_UNRELEASED) {
-        watch_both(&p, &longest);
-        check_patience(start, PATIENCE);
-    }
-    CHECK_EQ(opened(), 0);
-    CHECK(check_now_ns() - start >= KERNEL_MS * UINT64_C(1000000));
-    p.at_b.mr = NULL;
+    begin_to_open(&p, &w);
+    close_region_of_b(&p);
     CHECK_EQ(wait_for(&p.a, &p.b, &w), PPLX_REMOTE_ACCESS);
-    CHECK(longest < A_MOMENT_NS);
     strangers_close(&p);
 }
 
@@ -419,22 +411,18 @@ static void test_a_revoke_while_the_allocation_is_being_opened(void) {
 static void test_goodbye_comes_when_the_allocation_is_closed(void) {
     for (int owner_first = 0; owner_first < 2; owner_first++) {
         static pair p;
-        uint64_t longest = 0, start = check_now_ns();
         strangers_open(&p);
-        open_both_ways(&p);
-        CHECK_EQ(run_kernel(KERNEL_MS), 0);
-        bool open_here = true, open_there = true;
-        while (open_here || open_there) {
-            if (open_there && (owner_first || !open_here) && ipc->endpoint_close(p.b.endpoint) == PPLX_OK) {
-                open_there = false;
-                CHECK_EQ(opened(), 0);
-            }
-            if (open_here && ipc->endpoint_close(p.a.endpoint) == PPLX_OK) open_here = false;
-            watch_both(&p, &longest);
-            check_patience(start, PATIENCE);
+        open_from_a(&p);
+        CHECK_EQ(run_kernel(FOR_LONG_MS), 0);
+        for (int i = 0; i < ROUNDS; i++) {
+            CHECK_EQ(ipc->endpoint_close(owner_first ? p.b.endpoint : p.a.endpoint), PPLX_UNRELEASED);
+            poll_both(&p.a, &p.b);
         }
-        CHECK(longest < A_MOMENT_NS);
-        p.a.endpoint = p.b.endpoint = NULL;
+        CHECK_EQ(run_kernel(0), 0);
+        if (owner_first) {
+            close_endpoint(&p.b, &p.a);
+            CHECK_EQ(opened(), 0);
+        }
         strangers_close(&p);
     }
 }
@@ -442,18 +430,11 @@ static void test_goodbye_comes_when_the_allocation_is_closed(void) {
 /* Who breaks with a peer says so all the same, or the peer's memory would never be free. */
 static void test_a_break_tells_when_the_allocation_is_closed(void) {
     static pair p;
-    uint64_t start = check_now_ns();
     strangers_open(&p);
-    open_both_ways(&p);
-    CHECK_EQ(run_kernel(KERNEL_MS), 0);
+    open_from_a(&p);
+    CHECK_EQ(run_kernel(FOR_LONG_MS), 0);
     pplx_ipc_break(inside(&p.a), PPLX_CONNECTION);
-    while (ipc->mr_close(p.at_b.mr) == PPLX_UNRELEASED) {
-        poll_both(&p.a, &p.b);
-        check_patience(start, PATIENCE);
-    }
-    CHECK_EQ(opened(), 0);
-    CHECK(check_now_ns() - start >= KERNEL_MS * UINT64_C(1000000));
-    p.at_b.mr = NULL;
+    close_region_of_b(&p);
     strangers_close(&p);
 }
 
@@ -463,17 +444,13 @@ static void test_nothing_waits_for_a_dead_peers_allocation(void) {
     for (int closing = 0; closing < 2; closing++) {
         static pair p;
         static watched w;
-        uint64_t start = check_now_ns();
+        const uint64_t start = check_now_ns();
         strangers_open(&p);
-        if (closing) open_both_ways(&p);
-        CHECK_EQ(run_kernel(60000), 0);
-        if (!closing) {
-            pplx_work_request request = write_of(&p, &w, GPU, 1);
-            CHECK_EQ(post(&p.a, &p.b, &request), PPLX_OK);
-            while (!inside(&p.a)->aside) {
-                poll_both(&p.a, &p.b);
-                check_patience(start, PATIENCE);
-            }
+        if (closing) {
+            open_from_a(&p);
+            CHECK_EQ(run_kernel(FOR_LONG_MS), 0);
+        } else {
+            begin_to_open(&p, &w);
         }
         pplx_ipc_peer_died(inside(&p.a));
         if (!closing) CHECK_EQ(wait_for(&p.a, NULL, &w), PPLX_PEER_LOST);
@@ -481,7 +458,7 @@ static void test_nothing_waits_for_a_dead_peers_allocation(void) {
         CHECK_EQ(ipc->mr_close(p.at_a.mr), PPLX_OK);
         p.at_a.mr = NULL;
         side_close(&p.a);
-        CHECK(check_now_ns() - start < PATIENCE * 1e9);
+        CHECK_EQ(retained(), 3); /* one more than ours and the peer's: the thread has it yet */
         CHECK_EQ(run_kernel(0), 0);
         if (p.b.endpoint) pplx_ipc_peer_died(inside(&p.b));
         close_endpoint(&p.b, NULL);
@@ -568,12 +545,12 @@ static void test_small_pieces_do_without_the_kernel_until_it_is_there(void) {
     static pair p;
     const uint64_t start = check_now_ns();
     const int before = launched();
-    CHECK_EQ(run_kernel(60000), 0);
+    CHECK_EQ(run_kernel(FOR_LONG_MS), 0);
     gpus_open(&p, "64"); /* of one process, so that nothing has to be opened */
-    CHECK(check_now_ns() - start < PATIENCE * 1e9);
     warm_up(&p);
     write_small_ones(&p);
     CHECK_EQ(launched(), before);
+    CHECK(check_now_ns() - start < FOR_LONG_MS * UINT64_C(1000000)); /* it runs yet */
     CHECK_EQ(run_kernel(0), 0);
     while (launched() == before) {
         write_small_ones(&p);
