@@ -17,7 +17,7 @@
  *
  * Threads: `discover` may be called by any thread. All other calls on one domain and what belongs
  * to it are made by one thread at a time, the holder of the engine's progress token; a provider
- * needs no lock for them. No call may block, apart from discover, domain_open, mr_open and the
+ * needs no lock for them (but see PPLX_CAP_REGISTER_APART). No call may block, apart from discover, domain_open, mr_open and the
  * close calls. */
 #ifndef PPLX_ASYNC_PROVIDER_H
 #define PPLX_ASYNC_PROVIDER_H
@@ -45,7 +45,8 @@ enum pplx_capability {
     PPLX_CAP_STACKED = 32, /* its wait fd is a stack of epolls, and no epoll should take it on top: ppoll() only */
     PPLX_CAP_PROMPT = 64,  /* what is posted mostly ends at once, and to poll() for it costs no system call */
     PPLX_CAP_STREAM = 128, /* an endpoint's work requests leave in turn: a long one holds up the others */
-    PPLX_CAP_DEATH = 256   /* PPLX_PEER_LOST says that the peer's process has ended, and not only this way to it */
+    PPLX_CAP_DEATH = 256,  /* PPLX_PEER_LOST says that the peer's process has ended, and not only this way to it */
+    PPLX_CAP_REGISTER_APART = 512 /* mr_open() and mr_close() may be called by any thread, beside all other calls */
 };
 
 /* Heartbeats and returned credits may not wait until data has left: for so many immediates alone

@@ -18,6 +18,7 @@ from pplx_async import (
     PeerLost,
     ProviderUnavailable,
     RailLost,
+    RegistrationError,
     verbs,
 )
 
@@ -361,6 +362,68 @@ async def test_queue_pairs_that_take_long_to_destroy_hold_up_nobody(fake, device
 
 
 LARGE = 32 << 20
+# A peer that is silent for as long as registering takes would be lost.
+WATCHFUL = {"heartbeat_interval": 0.1, "peer_timeout": 0.8}
+
+
+async def writing_until(task, write):
+    """Write again and again until the task is done; return how often, and the longest that one took."""
+    count, longest = 0, 0.0
+    while not task.done():
+        start = time.monotonic()
+        await asyncio.wait_for(write(), 10)
+        count, longest = count + 1, max(longest, time.monotonic() - start)
+        await asyncio.sleep(0.01)
+    return count, longest
+
+
+@pytest.mark.parametrize("nics", [("x0",), ("x0", "x1")])
+async def test_memory_that_takes_long_to_register_holds_up_nobody(fake, devices, nics):
+    devices.layout("x0 roce ip=10.0.0.1; x1 roce ip=10.0.0.2; x2 roce ip=10.0.0.3")
+    async with (
+        engine_on(fake, devices=nics, domains=len(nics), **WATCHFUL) as a,
+        engine_on(fake, devices=("x2",), **WATCHFUL) as b,
+    ):
+        ab, ba = await connect(a, b)
+        pair = Pair(fake, a, b, ab, ba)
+        source, target = await pair.source(4096), await pair.target(4096)
+        large = np.full(LARGE, 7, dtype=np.uint8)
+        for nic in nics:
+            devices.change(nic, "reg=1500")
+        registering = asyncio.create_task(a.register(large))
+        count, longest = await writing_until(registering, lambda: a.write(source, target.remote))
+        region = await registering
+        assert count > 10
+        assert longest < 1
+        closing = asyncio.create_task(region.close())
+        count, longest = await writing_until(closing, lambda: a.write(source, target.remote))
+        await closing
+        assert count > 10
+        assert longest < 1
+        assert (ab.lost, ba.lost) == (None, None)
+        for nic in nics:
+            devices.change(nic, "reg=0")
+        await pair.forget()
+
+
+async def test_large_memory_is_registered_like_any(fake, devices):
+    devices.layout("x0 roce ip=10.0.0.1; x1 roce ip=10.0.0.2")
+    async with engine_on(fake, devices=("x0",)) as a, engine_on(fake, devices=("x1",)) as b:
+        ab, _ = await connect(a, b)
+        arrays = [np.full(LARGE, number, dtype=np.uint8) for number in range(4)]
+        regions = await asyncio.gather(*(a.register(array) for array in arrays))
+        target = np.zeros(LARGE, dtype=np.uint8)
+        remote = ab.region((landing := await b.register(target)).to_bytes())
+        for number, region in enumerate(regions):
+            await a.write(region, remote)
+            assert target[-1] == target[0] == number
+        devices.change("x0", "mrs=0")
+        with pytest.raises(RegistrationError, match="ulimit -l"):
+            await a.register(arrays[0])
+        devices.change("x0", "mrs=1000")
+        await asyncio.gather(*(region.close() for region in regions))
+        await (await a.register(arrays[0])).close()
+        await landing.close()
 
 
 async def test_an_engine_may_be_closed_while_it_registers(fake, devices):

@@ -210,6 +210,18 @@ struct pplx_peer {
     pplx_link links[PPLX_MAX_LINKS];
 };
 
+/* Calls that the thread of register.c hands in. */
+enum { PPLX_CALL_MR_OPENED = 1 << 16, PPLX_CALL_MR_CLOSED };
+
+/* Memory that a thread registers or gives back. */
+typedef struct pplx_registrar {
+    pthread_mutex_t lock;
+    pplx_node *first, *last; /* under lock: requests */
+    bool runs;               /* under lock: the thread will look at the list again */
+    pthread_t thread;        /* proxy */
+    bool has_thread;         /* proxy */
+} pplx_registrar;
+
 struct pplx_engine {
     pplx_engine_config config;
     pplx_domain domains[PPLX_MAX_DOMAINS]; /* owner until start, constant after */
@@ -240,6 +252,7 @@ struct pplx_engine {
     bool spinning;             /* the owner left the providers unarmed, under its lease */
     uint64_t sleep_until_ns;   /* when the sleeping proxy means to wake up; 0: it doesn't sleep */
     pthread_t thread;
+    pplx_registrar registrar;
     bool started;         /* owner */
     _Atomic uint32_t stop; /* owner */
     uint64_t now_ns; /* read once a turn */
@@ -375,6 +388,11 @@ void pplx_message_link_dropped(pplx_peer *peer); /* one of its links, on this or
 void pplx_counter_hit(pplx_engine *engine, const pplx_completion *arrived);
 void pplx_counter_forget(pplx_engine *engine, pplx_counter *counter);
 void pplx_counters_free(pplx_engine *engine);
+
+/* register.c */
+void pplx_register_run(pplx_engine *engine, pplx_request *request); /* settles it, or it comes back */
+void pplx_registered(pplx_engine *engine, pplx_request *request);   /* it has come back: settles it */
+void pplx_registrar_join(pplx_engine *engine);                      /* wait for its thread to end */
 
 /* memory.c */
 pplx_status pplx_mr_open_all(pplx_engine *engine, pplx_mr *mr, pplx_error *error);

@@ -29,14 +29,16 @@ enum { MOST_TAKEN = 256, MOST_DRAIN_POLLS = 1024, GAP_MS = 1000, IDLE_TURNS = 64
 static void run_call(pplx_engine *engine, pplx_request *request) {
     pplx_error *error = &request->error;
     switch (request->opcode) {
-    case PPLX_CALL_MR_OPEN: error->status = pplx_mr_open_all(engine, request->subject, error); break;
-    case PPLX_CALL_MR_CLOSE: error->status = pplx_mr_close_all(engine, request->subject); break;
     case PPLX_CALL_COUNTER_CLOSE:
         pplx_drain(engine); /* what is in our queues already is still for this counter, or for none */
         pplx_counter_forget(engine, request->subject);
         break;
     case PPLX_CALL_DRAIN: pplx_drain(engine); break;
     /* These settle the request themselves, some of them later. */
+    case PPLX_CALL_MR_OPEN:
+    case PPLX_CALL_MR_CLOSE: pplx_register_run(engine, request); return;
+    case PPLX_CALL_MR_OPENED:
+    case PPLX_CALL_MR_CLOSED: pplx_registered(engine, request); return;
     case PPLX_CALL_PEER_OPEN: pplx_peer_run_open(request->subject, request); return;
     case PPLX_CALL_PEER_CONNECT: pplx_peer_run_connect(request->subject, request); return;
     case PPLX_CALL_PEER_CLOSE: pplx_peer_run_close(request->subject, request); return;
@@ -351,7 +353,8 @@ void *pplx_proxy_main(void *argument) {
         pplx_token_give(engine); /* the owner may want it */
         take_token(engine);
     }
-    while (take(engine)) { /* peers given back last are freed here */
-    }
+    do /* peers given back last are freed here, and memory that is being registered comes back */
+        pplx_registrar_join(engine);
+    while (take(engine));
     return NULL;
 }

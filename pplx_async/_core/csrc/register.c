@@ -1,0 +1,166 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* Registering memory, where that takes long: beside the proxy.
+ *
+ * A NIC's driver pins every page, a tenth of a second or more for each GiB and NIC. A proxy that waits for that sends no
+ * heartbeats, and its peers take it for dead. So large memory goes to a thread, for the domains that let any thread
+ * register (PPLX_CAP_REGISTER_APART); the others have it from the proxy, as before. The thread comes with the first and
+ * goes with the last. What it has done comes back to the proxy through the submit ring, as a call of our own, and
+ * settles there.
+ *
+ * Between the two a request is the thread's: the proxy has written all that it will (its opcode says what comes back)
+ * and reads nothing of it but what a cancel asks for, which the thread does not write. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* thread names */
+#endif
+#include <signal.h>
+
+#include "internal.h"
+
+enum { LARGE = 16 << 20 };
+
+static bool is_apart(const pplx_domain *domain) { return (domain->caps.flags & PPLX_CAP_REGISTER_APART) != 0; }
+
+static bool is_long(const pplx_engine *engine, const pplx_mr *mr) {
+    if (mr->memory.kind != PPLX_MEMORY_HOST || mr->memory.nbytes < LARGE) return false;
+    for (uint32_t i = 0; i < engine->ndomains; i++)
+        if (is_apart(&engine->domains[i])) return true;
+    return false;
+}
+
+/* At the domains that are apart, or at the others. */
+static pplx_status open_at(pplx_engine *engine, pplx_mr *mr, bool apart, pplx_error *error) {
+    const uint64_t start = pplx_now_ns();
+    for (uint32_t i = 0; i < engine->ndomains; i++) {
+        pplx_domain *domain = &engine->domains[i];
+        if (is_apart(domain) != apart) continue;
+        const pplx_status status = domain->provider->mr_open(domain->handle, &mr->memory, mr->access, &mr->handles[i],
+                                                             &mr->keys[i], error);
+        if (status == PPLX_OK) continue;
+        mr->handles[i] = NULL;
+        return status;
+    }
+    mr->register_ns += pplx_now_ns() - start;
+    return PPLX_OK;
+}
+
+/* What fails stays in `handles`; the first failure is returned. */
+static pplx_status close_at(pplx_engine *engine, pplx_mr *mr, bool apart, pplx_status first) {
+    for (uint32_t i = 0; i < mr->domains; i++) {
+        if (!mr->handles[i] || is_apart(&engine->domains[i]) != apart) continue;
+        const pplx_status status = engine->domains[i].provider->mr_close(mr->handles[i]);
+        if (status == PPLX_OK)
+            mr->handles[i] = NULL;
+        else if (first == PPLX_OK)
+            first = status;
+    }
+    return first;
+}
+
+/* ---- the thread ---- */
+
+static void run_apart(pplx_engine *engine, pplx_request *request) {
+    pplx_error *error = &request->error;
+    if (request->opcode == PPLX_CALL_MR_OPENED)
+        error->status = open_at(engine, request->subject, true, error);
+    else
+        error->status = close_at(engine, request->subject, true, error->status);
+    pplx_submit_node(engine, &request->node);
+}
+
+static void *registrar_main(void *argument) {
+    pplx_engine *engine = argument;
+    pplx_registrar *registrar = &engine->registrar;
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL); /* signals are for Python's threads */
+    pthread_setname_np(pthread_self(), "pplx-register");
+    pthread_mutex_lock(&registrar->lock);
+    while (registrar->first) {
+        pplx_node *node = registrar->first;
+        registrar->first = node->next;
+        pthread_mutex_unlock(&registrar->lock);
+        run_apart(engine, PPLX_CONTAINER(pplx_request, node, node));
+        pthread_mutex_lock(&registrar->lock);
+    }
+    registrar->runs = false;
+    pthread_mutex_unlock(&registrar->lock);
+    return NULL;
+}
+
+void pplx_registrar_join(pplx_engine *engine) {
+    pplx_registrar *registrar = &engine->registrar;
+    if (registrar->has_thread) pthread_join(registrar->thread, NULL);
+    registrar->has_thread = false;
+}
+
+/* False: there is no thread to be had. */
+static bool hand_over(pplx_engine *engine, pplx_request *request, uint32_t comes_back) {
+    pplx_registrar *registrar = &engine->registrar;
+    const uint32_t opcode = request->opcode;
+    request->opcode = comes_back;
+    request->node.next = NULL;
+    pthread_mutex_lock(&registrar->lock);
+    const bool runs = registrar->runs;
+    if (registrar->first)
+        registrar->last->next = &request->node;
+    else
+        registrar->first = &request->node;
+    registrar->last = &request->node;
+    registrar->runs = true;
+    pthread_mutex_unlock(&registrar->lock);
+    if (runs) return true;
+    pplx_registrar_join(engine); /* one before it, which has ended */
+    registrar->has_thread = pthread_create(&registrar->thread, NULL, registrar_main, engine) == 0;
+    if (registrar->has_thread) return true;
+    registrar->first = NULL; /* nobody else looks at it now */
+    registrar->runs = false;
+    request->opcode = opcode;
+    return false;
+}
+
+/* ---- the proxy ---- */
+
+static void open_long(pplx_engine *engine, pplx_request *request) {
+    pplx_mr *mr = request->subject;
+    pplx_error *error = &request->error;
+    mr->domains = engine->ndomains;
+    mr->register_ns = 0;
+    memset(mr->handles, 0, sizeof mr->handles);
+    error->status = open_at(engine, mr, false, error);
+    if (error->status == PPLX_OK && hand_over(engine, request, PPLX_CALL_MR_OPENED)) return;
+    if (error->status == PPLX_OK) error->status = open_at(engine, mr, true, error);
+    pplx_registered(engine, request);
+}
+
+static void close_long(pplx_engine *engine, pplx_request *request) {
+    pplx_mr *mr = request->subject;
+    pplx_error *error = &request->error;
+    error->status = close_at(engine, mr, false, PPLX_OK);
+    if (hand_over(engine, request, PPLX_CALL_MR_CLOSED)) return;
+    error->status = close_at(engine, mr, true, error->status);
+    pplx_registered(engine, request);
+}
+
+void pplx_register_run(pplx_engine *engine, pplx_request *request) {
+    pplx_mr *mr = request->subject;
+    const bool opens = request->opcode == PPLX_CALL_MR_OPEN;
+    if (is_long(engine, mr)) {
+        if (opens)
+            open_long(engine, request);
+        else
+            close_long(engine, request);
+        return;
+    }
+    request->error.status = opens ? pplx_mr_open_all(engine, mr, &request->error) : pplx_mr_close_all(engine, mr);
+    pplx_settle(engine, request);
+}
+
+/* What failed to open somewhere is open nowhere. What was to be closed and is open nowhere is closed. */
+void pplx_registered(pplx_engine *engine, pplx_request *request) {
+    pplx_mr *mr = request->subject;
+    const bool opened = request->opcode == PPLX_CALL_MR_OPENED || request->opcode == PPLX_CALL_MR_OPEN;
+    if (opened != (request->error.status == PPLX_OK)) pplx_mr_close_all(engine, mr);
+    pplx_settle(engine, request);
+}
