@@ -362,6 +362,7 @@ _PLAIN_ERRORS: dict[str, type[Exception]] = {
     "CLOSED": ClosedResourceError,
     "INVALID": ValueError,
     "NO_MEMORY": MemoryError,
+    "POISONED": BrokenResourceError,
     "TOO_LARGE": ValueError,
     "UNRELEASED": UnreleasedMemory,
 }

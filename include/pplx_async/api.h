@@ -13,6 +13,7 @@
 #define PPLX_ASYNC_API_H
 
 #include "pplx_async/engine.h"
+#include "pplx_async/words.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -76,7 +77,22 @@ extern "C" {
     X(uint32_t, peer_lost_domain, (const pplx_peer *))                                                 \
     X(pplx_peer *, node_rail, (pplx_node *, uint32_t *))                                               \
     X(void, link_reason, (const pplx_peer *, size_t, pplx_error *))                                    \
-    X(void, link_notice, (const pplx_peer *, size_t, pplx_rail_notice *))
+    X(void, link_notice, (const pplx_peer *, size_t, pplx_rail_notice *))                              \
+    X(uint64_t, counter_gated, (const pplx_counter *))                                                 \
+    X(void, word_arm, (pplx_engine *, pplx_word *))                                                    \
+    X(void, word_end, (pplx_engine *, pplx_word *))                                                    \
+    X(void, word_close, (pplx_engine *, pplx_word *))                                                  \
+    X(void, word_let_go, (pplx_cell *))                                                                \
+    X(uint64_t, cell_value, (const pplx_cell *))                                                       \
+    X(bool, word_reaped, (pplx_word *))                                                                \
+    X(bool, word_notify, (pplx_word *, uint64_t))                                                      \
+    X(uint64_t, word_count, (const pplx_word *))                                                       \
+    X(uint64_t, word_posted, (const pplx_word *))                                                      \
+    X(int32_t, word_take_status, (pplx_word *))                                                        \
+    X(uint32_t, lane_poisons, (const pplx_lane *))                                                     \
+    X(bool, lane_poisoned, (const pplx_lane *))                                                        \
+    X(void, lane_heal, (pplx_lane *))                                                                  \
+    X(bool, step_run, (const pplx_step *, uint32_t))
 
 typedef struct pplx_api {
     size_t size; /* sizeof(pplx_api) in the core */

@@ -44,7 +44,10 @@ enum pplx_node_kind {
     PPLX_NODE_MESSAGE = 2, /* a peer's message; give it back with pplx_message_release */
     PPLX_NODE_PEER = 3,    /* pplx_node_peer() is lost; comes once */
     PPLX_NODE_CANCEL = 4,  /* owner to proxy only */
-    PPLX_NODE_RAIL = 5     /* pplx_node_rail() is lost, the peer is not; comes once for each link */
+    PPLX_NODE_RAIL = 5,    /* pplx_node_rail() is lost, the peer is not; comes once for each link */
+    PPLX_NODE_WORD = 6,    /* a word, see words.h: it has counted, failed, or retired */
+    PPLX_NODE_WORD_END = 7,  /* owner to proxy only */
+    PPLX_NODE_WORD_CLOSE = 8 /* owner to proxy only */
 };
 
 /* ---- engine ---------------------------------------------------------------------------------- */
@@ -103,6 +106,7 @@ typedef struct pplx_engine_stats {
     uint64_t stray_messages; /* messages dropped: malformed or from nobody we know */
     uint64_t registrations;  /* so far, with the engine's own buffers */
     uint64_t register_ns;    /* what they cost, on all NICs */
+    uint64_t words;          /* no count: armed now; the proxy does not sleep while there are any */
 } pplx_engine_stats;
 void pplx_engine_read_stats(const pplx_engine *engine, pplx_engine_stats *stats);
 
@@ -146,6 +150,8 @@ typedef struct pplx_counter {
     uint32_t reserved;
     uint64_t owner; /* owner, before the counter is opened: pplx_peer_token() of the only peer that may count
                      * here, as far as the provider tells them apart; 0: any */
+    uint64_t gated; /* in eighths: what gates took of it; proxy, atomic */
+    struct pplx_word *gates, *last_gate; /* proxy: that wait here, see words.h */
 } pplx_counter;
 
 enum pplx_counter_role { PPLX_COUNTER_USER = 0, PPLX_COUNTER_HEARTBEAT = 1, PPLX_COUNTER_CREDIT = 2 };
@@ -153,6 +159,7 @@ enum pplx_counter_role { PPLX_COUNTER_USER = 0, PPLX_COUNTER_HEARTBEAT = 1, PPLX
 /* Give a zeroed counter an id. PPLX_NO_MEMORY when all 2^20 are in use. */
 pplx_status pplx_counter_open(pplx_engine *engine, pplx_counter *counter);
 uint64_t pplx_counter_value(const pplx_counter *counter); /* any thread */
+uint64_t pplx_counter_gated(const pplx_counter *counter); /* any thread */
 
 /* Ask to be told at `eighths`; returns true if it is there already (then nothing will come). */
 bool pplx_counter_notify(pplx_counter *counter, uint64_t eighths);
@@ -221,6 +228,7 @@ enum pplx_call {
     PPLX_CALL_PEER_LOST = 5,    /* subject: pplx_peer; payload: why (text): all of it ends PEER_LOST */
     PPLX_CALL_COUNTER_CLOSE = 6, /* subject: pplx_counter */
     PPLX_CALL_DRAIN = 7,         /* no subject: what has arrived by now is counted when it settles */
+    PPLX_CALL_WORDS_CLOSE = 9,   /* no subject: every word retires, now or with what it has in flight */
     PPLX_CALL_RAIL_LOST = 8      /* subject: pplx_peer; payload: pplx_rail_notice of the other side, which has closed
                                   * its end of that link: nothing of ours lands there any more */
 };
@@ -245,6 +253,9 @@ struct pplx_request {
     pplx_error error;
     uint32_t failed_target;
     uint32_t unreleased; /* proxy: work requests that may still touch memory */
+    /* Proxy: the doorbell that it is for (words.h), which is armed in place of submitting this.
+     * NULL: none, or it has rung, and rings but once. */
+    struct pplx_word *bell;
 };
 
 /* Hand a request over; it comes back through the done list. Never blocks, never fails: a full

@@ -12,5 +12,6 @@
 #include "pplx_async/provider.h"
 #include "pplx_async/status.h"
 #include "pplx_async/types.h"
+#include "pplx_async/words.h"
 
 #endif

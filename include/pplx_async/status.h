@@ -29,7 +29,8 @@
     X(UNRELEASED, 17, "the provider has not let go of the memory")                             \
     X(INTERNAL, 18, "internal error: please report it")                                        \
     X(CONNECTION, 19, "the connection broke under it, as after another operation was refused") \
-    X(RAIL_LOST, 20, "the link is lost; the peer is reached over others")
+    X(RAIL_LOST, 20, "the link is lost; the peer is reached over others")                      \
+    X(POISONED, 21, "the stream was let go by a gate that could not open")
 
 typedef enum pplx_status {
 #define X(name, number, message) PPLX_##name = number,

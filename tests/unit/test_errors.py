@@ -86,6 +86,7 @@ def test_completion_error_carries_every_fact():
         ("NATIVE", errors.NativeCallError),
         ("NO_MEMORY", MemoryError),
         ("PEER_LOST", errors.PeerLost),
+        ("POISONED", errors.BrokenResourceError),
         ("RAIL_LOST", errors.RailLost),
         ("REGISTRATION", errors.RegistrationError),
         ("REMOTE_ACCESS", errors.RemoteAccessError),

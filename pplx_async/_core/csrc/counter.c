@@ -43,6 +43,8 @@ pplx_status pplx_counter_open(pplx_engine *engine, pplx_counter *counter) {
     counter->value = 0;
     counter->notify_at = UINT64_MAX;
     counter->queued = 0;
+    counter->gated = 0;
+    counter->gates = counter->last_gate = NULL;
     /* release: pairs with the acquire in pplx_counter_hit() */
     atomic_store_explicit(&chunk[id % PPLX_CHUNK], counter, memory_order_release);
     return PPLX_OK;
@@ -51,6 +53,10 @@ pplx_status pplx_counter_open(pplx_engine *engine, pplx_counter *counter) {
 uint64_t pplx_counter_value(const pplx_counter *counter) {
     /* acquire: pairs with the store in pplx_counter_hit(): the counted bytes are visible */
     return __atomic_load_n(&counter->value, __ATOMIC_ACQUIRE);
+}
+
+uint64_t pplx_counter_gated(const pplx_counter *counter) {
+    return __atomic_load_n(&counter->gated, __ATOMIC_RELAXED); /* relaxed: for humans */
 }
 
 bool pplx_counter_notify(pplx_counter *counter, uint64_t eighths) {
@@ -111,6 +117,7 @@ void pplx_counter_hit(pplx_engine *engine, const pplx_completion *arrived) {
     uint64_t value = __atomic_load_n(&counter->value, __ATOMIC_RELAXED);
     value = value < UINT64_MAX - 1 - eighths ? value + eighths : UINT64_MAX - 1;
     __atomic_store_n(&counter->value, value, __ATOMIC_SEQ_CST); /* see the head */
+    if (counter->gates) pplx_gates_serve(engine, counter);
     if (value >= __atomic_load_n(&counter->notify_at, __ATOMIC_SEQ_CST) &&
         __atomic_exchange_n(&counter->queued, 1, __ATOMIC_SEQ_CST) == 0)
         pplx_finish(engine, &counter->node);

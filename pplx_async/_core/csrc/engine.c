@@ -232,6 +232,11 @@ void pplx_finish(pplx_engine *engine, pplx_node *node) {
 }
 
 void pplx_settle(pplx_engine *engine, pplx_request *request) {
+    if (request->bell) { /* it may be posted again, and nobody else looks at its state */
+        request->state = PPLX_STATE_SETTLED;
+        if (!request->unreleased) pplx_bell_ended(engine, request->bell);
+        return;
+    }
     uint32_t state = PPLX_STATE_SETTLED | (request->unreleased ? 0 : PPLX_STATE_RELEASED);
     uint32_t before = __atomic_fetch_or(&request->state, state, __ATOMIC_ACQ_REL); /* see the head */
     if (before & PPLX_STATE_CANCELLED && !request->cancel_seen) return; /* when its node arrives */
@@ -243,6 +248,10 @@ void pplx_release(pplx_engine *engine, pplx_request *request, uint32_t count) {
     request->unreleased -= count;
     uint32_t state = __atomic_load_n(&request->state, __ATOMIC_RELAXED); /* SETTLED is ours */
     if (request->unreleased || !(state & PPLX_STATE_SETTLED)) return;
+    if (request->bell) {
+        pplx_bell_ended(engine, request->bell);
+        return;
+    }
     uint32_t before = __atomic_fetch_or(&request->state, PPLX_STATE_RELEASED, __ATOMIC_ACQ_REL); /* see the head */
     if (before & PPLX_STATE_REAPED) pplx_finish(engine, &request->node);
 }

@@ -16,6 +16,7 @@
 
 #include "done_list.h"
 #include "pplx_async/engine.h"
+#include "pplx_async/words.h"
 #include "ring.h"
 
 enum {
@@ -261,6 +262,8 @@ struct pplx_engine {
     pplx_peer *peers;
     pplx_peer *busy;  /* those that may have something to post: a turn costs nothing for the others */
     uint64_t tick_ns; /* when the first of the peers wants a tick */
+    pplx_word *words; /* that are armed, see words.c */
+    _Atomic uint32_t nwords; /* of them; holder writes, anyone reads */
     pplx_engine_stats stats;
 
     /* Tables: owner writes on open, proxy on close and reads. */
@@ -393,6 +396,20 @@ void pplx_counters_free(pplx_engine *engine);
 void pplx_register_run(pplx_engine *engine, pplx_request *request); /* settles it, or it comes back */
 void pplx_registered(pplx_engine *engine, pplx_request *request);   /* it has come back: settles it */
 void pplx_registrar_join(pplx_engine *engine);                      /* wait for its thread to end */
+
+/* words.c */
+void pplx_word_take(pplx_engine *engine, pplx_node *node); /* from the owner: to arm, to end, to close */
+bool pplx_words_poll(pplx_engine *engine);                 /* true: a stream has come somewhere, or gone on */
+void pplx_words_run_close(pplx_engine *engine);
+void pplx_gates_serve(pplx_engine *engine, pplx_counter *counter); /* it has counted */
+void pplx_bell_cancel(pplx_engine *engine, pplx_request *request); /* it was not rung for */
+void pplx_bell_ended(pplx_engine *engine, pplx_word *word);        /* its request has, and is released */
+
+/* Then nobody who makes progress may sleep. */
+static inline bool pplx_words_armed(const pplx_engine *engine) {
+    /* relaxed: the holder's own; to others it says whether to leave the turns to the proxy, which an old value delays */
+    return atomic_load_explicit(&engine->nwords, memory_order_relaxed) != 0;
+}
 
 /* memory.c */
 pplx_status pplx_mr_open_all(pplx_engine *engine, pplx_mr *mr, pplx_error *error);

@@ -80,7 +80,7 @@ static bool arm(pplx_domain *domain) {
 /* Holder. True: nothing is left to do, and whoever sleeps on the wait fds will hear of what comes, but
  * for domains that are polled on a timer. */
 bool pplx_arm_domains(pplx_engine *engine) {
-    bool may = !engine->taken && pplx_ring_empty(&engine->ring) &&
+    bool may = !pplx_words_armed(engine) && !engine->taken && pplx_ring_empty(&engine->ring) &&
                atomic_load_explicit(&engine->npending, memory_order_seq_cst) == 0 &&
                atomic_load_explicit(&engine->stop, memory_order_seq_cst) == 0;
     for (uint32_t d = 0; d < engine->ndomains && may; d++) may = arm(&engine->domains[d]);
@@ -96,7 +96,9 @@ bool pplx_timed(const pplx_engine *engine) {
 
 /* ---- the proxy's side ---- */
 
+/* Words have to be looked at all the time, by a thread that does nothing else. */
 bool pplx_leased(const pplx_engine *engine) {
+    if (pplx_words_armed(engine)) return false;
     const uint64_t lease = atomic_load_explicit(&engine->lease_ns, memory_order_relaxed); /* relaxed: see the head */
     return lease && lease > pplx_now_ns();
 }
@@ -149,7 +151,11 @@ static void hand_over(pplx_engine *engine) {
      * then, so we see that it did. Standing by, it is not asleep. */
     const bool asleep = atomic_load_explicit(&engine->asleep, memory_order_relaxed);
     bool ring;
-    if (atomic_load_explicit(&engine->listens, memory_order_relaxed)) { /* ours */
+    if (pplx_words_armed(engine)) {
+        /* It turns, unless the first of them has just been armed by us. relaxed: ours */
+        ring = asleep || atomic_load_explicit(&engine->lease_ns, memory_order_relaxed) != 0;
+        lease(engine, 0);
+    } else if (atomic_load_explicit(&engine->listens, memory_order_relaxed)) { /* ours */
         bool armed = !engine->busy && pplx_arm_domains(engine) && !pplx_timed(engine);
         ring = !armed || (asleep && pplx_next_deadline(engine) < engine->sleep_until_ns);
         lease(engine, armed ? engine->now_ns + LEASE_NS : 0);
@@ -204,7 +210,7 @@ static void queue(pplx_engine *engine, pplx_node *node) {
 /* Holder, the owner: it comes back by itself, so nothing need be armed; until then the proxy stands by. */
 static void keep(pplx_engine *engine) {
     engine->spinning = true;
-    const bool asleep = !stands_by(engine);
+    const bool asleep = !stands_by(engine) && !pplx_words_armed(engine); /* with words it turns, or was rung to do so */
     pplx_token_give(engine);
     if (asleep) wake_proxy(engine);
 }

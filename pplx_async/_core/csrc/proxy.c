@@ -4,11 +4,13 @@
 /* The proxy thread: the one that touches NICs.
  *
  *   turn   take what was submitted, post the first work request of each at once
+ *          look at the words that streams of GPUs write, if any is armed
  *          fill the pipelines of every peer
  *          poll every completion queue
  *          heartbeats and verdicts
  *   It turns as long as there is something to do, and for a moment after, spin_us at most. Then it
- *   blocks in ppoll on the submit eventfd and the providers' wait fds, until the next deadline.
+ *   blocks in ppoll on the submit eventfd and the providers' wait fds, until the next deadline. A word rings
+ *   nothing: as long as one is armed it does not block.
  *
  * No Python, no allocation and no system call while busy. */
 #ifndef _GNU_SOURCE
@@ -34,6 +36,7 @@ static void run_call(pplx_engine *engine, pplx_request *request) {
         pplx_counter_forget(engine, request->subject);
         break;
     case PPLX_CALL_DRAIN: pplx_drain(engine); break;
+    case PPLX_CALL_WORDS_CLOSE: pplx_words_run_close(engine); break;
     /* These settle the request themselves, some of them later. */
     case PPLX_CALL_MR_OPEN:
     case PPLX_CALL_MR_CLOSE: pplx_register_run(engine, request); return;
@@ -54,6 +57,8 @@ static void cancel(pplx_engine *engine, pplx_request *request) {
     /* acquire is not needed: SETTLED is written by this thread */
     if (__atomic_load_n(&request->state, __ATOMIC_RELAXED) & PPLX_STATE_SETTLED) {
         pplx_finish(engine, &request->node); /* pplx_settle() left it to us */
+    } else if (request->bell) {
+        pplx_bell_cancel(engine, request);
     } else if (request->kind == PPLX_REQUEST_TRANSFER) {
         pplx_transfer_cancel(engine, request);
     } else if (request->kind == PPLX_REQUEST_SEND) {
@@ -72,6 +77,8 @@ static void dispatch(pplx_engine *engine, pplx_node *node) {
         cancel(engine, PPLX_CONTAINER(pplx_request, cancel_node, node));
     } else if (node->kind == PPLX_NODE_PEER) {
         pplx_peer_give_back(PPLX_CONTAINER(pplx_peer, lost_node, node));
+    } else if (node->kind >= PPLX_NODE_WORD) {
+        pplx_word_take(engine, node);
     } else {
         pplx_request *request = PPLX_CONTAINER(pplx_request, node, node);
         PPLX_COUNT(engine->stats.requests, 1);
@@ -206,6 +213,7 @@ static bool turn(pplx_engine *engine, pplx_node *first, bool briefly) {
     PPLX_COUNT(engine->stats.turns, 1);
     if (first) dispatch(engine, first);
     bool any = take(engine);
+    if (pplx_words_armed(engine)) any |= pplx_words_poll(engine); /* what a stream rings for is posted right below */
     any |= post_all(engine);
     any |= poll_all(engine, briefly);
     any |= tick(engine);
@@ -348,7 +356,7 @@ void *pplx_proxy_main(void *argument) {
     while (!atomic_load_explicit(&engine->stop, memory_order_relaxed)) { /* relaxed: block() looks again */
         if (pplx_turn(engine, NULL))
             engine->active_ns = engine->now_ns;
-        else if (engine->now_ns - engine->active_ns >= engine->stats.spin_ns)
+        else if (engine->now_ns - engine->active_ns >= engine->stats.spin_ns && !pplx_words_armed(engine))
             block(engine);
         pplx_token_give(engine); /* the owner may want it */
         take_token(engine);

@@ -25,6 +25,8 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         PPLX_RAIL_LOST
         PPLX_UNAVAILABLE
         PPLX_INVALID
+        PPLX_FLUSHED
+        PPLX_POISONED
 
     enum:
         PPLX_MAX_DOMAINS
@@ -54,6 +56,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         PPLX_NODE_MESSAGE
         PPLX_NODE_PEER
         PPLX_NODE_RAIL
+        PPLX_NODE_WORD
         PPLX_REQUEST_TRANSFER
         PPLX_REQUEST_SEND
         PPLX_REQUEST_CALL
@@ -66,6 +69,20 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         PPLX_CALL_COUNTER_CLOSE
         PPLX_CALL_DRAIN
         PPLX_CALL_RAIL_LOST
+        PPLX_CALL_WORDS_CLOSE
+        PPLX_CELL_IDLE
+        PPLX_CELL_REQUEST
+        PPLX_CELL_FREE
+        PPLX_CELL_RUNG
+        PPLX_CELL_PASSED
+        PPLX_WORD_GATE
+        PPLX_WORD_DOORBELL
+        PPLX_WORD_WATCH
+        PPLX_STEP_WRITE
+        PPLX_STEP_WAIT
+
+    const uint64_t PPLX_CELL_ANSWERED
+    const uint64_t PPLX_CELL_MAY_RING
 
     const char *PPLX_API_CAPSULE
 
@@ -156,6 +173,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint64_t stray_messages
         uint64_t registrations
         uint64_t register_ns
+        uint64_t words
 
     ctypedef struct pplx_node:
         pplx_node *next
@@ -251,6 +269,35 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         const uint8_t *data
         uint64_t nbytes
 
+    ctypedef struct pplx_cell:
+        uint32_t state
+        uint32_t gone
+
+    ctypedef struct pplx_lane:
+        uint32_t poisons
+        uint32_t healed
+
+    ctypedef struct pplx_word:
+        pplx_node node
+        void *cookie
+        uint32_t kind
+        uint32_t repeats
+        uint32_t poisons
+        int32_t end_status
+        pplx_cell *cell
+        pplx_lane *lane
+        pplx_counter *counter
+        uint64_t eighths
+        pplx_request *request
+        uint64_t notify_at
+        uint32_t spent
+
+    ctypedef struct pplx_step:
+        uint32_t kind
+        uint32_t value
+        uint64_t mask
+        uint64_t address
+
     ctypedef struct pplx_api:
         size_t size
         uint32_t abi
@@ -308,5 +355,20 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         pplx_peer *(*node_rail)(pplx_node *, uint32_t *) noexcept nogil
         void (*link_reason)(const pplx_peer *, size_t, pplx_error *) noexcept nogil
         void (*link_notice)(const pplx_peer *, size_t, pplx_rail_notice *) noexcept nogil
+        uint64_t (*counter_gated)(const pplx_counter *) noexcept nogil
+        void (*word_arm)(pplx_engine *, pplx_word *) noexcept nogil
+        void (*word_end)(pplx_engine *, pplx_word *) noexcept nogil
+        void (*word_close)(pplx_engine *, pplx_word *) noexcept nogil
+        void (*word_let_go)(pplx_cell *) noexcept nogil
+        uint64_t (*cell_value)(const pplx_cell *) noexcept nogil
+        pplx_bool (*word_reaped)(pplx_word *) noexcept nogil
+        pplx_bool (*word_notify)(pplx_word *, uint64_t) noexcept nogil
+        uint64_t (*word_count)(const pplx_word *) noexcept nogil
+        uint64_t (*word_posted)(const pplx_word *) noexcept nogil
+        int32_t (*word_take_status)(pplx_word *) noexcept nogil
+        uint32_t (*lane_poisons)(const pplx_lane *) noexcept nogil
+        pplx_bool (*lane_poisoned)(const pplx_lane *) noexcept nogil
+        void (*lane_heal)(pplx_lane *) noexcept nogil
+        pplx_bool (*step_run)(const pplx_step *, uint32_t) noexcept nogil
 
     const pplx_api *pplx_core_api()

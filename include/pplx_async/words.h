@@ -1,0 +1,153 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* Words: how a stream of a GPU and the proxy hand over to each other, with nobody else in between.
+ *
+ * A stream writes 32 bits, and waits until one of some bits of 64 is set (cuStreamBatchMemOp; the tests' stand-in
+ * does the same). The proxy polls the words that are armed and answers in them. It never sleeps while there are any.
+ *
+ *   gate       stream: state = REQUEST; wait for OPEN, ABORTED or GONE; state = PASSED
+ *              proxy:  sees REQUEST; takes `eighths` from the counter, when they are there; state = OPEN
+ *   doorbell   stream: (if it repeats: wait for FREE or GONE); state = RUNG
+ *              proxy:  sees RUNG; posts the request; state = FREE
+ *   watch      kernels: add to the 64 bits as they like; proxy: sees that they differ, and tells the owner
+ *
+ * The stream itself writes REQUEST before it waits, so that a gate that a graph has captured works each time that the
+ * graph is launched: the proxy answers a request that it has seen, and what it has not taken stays in the counter.
+ * A doorbell that repeats is answered when its request may be posted again; until then the stream waits.
+ *
+ * A gate that can't open any more (its peer is lost, its counter closed or broken, it is cancelled) lets the stream go
+ * all the same, with ABORTED, and what runs there has not what it waited for. So it poisons its lane, one engine's
+ * view of one stream: all that was put there before, and all that comes until the owner heals it, is answered and not
+ * done. GONE, in the other half of the word, is for the end: nobody polls it any more, and no stream ever waits there.
+ *
+ * Life of a word: the owner fills it in, queues the stream's part, and arms it. The proxy retires it: it comes
+ * through the done list (PPLX_NODE_WORD) with PPLX_WORD_RETIRED in its flags, and then is the owner's again. It may come
+ * before that as well, as a counter does: see pplx_word_notify(). */
+#ifndef PPLX_ASYNC_WORDS_H
+#define PPLX_ASYNC_WORDS_H
+
+#include "pplx_async/engine.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Eight aligned bytes of memory that never moves. As one number of 64 bits: `gone` above `state`. */
+typedef struct pplx_cell {
+    uint32_t state; /* enum pplx_cell_state; atomic; stream and proxy by turns */
+    uint32_t gone;  /* 0, then 1; atomic; proxy, or the owner when there is no proxy any more */
+} pplx_cell;
+
+enum pplx_cell_state {
+    PPLX_CELL_IDLE = 0,
+    PPLX_CELL_REQUEST = 1,
+    PPLX_CELL_OPEN = 2,
+    PPLX_CELL_ABORTED = 4,
+    PPLX_CELL_FREE = 8,
+    PPLX_CELL_RUNG = 16,
+    PPLX_CELL_PASSED = 32
+};
+
+/* What a stream waits for: any of these bits. */
+#define PPLX_CELL_GONE (UINT64_C(1) << 32)
+#define PPLX_CELL_ANSWERED (PPLX_CELL_GONE | PPLX_CELL_OPEN | PPLX_CELL_ABORTED)
+#define PPLX_CELL_MAY_RING (PPLX_CELL_GONE | PPLX_CELL_FREE)
+
+/* One stream, as an engine knows it. It is poisoned while the two differ. */
+typedef struct pplx_lane {
+    uint32_t poisons; /* atomic; proxy */
+    uint32_t healed;  /* atomic; owner */
+} pplx_lane;
+
+enum pplx_word_kind { PPLX_WORD_GATE = 0, PPLX_WORD_DOORBELL = 1, PPLX_WORD_WATCH = 2 };
+
+enum pplx_word_flags {
+    PPLX_WORD_QUEUED = 1,  /* in the done list (proxy sets, owner takes off) */
+    PPLX_WORD_RETIRED = 2, /* the proxy is done with it (proxy) */
+    PPLX_WORD_ENDED = 4,   /* the owner called pplx_word_end (owner) */
+    PPLX_WORD_CLOSED = 8   /* the owner called pplx_word_close (owner) */
+};
+
+typedef struct pplx_word {
+    pplx_node node;
+    pplx_node end_node, close_node;
+    void *cookie; /* owner's */
+    /* owner, before it is armed */
+    uint32_t kind;
+    uint32_t repeats; /* a graph has captured it: it is used until it is closed */
+    uint32_t poisons; /* pplx_lane_poisons() before the stream's part was queued */
+    int32_t end_status;    /* before pplx_word_end */
+    pplx_cell *cell;
+    pplx_lane *lane;       /* NULL: a watch */
+    pplx_counter *counter; /* gate; open for as long as the gate has not ended */
+    uint64_t eighths;      /* gate: what it takes; at least 1 */
+    pplx_request *request; /* doorbell: a transfer; NULL: it only tells */
+    /* shared */
+    uint32_t flags;     /* enum pplx_word_flags; atomic */
+    uint64_t count;     /* proxy, atomic: times opened; times that what was rung for has ended well */
+    uint64_t notify_at; /* owner, atomic: come through the done list once `count` has reached it */
+    uint64_t posted;    /* proxy, atomic: times that a doorbell was answered by posting */
+    int32_t status;     /* proxy puts it there, the owner takes it off; atomic: what a stream was last let go for, or
+                         * not posted; PPLX_OK */
+    uint32_t spent;     /* proxy, before it retires: the stream has come and gone; it never looks there again */
+    /* proxy */
+    uint32_t phase;     /* enum phase in words.c */
+    int32_t dead;       /* it is ended, and why */
+    uint32_t busy;      /* a doorbell that repeats: its request is under way */
+    uint32_t closing;   /* ... and then it retires */
+    uint32_t end_seen, close_seen; /* those nodes have come */
+    uint64_t seen;      /* watch: the number that the owner was told of last */
+    struct pplx_word *next, *prev; /* all that are armed */
+    struct pplx_word *next_gate;   /* of those that wait for the same counter */
+} pplx_word;
+
+/* Hand it to the proxy; whether the stream comes first does not matter. */
+void pplx_word_arm(pplx_engine *engine, pplx_word *word);
+
+/* A gate opens no more, a doorbell posts no more: each is answered as on a poisoned lane. Once a word; returns
+ * at once. A request that was not rung for settles with `end_status`. A word that does not repeat is retired when the
+ * stream has come and gone. */
+void pplx_word_end(pplx_engine *engine, pplx_word *word);
+
+/* For a watch, and for what repeats: no stream or kernel uses it from now on. It retires when nothing of it is in
+ * flight, without an end of its own: one that waits is let go by GONE. Once a word. */
+void pplx_word_close(pplx_engine *engine, pplx_word *word);
+
+uint64_t pplx_cell_value(const pplx_cell *cell); /* any thread: all of it, as a watch has it */
+
+/* Nobody polls it any more, as after pplx_engine_stop(): whoever waits there is let go. */
+void pplx_word_let_go(pplx_cell *cell);
+
+/* For one that came through the done list: call this first, then look at its fields. True: it is retired. */
+bool pplx_word_reaped(pplx_word *word);
+
+/* Ask to be told once `count` has reached this; true: it has already (then nothing may come). */
+bool pplx_word_notify(pplx_word *word, uint64_t count);
+uint64_t pplx_word_count(const pplx_word *word);  /* any thread */
+uint64_t pplx_word_posted(const pplx_word *word); /* any thread */
+int32_t pplx_word_take_status(pplx_word *word);   /* owner */
+
+uint32_t pplx_lane_poisons(const pplx_lane *lane);
+bool pplx_lane_poisoned(const pplx_lane *lane); /* any thread */
+void pplx_lane_heal(pplx_lane *lane);           /* owner: what is queued from now on is done again */
+
+/* ---- the stream's side ----------------------------------------------------------------------- */
+
+enum pplx_step_kind { PPLX_STEP_WRITE = 0, PPLX_STEP_WAIT = 1 };
+
+/* What a stream does in its turn. */
+typedef struct pplx_step {
+    uint32_t kind;
+    uint32_t value;   /* WRITE: into the first 32 bits there */
+    uint64_t mask;    /* WAIT: until one of these bits of the 64 is set */
+    uint64_t address; /* of the cell, as the stream sees it */
+} pplx_step;
+
+/* A stream of the host's: any thread. False: not yet, after looking for `us` at most. */
+bool pplx_step_run(const pplx_step *step, uint32_t us);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
