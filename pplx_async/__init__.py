@@ -13,6 +13,7 @@ Importing this package loads no native library of a fabric; opening an engine do
 import os
 
 from pplx_async._core.transfer import Transfer
+from pplx_async._core.words import CapturedTransfer
 from pplx_async.batch import Batch
 from pplx_async.counters import ImmCounter, RemoteCounter
 from pplx_async.engine import TransferEngine
@@ -36,6 +37,7 @@ from pplx_async.errors import (
     VerbsError,
     WorkFlushed,
 )
+from pplx_async.gpu import Gate, Watcher
 from pplx_async.group import PeerGroup
 from pplx_async.memory import MemoryRegion, RemoteRegion
 from pplx_async.options import EngineOptions
@@ -49,6 +51,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Batch",
     "BrokenResourceError",
+    "CapturedTransfer",
     "CleanupWarning",
     "ClosedResourceError",
     "CompletionError",
@@ -57,6 +60,7 @@ __all__ = [
     "EngineStats",
     "Explanation",
     "FabricError",
+    "Gate",
     "Histogram",
     "ImmCounter",
     "LeakWarning",
@@ -81,6 +85,7 @@ __all__ = [
     "TransferScope",
     "UnreleasedMemory",
     "VerbsError",
+    "Watcher",
     "WorkFlushed",
     "__version__",
     "get_include",

@@ -10,6 +10,7 @@ from pplx_async._core.memory import LocalSlice, RemoteSlice
 from pplx_async._core.transfer import Transfer
 
 if TYPE_CHECKING:
+    from pplx_async._streams import Streamlike
     from pplx_async._typing import PageIndices
     from pplx_async.counters import RemoteCounter
     from pplx_async.engine import TransferEngine
@@ -69,8 +70,13 @@ class Batch:
         """Add an immediate alone: the peer's counter counts ``times`` more."""
         self._plan.add_notify(counter, times)
 
-    def submit(self, *, detach: bool = False) -> Transfer:
+    def submit(self, *, detach: bool = False, after: Streamlike | None = None) -> Transfer:
         """Submit everything; the batch is empty afterwards.
+
+        Parameters
+        ----------
+        detach, after
+            As for `TransferEngine.write`.
 
         Returns
         -------
@@ -84,9 +90,13 @@ class Batch:
         ClosedResourceError, BrokenResourceError, PeerLost
             Something was closed, revoked or lost since it was added. Nothing is posted, and the batch is as it was.
         """
-        return self._submit("batch", detach)
+        return self._submit("batch", detach, after)
 
-    def _submit(self, operation: str, detach: bool) -> Transfer:
-        transfer = self._engine._core.submit(self._plan, operation, detach)
-        self._plan = self._engine._core.plan()
+    def _submit(self, operation: str, detach: bool, after: Streamlike | None = None) -> Transfer:
+        core = self._engine._core
+        if after is None:
+            transfer = core.submit(self._plan, operation, detach)
+        else:
+            transfer = self._engine._after(after, lambda bell: core.submit(self._plan, operation, detach, bell))
+        self._plan = core.plan()
         return transfer

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Self
 from pplx_async import _endings
 from pplx_async._core.counters import CounterCore
 from pplx_async._core.memory import PeerRecord, RemoteCounterRecord
+from pplx_async.gpu import Gate
 from pplx_async.wire import CounterDescriptor, encode_counter
 
 if TYPE_CHECKING:
+    from pplx_async._streams import Streamlike
     from pplx_async.engine import TransferEngine
     from pplx_async.peer import Peer
 
@@ -53,6 +55,50 @@ class ImmCounter(CounterCore):
         """Return the descriptor with which peers count here (`Peer.counter`)."""
         self._engine._check_here()
         return encode_counter(CounterDescriptor(engine=self._engine.id, counter=self._key))
+
+    def gate(self, stream: Streamlike, n: int) -> Gate:
+        """Have a stream wait until ``n`` writes have landed that no other gate took, and take them.
+
+        What is queued on the stream behind it runs then, without any Python. While a graph is being captured, the gate
+        becomes part of it, and waits anew each time that the graph is launched; what it has not taken stays in the
+        counter.
+
+        If it can't open any more it lets the stream go all the same: the peer that the counter is bound to is lost or
+        has closed, the counter is broken or closed, the gate or the engine is closed. What runs behind it then has not
+        what it waited for. So the stream is poisoned: transfers and gates that were queued there fail, and nothing of
+        them is posted; those that are queued later raise, until `TransferEngine.rearm`.
+
+        Parameters
+        ----------
+        stream : stream
+            CuPy's or torch's, one with ``__cuda_stream__``, a handle, or a `testing.HostStream`.
+        n : int
+            Whole writes, at least 1.
+
+        Returns
+        -------
+        Gate
+            Queued at the call; it need not be awaited.
+
+        Raises
+        ------
+        ValueError
+            The counter is used by `take`: it serves the one or the other.
+        BrokenResourceError
+            The counter is broken, or the stream poisoned.
+        ClosedResourceError
+            The counter or the engine is closed.
+        MemoryError
+            All words of the engine are in use.
+        PeerLost
+            From the await, as the others.
+
+        Source
+        ------
+        CUDA Driver API, "Stream Memory Operations": cuStreamBatchMemOp.
+        """
+        self._engine._check_open()
+        return Gate(self, stream, n)
 
     async def close(self) -> None:
         """Stop counting. Idempotent.

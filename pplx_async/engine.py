@@ -42,6 +42,7 @@ from pplx_async.errors import (
     PplxAsyncError,
     UnreleasedMemory,
 )
+from pplx_async.gpu import StreamOperations
 from pplx_async.memory import ACCESS, MemoryRegion, RemoteRegion, check_access, shared_array
 from pplx_async.operations import Operations
 from pplx_async.options import EngineOptions, join_address, split_address
@@ -72,7 +73,7 @@ _MOST_UNREAD_NBYTES = 64 << 20
 _quarantined: list[CoreEngine] = []
 
 
-class TransferEngine(Operations):
+class TransferEngine(Operations, StreamOperations):
     """Moves memory one-sided between this process and its peers; use it with ``async with``.
 
     Parameters
@@ -368,6 +369,7 @@ class TransferEngine(Operations):
         for counter in self._counters.values():
             counter.is_open = False
             counter.end_waits(ClosedResourceError("the engine was closed"))
+        self._core.words_close()
         self._news.set()
         while self._messages:
             self._next_message()
@@ -855,6 +857,8 @@ class TransferEngine(Operations):
         if not all(domain["wait_fd"] for domain in domains):
             interval = f"{self.options.poll_interval * 1e3:g} ms"
             notes.append(f"a NIC cannot wake the proxy thread: it is polled every {interval}")
+        if words := self._core.stats()["words"]:
+            notes.append(f"{words} words that streams or kernels write are armed: the proxy thread does not sleep")
         if self.options.listen.startswith(("127.", "localhost", "[::1]")):
             notes.append("listens on loopback only: EngineOptions.listen (and a secret) let others reach it")
         peers = [

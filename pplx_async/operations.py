@@ -18,6 +18,7 @@ from pplx_async.scope import TransferScope
 
 if TYPE_CHECKING:
     from pplx_async._core.engine import Engine as CoreEngine
+    from pplx_async._streams import Streamlike
     from pplx_async._typing import PageIndices
     from pplx_async.engine import TransferEngine
     from pplx_async.peer import Peer
@@ -42,6 +43,7 @@ class Operations:
         *,
         counter: RemoteCounter | None = None,
         detach: bool = False,
+        after: Streamlike | None = None,
     ) -> Transfer:
         """Write a local region into a peer's memory, one-sided.
 
@@ -55,18 +57,24 @@ class Operations:
             The receiver's counter: it shows 1 more once all bytes have landed there.
         detach : bool
             Cancelling the await ends that await only; the write goes on.
+        after : stream, optional
+            Post it when this stream has done what is queued on it now, with no Python in between: a CuPy or torch
+            stream, one with ``__cuda_stream__``, a handle, or a `testing.HostStream`. `local` must not change from
+            then on. While a graph is being captured, the graph does so each time that it is launched.
 
         Returns
         -------
         Transfer
-            Submitted at the call. Awaited: ``nbytes``, which are visible at the peer.
+            Submitted at the call. Awaited: ``nbytes``, which are visible at the peer. A `CapturedTransfer` if `after`
+            is being captured.
 
         Raises
         ------
         ValueError
             Lengths differ, a region of another engine or peer, no access; nothing is posted.
         ClosedResourceError, BrokenResourceError
-            The engine, region or peer is closed; the region was revoked; the counter is broken.
+            The engine, region or peer is closed; the region was revoked; the counter is broken. A gate has let the
+            stream go (`rearm`); then from the await, too, and nothing was posted.
         QueueFull
             ``max_pending`` requests are in flight: await `drain`.
         RemoteAccessError, PeerLost, CompletionError
@@ -87,9 +95,13 @@ class Operations:
         fi_rma(3), fi_writemsg with FI_REMOTE_CQ_DATA and FI_DELIVERY_COMPLETE; ibv_post_send(3),
         IBV_WR_RDMA_WRITE_WITH_IMM.
         """
-        return self._core.write(local, remote, counter, detach)
+        if after is None:
+            return self._core.write(local, remote, counter, detach)
+        return self._engine._after(after, lambda bell: self._core.write(local, remote, counter, detach, bell))
 
-    def read(self, remote: RemoteSlice, local: LocalSlice, *, detach: bool = False) -> Transfer:
+    def read(
+        self, remote: RemoteSlice, local: LocalSlice, *, detach: bool = False, after: Streamlike | None = None
+    ) -> Transfer:
         """Read a peer's memory into a local region, one-sided.
 
         Parameters
@@ -98,7 +110,7 @@ class Operations:
             Source, registered by the peer with access ``"read"`` or ``"both"``.
         local : MemoryRegion or slice of one
             Destination, writable, exactly ``remote.nbytes`` bytes.
-        detach : bool
+        detach, after
             As for `write`.
 
         Returns
@@ -121,7 +133,9 @@ class Operations:
         ------
         fi_rma(3), fi_readmsg; ibv_post_send(3), IBV_WR_RDMA_READ.
         """
-        return self._core.read(remote, local, detach)
+        if after is None:
+            return self._core.read(remote, local, detach)
+        return self._engine._after(after, lambda bell: self._core.read(remote, local, detach, bell))
 
     def write_pages(
         self,
@@ -137,6 +151,7 @@ class Operations:
         local_offset: int = 0,
         remote_offset: int = 0,
         detach: bool = False,
+        after: Streamlike | None = None,
     ) -> Transfer:
         """Write pages: ``local_pages[i]`` into ``remote_pages[i]``, for all i, in one request.
 
@@ -157,7 +172,7 @@ class Operations:
             Bytes from one page to the next; by default ``page_nbytes``.
         local_offset, remote_offset : int
             Bytes from the start of a stride to its page.
-        detach : bool
+        detach, after
             As for `write`.
 
         Returns
@@ -193,13 +208,14 @@ class Operations:
             local_offset=local_offset,
             remote_offset=remote_offset,
         )
-        return batch._submit("write_pages", detach)
+        return batch._submit("write_pages", detach, after)
 
     def scatter(
         self,
         targets: Iterable[tuple[LocalSlice, RemoteSlice] | tuple[LocalSlice, RemoteSlice, RemoteCounter | None]],
         *,
         detach: bool = False,
+        after: Streamlike | None = None,
     ) -> Transfer:
         """Write slices to many peers, in one request.
 
@@ -207,7 +223,7 @@ class Operations:
         ----------
         targets : iterable of (local, remote) or (local, remote, counter)
             As the arguments of `write`; each counts 1 at its own counter.
-        detach : bool
+        detach, after
             As for `write`.
 
         Returns
@@ -233,7 +249,7 @@ class Operations:
                 )
             local, remote, counter = target if len(target) == 3 else (*target, None)
             batch.write(local, remote, counter=counter)
-        return batch._submit("scatter", detach)
+        return batch._submit("scatter", detach, after)
 
     def batch(self) -> Batch:
         """Start a batch: many writes, page lists and notifications in one request."""

@@ -615,6 +615,7 @@ class Peer:
         for member in list(self._members):
             member.on_fence()
         for used in users:
+            self._engine._core.words_end(used, BrokenResourceError(f"peer {self.label} has closed or revoked it"))
             await _loop.idle(self._engine._loop, used)
         self._fencing -= _A_FENCE + _ids_in(fence)
         self._post(wire.Fenced(fence.serial))
@@ -682,6 +683,7 @@ class Peer:
         self._ended.set()
         for counter in list(self._bound):
             counter.lose(reason)
+        self._engine._core.words_end(self._record, reason)
         for fence in self._fences.values():
             self._resolve(fence, None)  # who is gone writes nothing any more
         self._fences.clear()
@@ -712,6 +714,7 @@ class Peer:
         loop, timeout = self._engine._loop, self._engine.options.drain_timeout
         self._record.is_open = False
         self._record.reason = closed = ClosedResourceError(f"peer {self.label} is closed: {why}")
+        self._engine._core.words_end(self._record, closed, repeating_only=True)  # they are never under way for good
         try:
             async with asyncio.timeout(timeout):
                 await _loop.idle(loop, self._record)

@@ -162,6 +162,9 @@ class EngineStats:
         Immediates and messages that belonged to nothing, and were dropped.
     registrations, register_ns : int
         Memory registered so far, the engine's own buffers with it, and what that took on all NICs, in nanoseconds.
+    words : int
+        Gates, doorbells and watches that streams and kernels may still use: while there are any, the proxy thread does
+        not sleep.
     regions, counters : int
         Open now.
     registered_nbytes : int
@@ -181,6 +184,7 @@ class EngineStats:
     stray_messages: int
     registrations: int
     register_ns: int
+    words: int
     regions: int
     counters: int
     registered_nbytes: int

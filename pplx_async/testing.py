@@ -9,10 +9,11 @@ import dataclasses
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from pplx_async._host_stream import HostGraph, HostStream
 from pplx_async.engine import TransferEngine
 from pplx_async.peer import Peer
 
-__all__ = ["FaultPlan", "connected_pair"]
+__all__ = ["FaultPlan", "HostGraph", "HostStream", "connected_pair"]
 
 
 @contextlib.asynccontextmanager

@@ -28,9 +28,13 @@ cdef class CounterCore:
     cdef uint64_t _taken
     cdef uint64_t _order
     cdef Py_ssize_t _cancelled  # of those in _waits and _takes
+    cdef object _gates          # that may still take from it
+    cdef bint _taken_from       # by take(): then gates may not, and the other way round
+    cdef bint _gated
 
     cdef int reaped(self) except -1
     cdef int _rearm(self) except -1
     cdef int _serve(self) except -1
     cdef int _drop(self, CounterWait promise) except -1
     cdef int _give_back(self, CounterWait promise) except -1
+    cdef int _end_promises(self, exception) except -1

@@ -23,6 +23,9 @@ __all__ = ["CounterCore", "CounterWait"]
 cdef uint64_t NEVER = <uint64_t>-1
 cdef uint64_t MOST = <uint64_t>1 << 60  # so that neither eighths nor a sum of two wraps
 
+# Takes are served by the loop and gates by the proxy: who came first, nobody could say.
+_ONE_KIND = "a counter serves takes or gates, not both: make one for each"
+
 
 @cython.auto_pickle(False)
 cdef class CounterWait(Promise):
@@ -91,6 +94,7 @@ cdef class CounterCore:
         self.counter.cookie = <void *>self
         self._waits = []
         self._takes = deque()
+        self._gates = set()
 
     @property
     def id(self) -> int:
@@ -105,7 +109,7 @@ cdef class CounterCore:
     @property
     def available(self) -> int:
         """Whole writes that have landed and are not taken."""
-        return self.value - self._taken
+        return self.value - self._taken - api.counter_gated(&self.counter) // PPLX_EIGHTHS
 
     @property
     def broken(self):
@@ -127,6 +131,9 @@ cdef class CounterCore:
     def take(self, count) -> CounterWait:
         """Wait until ``count`` writes have landed that nobody took, and take them."""
         cdef CounterWait promise = self._promise(whole(count, "count", 1, MOST))
+        if self._gated:
+            promise.fail(ValueError(_ONE_KIND))
+        self._taken_from = True
         if promise.state == PENDING:
             self._takes.append(promise)
             self._rearm()
@@ -154,6 +161,17 @@ cdef class CounterCore:
             promise.fail(ClosedResourceError("the engine is closed"))
         return promise
 
+    def check_gate(self) -> None:
+        """Refuse another gate where it could not open; the others take from this counter as well."""
+        self.engine.check_owner()
+        if self._broken is not None:
+            raise fresh(self._broken)
+        if not self.is_open:
+            raise ClosedResourceError("the counter is closed")
+        if self._taken_from:
+            raise ValueError(_ONE_KIND)
+        self._gated = True
+
     def break_(self, exception) -> None:
         """Make every wait, now and later, raise ``exception``. The first reason stays."""
         if self._broken is None:
@@ -165,10 +183,17 @@ cdef class CounterCore:
         if self._lost is None:
             self._lost = exception
         self._serve()
-        self.end_waits(self._lost)
+        self._end_promises(self._lost)
+        for gate in list(self._gates):
+            gate.lost(self._lost)
 
     def end_waits(self, exception) -> None:
-        """Fail everyone who waits."""
+        """Fail everyone who waits, streams included."""
+        self._end_promises(exception)
+        for gate in list(self._gates):
+            gate.end(fresh(exception, "gate"))
+
+    cdef int _end_promises(self, exception) except -1:
         waits, self._waits = self._waits, []
         takes, self._takes = self._takes, deque()
         self._cancelled = 0
@@ -176,6 +201,7 @@ cdef class CounterCore:
             for promise in promises:
                 if not promise.done():
                     (<CounterWait>promise).fail(fresh(exception, operation))
+        return 0
 
     cdef int reaped(self) except -1:
         api.counter_reaped(&self.counter)

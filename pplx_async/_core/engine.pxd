@@ -8,6 +8,7 @@ from pplx_async._core.plan cimport Plan
 from pplx_async._core.rt cimport Options
 from pplx_async._core.transfer cimport Transfer
 from pplx_async._core.waker cimport Waker
+from pplx_async._core.words cimport BellCore, Words
 
 
 cdef class Engine(Waker):
@@ -22,6 +23,7 @@ cdef class Engine(Waker):
     cdef dict counters
     cdef set registrations
     cdef list room_waiters
+    cdef Words _words
     cdef public object on_message, on_peer_lost, on_rail_lost, on_missing, on_left_open
 
     cdef int _open_domains(self, const pplx_provider *c_provider, object devices, Options c_options) except -1
@@ -29,13 +31,20 @@ cdef class Engine(Waker):
     cdef int check_loop(self) except -1
     cdef int check_usable(self) except -1
     cdef int check_not_freed(self, PeerRecord peer) except -1
-    cdef Transfer new_transfer(self, str operation, unsigned int opcode)
+    cdef Transfer new_transfer(self, str operation, unsigned int opcode, BellCore bell=*)
     cdef Transfer call(self, unsigned int opcode, void *subject, str operation, object used, object finisher)
     cdef Transfer call_later(self, unsigned int opcode, void *subject, str operation)
-    cdef Transfer submit_plan(self, str operation, Plan plan, bint detached)
+    cdef Transfer submit_plan(self, str operation, Plan plan, bint detached, BellCore bell)
     cdef Transfer _submit_one(
-        self, Transfer transfer, LocalSlice local, RemoteSlice remote, uint32_t counter, bint detached
+        self,
+        Transfer transfer,
+        LocalSlice local,
+        RemoteSlice remote,
+        uint32_t counter,
+        bint detached,
+        BellCore bell,
     )
+    cdef Transfer _hand_in(self, Transfer transfer, BellCore bell)
     cdef int handle(self, void *address) except -1
     cdef int _lost(self, PeerRecord peer) except -1
     cdef int _rail_lost(self, void *node) except -1

@@ -29,6 +29,7 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_CALL_PEER_LOST,
     PPLX_CALL_PEER_OPEN,
     PPLX_CALL_RAIL_LOST,
+    PPLX_CALL_WORDS_CLOSE,
     PPLX_CAP_CUDA,
     PPLX_CAP_DMABUF,
     PPLX_CAP_FENCE,
@@ -42,6 +43,7 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_NODE_PEER,
     PPLX_NODE_RAIL,
     PPLX_NODE_REQUEST,
+    PPLX_NODE_WORD,
     PPLX_OK,
     PPLX_OPCODES,
     PPLX_READ,
@@ -65,6 +67,7 @@ from pplx_async._core.includes.pplx cimport (
     pplx_remote_key,
     pplx_request,
     pplx_route,
+    pplx_word,
 )
 from pplx_async._core.memory cimport (
     LocalSlice,
@@ -89,6 +92,7 @@ from pplx_async._core.promise cimport elsewhere
 from pplx_async._core.rt cimport Options, api, check, find_provider
 from pplx_async._core.transfer cimport Transfer
 from pplx_async._core.waker cimport Waker
+from pplx_async._core.words cimport BellCore, CapturedTransfer, Word, Words
 
 from pplx_async.errors import BrokenResourceError, ClosedResourceError, PeerLost, QueueFull
 
@@ -290,6 +294,8 @@ cdef class Engine(Waker):
                 self._lost(peer)
         elif node.kind == PPLX_NODE_RAIL:
             self._rail_lost(node)
+        elif node.kind == PPLX_NODE_WORD:
+            (<Word>(<pplx_word *>node).cookie).reaped()
         return 0
 
     cdef int _rail_lost(self, void *address) except -1:
@@ -358,7 +364,7 @@ cdef class Engine(Waker):
         if self.running:
             self.check_loop()
 
-    cdef Transfer new_transfer(self, str operation, unsigned int opcode):
+    cdef Transfer new_transfer(self, str operation, unsigned int opcode, BellCore bell=None):
         self.check_running()
         if PyThread_get_thread_ident() != self.thread:
             raise elsewhere(self.loop)
@@ -368,7 +374,12 @@ cdef class Engine(Waker):
             self.check_loop()
         if self.inflight >= self.max_pending:
             raise QueueFull(f"{self.inflight} requests are in flight, max_pending is {self.max_pending}")
-        cdef Transfer transfer = Transfer.__new__(Transfer)
+        cdef Transfer transfer
+        if bell is None or not bell.word.repeats:
+            transfer = Transfer.__new__(Transfer)
+        else:
+            transfer = CapturedTransfer.__new__(CapturedTransfer)
+            (<CapturedTransfer>transfer).bell = bell
         transfer.loop = self.loop
         transfer.waker = self
         transfer.engine = self
@@ -377,8 +388,8 @@ cdef class Engine(Waker):
         transfer.request.opcode = opcode
         return transfer
 
-    cdef Transfer submit_plan(self, str operation, Plan plan, bint detached):
-        cdef Transfer transfer = self.new_transfer(operation, PPLX_WRITE)
+    cdef Transfer submit_plan(self, str operation, Plan plan, bint detached, BellCore bell):
+        cdef Transfer transfer = self.new_transfer(operation, PPLX_WRITE, bell)
         for used in plan.used:
             check_open(self, used, operation)
         plan.finish()
@@ -392,8 +403,15 @@ cdef class Engine(Waker):
         transfer.detached = detached
         for used in plan.used:
             transfer.use(used)
+        return self._hand_in(transfer, bell)
+
+    cdef Transfer _hand_in(self, Transfer transfer, BellCore bell):
+        """It is complete: now, or when a stream rings."""
         self.inflight += 1
-        transfer.submit()
+        if bell is None:
+            transfer.submit()
+        else:
+            bell.hold(transfer)
         return transfer
 
     cdef Transfer call(self, unsigned int opcode, void *subject, str operation, object used, object finisher):
@@ -428,31 +446,37 @@ cdef class Engine(Waker):
         self.inflight += 1
         return transfer
 
-    def write(self, local, remote, counter=None, detached=False) -> Transfer:
-        """Submit one write."""
+    def write(self, local, remote, counter=None, detached=False, BellCore bell=None) -> Transfer:
+        """Submit one write; with a ``bell``, leave that to it."""
         cdef LocalSlice source = local_of(local)
         cdef RemoteSlice sink = remote_of(remote)
         cdef bint c_detached = flag(detached, "detach")
         check_write(self, source, sink)
         check_lengths(source, sink)
         cdef uint32_t c_counter = counter_for(sink.record.peer, counter)
-        cdef Transfer transfer = self.new_transfer("write", PPLX_WRITE)
+        cdef Transfer transfer = self.new_transfer("write", PPLX_WRITE, bell)
         if counter is not None:
             transfer.use(counter)
-        return self._submit_one(transfer, source, sink, c_counter, c_detached)
+        return self._submit_one(transfer, source, sink, c_counter, c_detached, bell)
 
-    def read(self, remote, local, detached=False) -> Transfer:
-        """Submit one read."""
+    def read(self, remote, local, detached=False, BellCore bell=None) -> Transfer:
+        """Submit one read; with a ``bell``, leave that to it."""
         cdef RemoteSlice source = remote_of(remote)
         cdef LocalSlice sink = local_of(local)
         cdef bint c_detached = flag(detached, "detach")
         check_read(self, sink, source)
         check_lengths(sink, source)
-        cdef Transfer transfer = self.new_transfer("read", PPLX_READ)
-        return self._submit_one(transfer, sink, source, <uint32_t>PPLX_NO_COUNTER, c_detached)
+        cdef Transfer transfer = self.new_transfer("read", PPLX_READ, bell)
+        return self._submit_one(transfer, sink, source, <uint32_t>PPLX_NO_COUNTER, c_detached, bell)
 
     cdef Transfer _submit_one(
-        self, Transfer transfer, LocalSlice local, RemoteSlice remote, uint32_t counter, bint detached
+        self,
+        Transfer transfer,
+        LocalSlice local,
+        RemoteSlice remote,
+        uint32_t counter,
+        bint detached,
+        BellCore bell,
     ):
         transfer.segment.local = local.offset
         transfer.segment.remote = remote.offset
@@ -471,18 +495,16 @@ cdef class Engine(Waker):
         transfer.use(local.registration)
         transfer.use(remote.record)
         transfer.use(remote.record.peer)
-        self.inflight += 1
-        transfer.submit()
-        return transfer
+        return self._hand_in(transfer, bell)
 
     def plan(self) -> Plan:
         """Start a request of many writes."""
         self.check_usable()
         return Plan(self, self.thread)
 
-    def submit(self, Plan plan not None, str operation, detached=False) -> Transfer:
-        """Submit a plan; it is used up."""
-        return self.submit_plan(operation, plan, flag(detached, "detach"))
+    def submit(self, Plan plan not None, str operation, detached=False, BellCore bell=None) -> Transfer:
+        """Submit a plan, or leave that to a ``bell``; it is used up."""
+        return self.submit_plan(operation, plan, flag(detached, "detach"), bell)
 
     def send(self, PeerRecord peer not None, data) -> Transfer:
         """Submit a two-sided message; ``data`` is copied now."""
@@ -579,6 +601,26 @@ cdef class Engine(Waker):
     def count_arrived(self) -> Transfer:
         """Submit a look into every completion queue: what has arrived by now is counted then."""
         return self.call(PPLX_CALL_DRAIN, NULL, "count what has arrived", None, None)
+
+    # ---- words ----
+
+    @property
+    def words(self) -> Words:
+        """What streams and the proxy hand over with; made when it is first needed."""
+        self.check_usable()
+        if self._words is None:
+            self._words = Words(self)
+        return self._words
+
+    def words_end(self, used, exception, repeating_only=False) -> None:
+        """What uses this is to end: so do transfers of it that wait for a stream."""
+        if self._words is not None and self.running:
+            self._words.end(used, exception, repeating_only)
+
+    def words_close(self) -> None:
+        """Submit the end of all words."""
+        if self._words is not None:
+            self.call(PPLX_CALL_WORDS_CLOSE, NULL, "let streams go", None, None)
 
     # ---- peers ----
 
@@ -792,6 +834,7 @@ cdef class Engine(Waker):
             "stray_messages": stats.stray_messages,
             "registrations": stats.registrations,
             "register_ns": stats.register_ns,
+            "words": stats.words,
         }
 
     def link_stats(self, PeerRecord peer not None) -> list[dict[str, object]]:
@@ -836,6 +879,8 @@ cdef class Engine(Waker):
         if ptr != NULL:
             with nogil:
                 api.engine_close(ptr)
+        if self._words is not None:
+            self._words.let_go()
 
     def stop(self) -> None:
         """Stop the proxy thread only: nothing is freed, for NICs may still know the memory."""
@@ -845,6 +890,8 @@ cdef class Engine(Waker):
         if ptr != NULL:
             with nogil:
                 api.engine_stop(ptr)
+        if self._words is not None and not self.forked:
+            self._words.let_go()
         waiters, self.room_waiters = self.room_waiters, []
         for _, waiter in waiters:  # nothing comes back any more that could make room
             if not waiter.done() and not self.loop.is_closed():

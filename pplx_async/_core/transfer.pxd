@@ -21,6 +21,8 @@ cdef class Transfer(Promise):
     cdef object finisher
     cdef list release_callbacks
     cdef object give_up_timer
+    cdef object bell_lane  # it waits for a stream there, or did; see words.pyx
+    cdef object ended_by   # what ended it before that; else None
     cdef readonly str operation
     cdef readonly uint64_t nbytes
     cdef readonly bint detached

@@ -20,6 +20,7 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_NO_COUNTER,
     PPLX_OK,
     PPLX_PEER_LOST,
+    PPLX_POISONED,
     PPLX_RAIL_LOST,
     PPLX_REGISTRATION,
     PPLX_REMOTE_ACCESS,
@@ -30,7 +31,7 @@ from pplx_async._core.includes.pplx cimport (
     pplx_target,
 )
 from pplx_async._core.memory cimport PeerRecord, Registration, Used
-from pplx_async._core.promise cimport Promise
+from pplx_async._core.promise cimport Promise, fresh
 from pplx_async._core.rt cimport api
 from pplx_async._core.waker cimport Waker
 from cpython.ref cimport Py_INCREF
@@ -180,6 +181,10 @@ cdef class Transfer(Promise):
         cdef const pplx_error *error = &self.request.error
         cdef pplx_target *target = NULL
         cdef PeerRecord record = None
+        if self.ended_by is not None:
+            return fresh(self.ended_by, self.operation)
+        if error.status == PPLX_POISONED:
+            return self.bell_lane.failure()
         domain = nbytes = hint = None
         if self.request.kind != PPLX_REQUEST_CALL:
             nbytes = self.nbytes

@@ -471,7 +471,27 @@ MISUSE = {
     ],
 }
 # Calls without arguments.
+# Whatever takes a stream.
+for name, call in {
+    "TransferEngine.reached": lambda x, bad: x.a.reached(bad),
+    "TransferEngine.rearm": lambda x, bad: x.a.rearm(bad),
+    "ImmCounter.gate": lambda x, bad: x.gated.gate(bad, 1),
+    "TransferEngine.write": lambda x, bad: x.a.write(x.local, x.remote, after=bad),
+    "TransferEngine.read": lambda x, bad: x.a.read(x.remote, x.local, after=bad),
+    "Batch.submit": lambda x, bad: x.a.batch().submit(after=bad),
+}.items():
+    MISUSE.setdefault(name, []).extend(
+        (lambda x, bad=bad, call=call: call(x, bad), TypeError, f"a stream is .*not {type(bad).__name__}")
+        for bad in ("stream", 1.5, True, object())
+    )
+MISUSE["ImmCounter.gate"] += [
+    (lambda x: x.gated.gate(x.host_stream, 0), ValueError, "n must be at least 1, not 0"),
+    (lambda x: x.gated.gate(x.host_stream, "1"), TypeError, "n must be an integer, not str"),
+    (lambda x: x.closed_counter.gate(x.host_stream, 1), ClosedResourceError, "the counter is closed"),
+]
+
 NOTHING_TO_MISUSE = {
+    "TransferEngine.watch",
     "TransferEngine.accept",
     "TransferEngine.batch",
     "TransferEngine.close",
@@ -583,7 +603,7 @@ async def test_what_is_no_misuse(x):
 async def test_calls_on_an_engine_that_is_not_open(fabric):
     engine = engine_on(fabric)
     things = type("Unopened", (), {"a": engine, "ab": None, "address": "127.0.0.1:1", "descriptor": b""})()
-    for name in ("local", "remote", "remote_counter"):
+    for name in ("local", "remote", "remote_counter", "host_stream"):
         setattr(things, name, None)
     tried = 0
     for name, call in EVERY_CALL.items():

@@ -22,6 +22,7 @@ from pplx_async import (
     TransferEngine,
     TransferScope,
 )
+from pplx_async.testing import HostStream
 
 CLASSES = (
     TransferEngine,
@@ -61,6 +62,8 @@ class Things:
         self.remote = self.ab.region(self.descriptor)
         self.counter = self.a.counter()
         self.counter_of_b = self.b.counter()
+        self.gated = self.a.counter()
+        self.host_stream = HostStream()
         self.remote_counter = self.ab.counter(self.counter_of_b.to_bytes())
         # What peer.counter() has not seen yet.
         self.counter_descriptor = self.b.counter().to_bytes()
@@ -75,6 +78,7 @@ class Things:
 
     async def close(self) -> None:
         """Leave the scope and close the engines."""
+        self.host_stream.close()
         await self.scope.__aexit__(None, None, None)
         await self.a.close()
         await self.b.close()
@@ -103,6 +107,10 @@ EVERY_CALL: dict[str, Callable[[Things], Any]] = {
     "TransferEngine.barrier": lambda x: x.a.barrier(x.group),
     "TransferEngine.scope": lambda x: x.a.scope(),
     "TransferEngine.drain": lambda x: x.a.drain(),
+    "TransferEngine.write after a stream": lambda x: x.a.write(x.local, x.remote, after=x.host_stream),
+    "TransferEngine.reached": lambda x: x.a.reached(x.host_stream),
+    "TransferEngine.rearm": lambda x: x.a.rearm(x.host_stream),
+    "TransferEngine.watch": lambda x: x.a.watch(),
     "TransferEngine.messages": lambda x: anext(x.a.messages()),
     "TransferEngine.messages of before": lambda x: anext(x.stream),
     "TransferEngine.stats": lambda x: x.a.stats(),
@@ -112,6 +120,7 @@ EVERY_CALL: dict[str, Callable[[Things], Any]] = {
     "MemoryRegion.close": lambda x: x.local.close(),
     "ImmCounter.wait": lambda x: x.counter.wait(1),
     "ImmCounter.take": lambda x: x.counter.take(1),
+    "ImmCounter.gate": lambda x: x.gated.gate(x.host_stream, 1),
     "ImmCounter.to_bytes": lambda x: x.counter.to_bytes(),
     "ImmCounter.close": lambda x: x.counter.close(),
     "Peer.region": lambda x: x.ab.region(x.descriptor),
@@ -147,4 +156,4 @@ def public_calls() -> set[str]:
 
 
 # Public to the package's own modules only.
-INTERNAL = {"break_", "lose", "end_waits", "tell_idle"}
+INTERNAL = {"break_", "check_gate", "lose", "end_waits", "tell_idle"}

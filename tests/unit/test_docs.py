@@ -327,6 +327,8 @@ DOCUMENTED = [
     fabric.Info,
     fabric.Domain,
     fabric.PeerAddress,
+    pplx_async.Gate,
+    pplx_async.Watcher,
     fabric.Memory,
     fabric.RemoteMemory,
     fabric.Endpoint,
@@ -343,7 +345,8 @@ DOCUMENTED = [
 ]
 # Public to Python, but for the core's own modules; or of asyncio.Future, which the page names in one line.
 INTERNAL = {
-    pplx_async.ImmCounter: {"break_", "lose", "end_waits", "engine"},
+    pplx_async.ImmCounter: {"break_", "check_gate", "lose", "end_waits", "engine"},
+    pplx_async.Gate: {"arm", "end", "index", "lost", "offset", "steps", "undo"},
     pplx_async.RemoteCounter: set(dir(RemoteCounterRecord)),
     pplx_async.MemoryRegion: {"registration", "offset"},
     pplx_async.RemoteRegion: {"record", "offset"},

@@ -161,6 +161,10 @@ void pplx_register_run(pplx_engine *engine, pplx_request *request) {
 void pplx_registered(pplx_engine *engine, pplx_request *request) {
     pplx_mr *mr = request->subject;
     const bool opened = request->opcode == PPLX_CALL_MR_OPENED || request->opcode == PPLX_CALL_MR_OPEN;
+    if (opened) {
+        PPLX_COUNT(engine->stats.registrations, 1);
+        PPLX_COUNT(engine->stats.register_ns, mr->register_ns);
+    }
     if (opened != (request->error.status == PPLX_OK)) pplx_mr_close_all(engine, mr);
     pplx_settle(engine, request);
 }

@@ -1,0 +1,85 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+from cpython.buffer cimport Py_buffer
+from libc.stdint cimport int32_t, uint64_t
+
+from pplx_async._core.counters cimport CounterCore
+from pplx_async._core.includes.pplx cimport pplx_cell, pplx_lane, pplx_word
+from pplx_async._core.promise cimport Promise
+from pplx_async._core.transfer cimport Transfer
+from pplx_async._core.waker cimport Waker
+
+
+cdef class Page:
+    cdef object memory
+    cdef Py_buffer view
+    cdef uint64_t start
+    cdef object free  # indices, the one that was given back first comes first
+    cdef readonly bint kept
+
+    cdef pplx_cell *cell(self, int index) noexcept
+
+
+cdef class Lane:
+    cdef pplx_lane lane
+    cdef readonly str stream
+    cdef object reason  # of its poisoning; None: not known yet
+    cdef object words   # weak: what was queued there
+
+
+cdef class Words:
+    cdef Waker engine
+    cdef readonly Page page
+    cdef dict lanes
+    cdef set armed
+
+    cdef int forget(self, Word word) except -1
+
+
+cdef class WordWait(Promise):
+    cdef readonly uint64_t count
+    cdef readonly uint64_t order
+    cdef Word word
+
+
+cdef class Word:
+    cdef object __weakref__
+    cdef pplx_word word
+    cdef Words home
+    cdef Lane lane
+    cdef readonly int index
+    cdef object reason     # why it counts no more; or not until its lane is healed
+    cdef bint final        # ... for good
+    cdef bint armed, retired, closed
+    cdef list waits        # a heap
+    cdef uint64_t order
+
+    cdef int take_cell(self, Words home, Lane lane, uint64_t state, bint repeats) except -1
+    cdef int give_back(self) except -1
+    cdef int reaped(self) except -1
+    cdef int serve(self) except -1
+    cdef int fail_waits(self, object reason) except -1
+    cdef int told(self, int32_t status) except -1
+    cdef int on_retired(self) except -1
+    cdef WordWait wait_for(self, uint64_t count)
+
+
+cdef class GateCore(Word):
+    cdef CounterCore counter
+    cdef bint in_vain      # its peer is gone, and the counter has not heard of it yet
+
+
+cdef class BellCore(Word):
+    cdef Transfer transfer
+    cdef bint stopped      # posted no more: captured, and closed or in want of what it uses
+
+    cdef int hold(self, Transfer transfer) except -1
+    cdef int stop(self, exception) except -1
+
+
+cdef class CapturedTransfer(Transfer):
+    cdef BellCore bell
+
+
+cdef class WatchCore(Word):
+    cdef uint64_t last

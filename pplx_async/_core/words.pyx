@@ -1,0 +1,651 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""The owner's side of words (``pplx_async/words.h``): cells, lanes, and who waits for what a stream did.
+
+A word is armed after its part was queued on the stream. From then on the core points into it, and it is held until it
+comes back retired. Its cell is used again when the stream has come and gone there; a page with a cell of which that is
+not known when the engine ends is kept for good, for a stream may still look there.
+"""
+
+cimport cython
+
+import mmap
+import weakref
+from collections import deque
+from heapq import heapify, heappop, heappush
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int32_t, uint64_t
+
+from pplx_async._core.arguments cimport whole
+from pplx_async._core.counters cimport CounterCore
+from pplx_async._core.includes.pplx cimport (
+    PPLX_CELL_ANSWERED,
+    PPLX_CELL_FREE,
+    PPLX_CELL_IDLE,
+    PPLX_CELL_MAY_RING,
+    PPLX_CELL_PASSED,
+    PPLX_CELL_REQUEST,
+    PPLX_CELL_RUNG,
+    PPLX_CLOSED,
+    PPLX_EIGHTHS,
+    PPLX_OK,
+    PPLX_PEER_LOST,
+    PPLX_POISONED,
+    PPLX_STEP_WAIT,
+    PPLX_STEP_WRITE,
+    PPLX_WORD_DOORBELL,
+    PPLX_WORD_GATE,
+    PPLX_WORD_WATCH,
+    pplx_cell,
+    pplx_step,
+)
+from pplx_async._core.memory cimport Used
+from pplx_async._core.promise cimport PENDING, Promise, fresh
+from pplx_async._core.rt cimport api
+from pplx_async._core.transfer cimport Transfer
+from pplx_async._core.waker cimport Waker
+
+from pplx_async.errors import BrokenResourceError, ClosedResourceError
+
+__all__ = [
+    "BellCore",
+    "CapturedTransfer",
+    "GateCore",
+    "Lane",
+    "Page",
+    "WatchCore",
+    "Word",
+    "WordWait",
+    "Words",
+    "run_step",
+]
+
+cdef int CELLS = 1024
+cdef int CELL_NBYTES = 64  # a cache line: what a GPU writes to one doesn't slow down the next
+cdef uint64_t NEVER = <uint64_t>-1
+cdef uint64_t MOST = <uint64_t>1 << 60
+
+_kept = []
+
+
+def run_step(int kind, uint64_t value, uint64_t address, unsigned int us) -> bool:
+    """Do a step of a stream of the host's (see `Word.steps`) without the GIL; False: it waits, for so long by now."""
+    cdef pplx_step step
+    cdef bint done
+    step.kind = kind
+    step.value = <unsigned int>(value & 0xffffffff)
+    step.mask = value
+    step.address = address
+    with nogil:
+        done = api.step_run(&step, us)
+    return done
+
+
+cdef class Page:
+    """Memory for the words of one engine; it never moves, and processes that are forked share it."""
+
+    def __cinit__(self):
+        self.memory = mmap.mmap(-1, CELLS * CELL_NBYTES)
+        PyObject_GetBuffer(self.memory, &self.view, PyBUF_SIMPLE)
+        self.start = <uint64_t><size_t>self.view.buf
+        self.free = deque(range(CELLS))
+
+    cdef pplx_cell *cell(self, int index) noexcept:
+        return <pplx_cell *><size_t>(self.start + <uint64_t>(index * CELL_NBYTES))
+
+    @property
+    def address(self) -> int:
+        """Where it starts, for the host."""
+        return self.start
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return CELLS * CELL_NBYTES
+
+    def keep(self) -> None:
+        """Never give it back."""
+        if not self.kept:
+            self.kept = True
+            _kept.append(self)
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.view)
+
+
+cdef class Lane:
+    """One stream, as one engine knows it."""
+
+    def __init__(self, str stream) -> None:
+        self.stream = stream
+        self.words = weakref.WeakSet()
+
+    @property
+    def is_poisoned(self) -> bool:
+        """A gate let the stream go without what it waits for."""
+        return api.lane_poisoned(&self.lane)
+
+    def failure(self):
+        """Why nothing is done there."""
+        error = BrokenResourceError(
+            f"{self.stream} was let go by a gate that could not open: what it holds is not what it should be",
+            hint="Wait for the stream to come to rest, then call engine.rearm(stream).",
+        )
+        error.__cause__ = self.reason
+        return error
+
+    def check(self) -> None:
+        """Refuse what is queued on a poisoned one."""
+        if api.lane_poisoned(&self.lane):
+            raise self.failure()
+
+    def heal(self) -> None:
+        """What is queued from now on is done again."""
+        api.lane_heal(&self.lane)
+        self.reason = None
+        for word in self.words:
+            if not (<Word>word).final:
+                (<Word>word).reason = None
+
+
+cdef class Words:
+    """All words of an engine."""
+
+    def __init__(self, Waker engine) -> None:
+        self.engine = engine
+        self.page = Page()
+        self.lanes = {}
+        self.armed = set()
+
+    def lane(self, key, str stream) -> Lane:
+        """The lane of a stream, by whatever tells it from others."""
+        if key not in self.lanes:
+            self.lanes[key] = Lane(stream)
+        return self.lanes[key]
+
+    def find_lane(self, key):
+        """The lane of a stream that has one, or None."""
+        return self.lanes.get(key)
+
+    cdef int forget(self, Word word) except -1:
+        self.armed.discard(word)
+        return 0
+
+    def end(self, Used used, exception, bint repeating_only=False) -> None:
+        """What uses this is to end: fail the transfers that no stream has rung for yet."""
+        for word in list(self.armed):
+            if isinstance(word, BellCore):
+                (<BellCore>word).end_for(used, exception, repeating_only)
+
+    def let_go(self) -> None:
+        """The proxy has stopped: no stream may wait for it any more, and none of these cells is used again."""
+        for word in self.armed:
+            api.word_let_go((<Word>word).word.cell)
+            self.page.keep()
+
+
+@cython.auto_pickle(False)
+cdef class WordWait(Promise):
+    """A wait for what a stream does. Cancelling it changes nothing there."""
+
+    def __init__(self) -> None:
+        raise TypeError("a wait is made by what it waits for: gate.wait(n), for example")
+
+    def __lt__(self, other) -> bool:
+        if not isinstance(other, WordWait):
+            return NotImplemented
+        return (self.count, self.order) < (other.count, other.order)
+
+    def __hash__(self) -> int:
+        return id(self)  # an order takes the inherited one away
+
+    cdef int _schedule(self) except -1:
+        self.waker.waiting -= 1
+        return Promise._schedule(self)
+
+    cdef bint become_cancelled(self) except -1:
+        if not Promise.become_cancelled(self):
+            return False
+        cdef Word word = self.word
+        word.waits = [wait for wait in word.waits if not wait.done()]
+        heapify(word.waits)
+        return True
+
+
+cdef class Word:
+    """One word; base of gates, doorbells and watches."""
+
+    cdef int take_cell(self, Words home, Lane lane, uint64_t state, bint repeats) except -1:
+        cdef pplx_cell *cell
+        if not home.page.free:
+            raise MemoryError(f"all {CELLS} words of the engine are in use: await some, or close what was captured")
+        if lane is not None:
+            lane.check()
+            self.word.lane = &lane.lane
+            self.word.poisons = api.lane_poisons(&lane.lane)
+            lane.words.add(self)
+        self.home = home
+        self.lane = lane
+        self.waits = []
+        self.index = home.page.free.popleft()
+        cell = home.page.cell(self.index)
+        cell.gone = 0
+        cell.state = <unsigned int>state
+        self.word.cell = cell
+        self.word.cookie = <void *>self
+        self.word.notify_at = NEVER
+        self.word.repeats = repeats
+        return 0
+
+    cdef int give_back(self) except -1:
+        if self.index >= 0:
+            self.home.page.free.append(self.index)
+            self.index = -1
+        return 0
+
+    @property
+    def offset(self) -> int:
+        """Of its cell in the page."""
+        return self.index * CELL_NBYTES
+
+    @property
+    def address(self) -> int:
+        """Of its cell, for the host."""
+        return <size_t>self.word.cell
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a graph has captured it."""
+        return bool(self.word.repeats)
+
+    def undo(self) -> None:
+        """It was not armed, and no stream knows of it."""
+        self.give_back()
+
+    def arm(self) -> None:
+        """Its part is queued on the stream: let the proxy look at it."""
+        self.armed = True
+        self.home.armed.add(self)
+        Py_INCREF(self)  # the core's; given back when it comes back retired
+        api.word_arm(self.home.engine.ptr, &self.word)
+
+    cdef int reaped(self) except -1:
+        cdef bint retired = api.word_reaped(&self.word)
+        cdef int32_t status = api.word_take_status(&self.word)
+        if retired:
+            self.retired = True
+        try:
+            self.serve()
+            if status != PPLX_OK:
+                self.told(status)
+        finally:
+            if retired:
+                self.home.forget(self)
+                try:
+                    self.on_retired()
+                finally:
+                    Py_DECREF(self)
+        return 0
+
+    cdef int on_retired(self) except -1:
+        if not self.word.spent:
+            self.home.page.keep()
+        elif not self.word.repeats or self.closed:
+            self.give_back()
+        if self.waits:
+            self.fail_waits(ClosedResourceError("it was closed before that"))
+        return 0
+
+    cdef int told(self, int32_t status) except -1:
+        """The proxy has let a stream go, or done nothing for one."""
+        return self.fail_waits(self.reason if self.reason is not None else self.lane.failure())
+
+    cdef int fail_waits(self, object reason) except -1:
+        waits, self.waits = self.waits, []
+        for wait in waits:
+            (<WordWait>wait).fail(fresh(reason))
+        return 0
+
+    cdef int serve(self) except -1:
+        cdef uint64_t count
+        cdef WordWait wait
+        while True:
+            count = api.word_count(&self.word)
+            while self.waits:
+                wait = self.waits[0]
+                if wait.state == PENDING and wait.count > count:
+                    break
+                heappop(self.waits)
+                wait.fulfil(count)
+            if self.retired or not self.waits:
+                return 0
+            if not api.word_notify(&self.word, (<WordWait>self.waits[0]).count):
+                return 0
+
+    cdef WordWait wait_for(self, uint64_t count):
+        cdef Waker engine = self.home.engine
+        engine.check_owner()
+        cdef WordWait wait = WordWait.__new__(WordWait)
+        wait.loop = engine.loop
+        wait.waker = engine
+        engine.waiting += 1
+        wait.word = self
+        wait.count = count
+        wait.order = self.order
+        self.order += 1
+        heappush(self.waits, wait)
+        self.serve()
+        if wait.state != PENDING:
+            return wait
+        if self.reason is not None:
+            wait.fail(fresh(self.reason))
+        elif self.retired:
+            wait.fail(ClosedResourceError("it is closed"))
+        elif not engine.running:
+            wait.fail(ClosedResourceError("the engine is closed"))
+        else:
+            return wait
+        self.waits.remove(wait)
+        heapify(self.waits)
+        return wait
+
+
+cdef class GateCore(Word):
+    """A stream waits until a counter has ``count`` that nobody else took, and takes them."""
+
+    def __init__(self, Words home, Lane lane, CounterCore counter not None, count, bint repeats) -> None:
+        cdef uint64_t c_count = whole(count, "n", 1, MOST)
+        counter.check_gate()
+        self.take_cell(home, lane, PPLX_CELL_IDLE, repeats)
+        self.counter = counter
+        self.word.kind = PPLX_WORD_GATE
+        self.word.counter = &counter.counter
+        self.word.eighths = c_count * PPLX_EIGHTHS
+
+    def steps(self) -> tuple[tuple[int, int], ...]:
+        """What the stream does: (a step's kind, its value or mask) each."""
+        return (
+            (PPLX_STEP_WRITE, PPLX_CELL_REQUEST),
+            (PPLX_STEP_WAIT, PPLX_CELL_ANSWERED),
+            (PPLX_STEP_WRITE, PPLX_CELL_PASSED),
+        )
+
+    def arm(self) -> None:
+        """As of every word."""
+        self.counter._gates.add(self)
+        Word.arm(self)
+
+    @property
+    def opened(self) -> int:
+        """How often it has opened."""
+        return api.word_count(&self.word)
+
+    def wait(self, n=1) -> WordWait:
+        """Wait until it has opened ``n`` times in all."""
+        return self.wait_for(whole(n, "n", 0, MOST))
+
+    def __await__(self):
+        return self.wait_for(1).__await__()
+
+    cdef int told(self, int32_t status) except -1:
+        if status == PPLX_PEER_LOST and self.reason is None:
+            if self.counter._lost is None:
+                self.in_vain = True  # it is about to hear why
+                return 0
+            self.reason = fresh(self.counter._lost, "gate")
+            self.final = True
+        elif self.reason is None:
+            self.reason = self.lane.failure()
+        if self.lane.reason is None and status != PPLX_POISONED:
+            self.lane.reason = self.reason
+        return self.fail_waits(self.reason)
+
+    def lost(self, exception) -> None:
+        """Nothing more will be counted: what is there may still be taken."""
+        if self.in_vain:
+            self.in_vain = False
+            self.told(PPLX_PEER_LOST)
+
+    def end(self, exception) -> None:
+        """It opens no more; a stream that waits there is let go."""
+        if self.retired or self.final:
+            return
+        self.final = True
+        self.reason = exception
+        if self.home.engine.running:
+            self.word.end_status = PPLX_CLOSED
+            api.word_end(self.home.engine.ptr, &self.word)
+        self.fail_waits(exception)
+
+    def close(self) -> None:
+        """Let go of the stream if it waits here, or will; captured: no graph that holds it is launched again.
+
+        A stream that is let go is poisoned: see `TransferEngine.rearm`. Idempotent; nothing happens to one that has
+        opened, and was not captured.
+        """
+        cdef Waker engine = self.home.engine
+        engine.check_owner()
+        if self.closed or not engine.running:
+            return
+        self.closed = True
+        if not self.word.repeats:
+            if api.word_count(&self.word) == 0:
+                self.end(ClosedResourceError("the gate was closed"))
+        elif self.retired:
+            self.give_back()
+        else:
+            if self.reason is None:
+                self.reason = ClosedResourceError("the gate was closed")
+            self.final = True
+            api.word_close(engine.ptr, &self.word)
+            self.fail_waits(self.reason)
+
+    cdef int on_retired(self) except -1:
+        self.counter._gates.discard(self)
+        return Word.on_retired(self)
+
+    def __repr__(self) -> str:
+        captured = ", captured" if self.word.repeats else ""
+        n = self.word.eighths // PPLX_EIGHTHS
+        return f"<Gate of {n} at {self.counter!r}, opened {self.opened} times{captured}>"
+
+
+cdef class BellCore(Word):
+    """A stream rings, and a transfer is posted; or nothing, where only its coming there matters."""
+
+    def __init__(self, Words home, Lane lane, bint repeats) -> None:
+        self.take_cell(home, lane, PPLX_CELL_FREE, repeats)
+        self.word.kind = PPLX_WORD_DOORBELL
+
+    def steps(self) -> tuple[tuple[int, int], ...]:
+        """As of every word. What rings once finds it free."""
+        ring = (PPLX_STEP_WRITE, PPLX_CELL_RUNG)
+        return ((PPLX_STEP_WAIT, PPLX_CELL_MAY_RING), ring) if self.word.repeats else (ring,)
+
+    cdef int hold(self, Transfer transfer) except -1:
+        """Not submitted now: when the stream gets there."""
+        self.transfer = transfer
+        transfer.bell_lane = self.lane
+        transfer.request.cookie = <void *>transfer
+        transfer.request.nbytes = transfer.nbytes
+        self.word.request = &transfer.request
+        return 0
+
+    def undo(self) -> None:
+        """As of every word; and the transfer is as if it had not been made."""
+        if self.transfer is not None:
+            self.home.engine.inflight -= 1
+            self.transfer._release()
+        Word.undo(self)
+
+    def arm(self) -> None:
+        """As of every word; what rings once gives its transfer over to the core."""
+        if self.transfer is not None and not self.word.repeats:
+            Py_INCREF(self.transfer)  # as Transfer.submit does
+        Word.arm(self)
+
+    def wait(self) -> WordWait:
+        """Wait until the stream has been there."""
+        return self.wait_for(1)
+
+    cdef int told(self, int32_t status) except -1:
+        if self.reason is None and status == PPLX_POISONED:
+            self.reason = self.lane.failure()
+        elif self.reason is None and self.transfer is not None:
+            self.final = True
+            self.reason = self.transfer._failure()
+            self.transfer._report_missing(str(self.reason))
+            self.transfer.fail(self.reason)
+        return self.fail_waits(self.reason)
+
+    def end_for(self, Used used, exception, bint repeating_only) -> None:
+        """The transfer may not be posted any more, if it uses this."""
+        if self.transfer is None or used not in self.transfer.all_used():
+            return
+        if self.word.repeats:
+            exception = fresh(exception, self.transfer.operation)
+            self.transfer.fail(exception)
+            self.stop(exception)
+        elif not repeating_only and not self.final:
+            self.final = True
+            self.transfer.ended_by = exception
+            self.word.end_status = PPLX_CLOSED
+            api.word_end(self.home.engine.ptr, &self.word)
+
+    cdef int stop(self, exception) except -1:
+        """Of one that repeats: it is posted no more, and retires when what is under way of it has ended."""
+        if self.stopped or self.retired or not self.home.engine.running:
+            return 0
+        self.stopped = self.final = True
+        if self.reason is None:
+            self.reason = exception
+        self.fail_waits(self.reason)
+        api.word_close(self.home.engine.ptr, &self.word)
+        return 0
+
+    cdef int on_retired(self) except -1:
+        cdef Transfer transfer = self.transfer
+        try:
+            return Word.on_retired(self)
+        finally:
+            self.transfer = None
+            if transfer is not None and self.word.repeats:
+                # What rings once comes back from the core by itself.
+                self.home.engine.inflight -= 1
+                transfer.settled = transfer.released = True
+                transfer._release()
+                transfer.fulfil(api.word_count(&self.word))
+
+
+@cython.auto_pickle(False)
+cdef class CapturedTransfer(Transfer):
+    """A transfer that a graph has captured: it is posted each time that the graph gets there.
+
+    Made by ``engine.write(..., after=stream)`` and its like while the stream is being captured. It uses its memory
+    until it is closed. Awaited as any transfer, it ends then, or when one of its postings fails, which is the last
+    one. Cancelling closes it. A graph that holds it is not launched again afterwards: it would run, and post nothing.
+
+    Attributes
+    ----------
+    posted : int
+        How often it was posted.
+    completed : int
+        How often it has ended well; the result of the await, once it is closed.
+    """
+
+    @property
+    def posted(self) -> int:
+        """How often it was posted."""
+        return api.word_posted(&self.bell.word)
+
+    @property
+    def completed(self) -> int:
+        """How often it has ended well."""
+        return api.word_count(&self.bell.word)
+
+    def wait(self, n=1) -> WordWait:
+        """Wait until it has ended well ``n`` times in all."""
+        return self.bell.wait_for(whole(n, "n", 0, MOST))
+
+    def close(self):
+        """Post it no more, whatever is launched. Awaited: nothing of it is under way, its memory is free. Idempotent.
+
+        What waits for more of it fails with ClosedResourceError.
+        """
+        cdef Waker engine = self.waker
+        engine.check_owner()
+        ended = self.loop.create_future()
+        if not self.bell.closed:
+            self.bell.closed = True
+            if self.bell.retired:
+                self.bell.give_back()
+        self.bell.stop(ClosedResourceError("the captured transfer was closed"))
+        if engine.running:
+            self.add_release_callback(lambda _: ended.done() or ended.set_result(None))
+        else:
+            ended.set_result(None)
+        return ended
+
+    def cancel(self, msg=None) -> bool:
+        """Close it; it is cancelled when its memory is free."""
+        if self.released or self.done():
+            return False
+        self._cancel_message = msg
+        if self.engine.forked:
+            self.become_cancelled()
+            return True
+        self.engine.check_owner()
+        self.cancel_requested = True
+        self.bell.closed = True
+        self.bell.stop(ClosedResourceError("the captured transfer was cancelled"))
+        return True
+
+    def __repr__(self) -> str:
+        return f"<CapturedTransfer {self.operation} of {self.nbytes} B, posted {self.posted} times>"
+
+
+cdef class WatchCore(Word):
+    """A number that kernels increase."""
+
+    def __init__(self, Words home) -> None:
+        self.take_cell(home, None, PPLX_CELL_IDLE, True)
+        self.word.kind = PPLX_WORD_WATCH
+
+    @property
+    def value(self) -> int:
+        """What it is now."""
+        return api.cell_value(self.word.cell)
+
+    cdef int serve(self) except -1:
+        cdef uint64_t value = api.cell_value(self.word.cell)
+        if value != self.last:
+            waits, self.waits = self.waits, []
+            for wait in waits:
+                (<WordWait>wait).fulfil(value)
+        return 0
+
+    def change(self) -> WordWait:
+        """Wait until it is another than `saw` was told last."""
+        return self.wait_for(NEVER)
+
+    def saw(self, uint64_t value) -> int:
+        """That this is known; return what was before."""
+        cdef uint64_t last = self.last
+        self.last = value
+        return last
+
+    def finish(self) -> None:
+        """No kernel uses it any more."""
+        cdef Waker engine = self.home.engine
+        engine.check_owner()
+        if self.closed:
+            return
+        self.closed = self.final = True
+        self.reason = ClosedResourceError("the watch has ended")
+        self.fail_waits(self.reason)
+        if self.retired:
+            self.give_back()
+        elif engine.running:
+            api.word_close(engine.ptr, &self.word)
