@@ -97,6 +97,6 @@ class Batch:
         if after is None:
             transfer = core.submit(self._plan, operation, detach)
         else:
-            transfer = self._engine._after(after, lambda bell: core.submit(self._plan, operation, detach, bell))
+            transfer = self._engine._after(after, core.submit, self._plan, operation, detach)
         self._plan = core.plan()
         return transfer

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from pplx_async import _streams
 from pplx_async._core.transfer import Transfer
@@ -38,13 +38,16 @@ class StreamOperations:
     def _lane(self, stream: Stream) -> Lane:
         return self._core.words.lane(stream.key, stream.label)
 
-    def _after(self, stream: Streamlike, submit: Callable[[BellCore], Transfer]) -> Transfer:
-        """Prepare a transfer now, and have it posted when the stream gets there."""
+    def _after(self, stream: Streamlike, submit: Callable[..., Transfer], *arguments: Any) -> Transfer:
+        """Prepare a transfer now, and have it posted when the stream gets there: what submits it takes a bell, last.
+
+        (Arguments and no closure: its cells would be made by every call, with a stream or without.)
+        """
         self._engine_of_streams._check_open()
         target = _streams.find(stream)
         bell = BellCore(self._core.words, self._lane(target), target.is_capturing())
         try:
-            transfer = submit(bell)
+            transfer = submit(*arguments, bell)
             target.push(self._core.words.page, bell.offset, bell.steps())
         except BaseException:
             bell.undo()

@@ -97,7 +97,7 @@ class Operations:
         """
         if after is None:
             return self._core.write(local, remote, counter, detach)
-        return self._engine._after(after, lambda bell: self._core.write(local, remote, counter, detach, bell))
+        return self._engine._after(after, self._core.write, local, remote, counter, detach)
 
     def read(
         self, remote: RemoteSlice, local: LocalSlice, *, detach: bool = False, after: Streamlike | None = None
@@ -135,7 +135,7 @@ class Operations:
         """
         if after is None:
             return self._core.read(remote, local, detach)
-        return self._engine._after(after, lambda bell: self._core.read(remote, local, detach, bell))
+        return self._engine._after(after, self._core.read, remote, local, detach)
 
     def write_pages(
         self,
