@@ -15,6 +15,7 @@
 
 #include "check.h"
 #include "pplx_async/engine.h"
+#include "pplx_async/words.h"
 
 extern const pplx_provider pplx_provider_loopback;
 
@@ -27,6 +28,7 @@ typedef struct host {
     uint64_t messages; /* received */
     uint64_t lost;     /* peers */
     uint64_t told;     /* counters through the done list */
+    uint64_t words;    /* likewise */
     pplx_peer *last_lost;
     uint64_t rails;    /* links that were lost, their peers not */
     uint32_t last_rail;
@@ -73,6 +75,10 @@ static void take_node(host *host, pplx_node *node) {
         pplx_peer *peer = pplx_node_rail(node, &host->last_rail);
         host->rails++;
         if (host->on_rail) host->on_rail(host, peer, host->last_rail);
+    } else if (node->kind == PPLX_NODE_WORD) { /* its cookie: whether it has retired */
+        pplx_word *word = (pplx_word *)node;
+        host->words++;
+        if (pplx_word_reaped(word)) *(bool *)word->cookie = true;
     } else {
         CHECK_EQ(node->kind, PPLX_NODE_PEER);
         host->lost++;

@@ -334,6 +334,14 @@ static void block(pplx_engine *engine) {
     adapt_spin(engine, slept);
 }
 
+/* There was nothing to do for a while. For words it stays awake, but not in the way of who is to write them. */
+static void rest(pplx_engine *engine) {
+    if (pplx_words_armed(engine))
+        sched_yield();
+    else
+        block(engine);
+}
+
 static void prepare_thread(const pplx_engine *engine) {
     sigset_t all;
     sigfillset(&all);
@@ -356,8 +364,8 @@ void *pplx_proxy_main(void *argument) {
     while (!atomic_load_explicit(&engine->stop, memory_order_relaxed)) { /* relaxed: block() looks again */
         if (pplx_turn(engine, NULL))
             engine->active_ns = engine->now_ns;
-        else if (engine->now_ns - engine->active_ns >= engine->stats.spin_ns && !pplx_words_armed(engine))
-            block(engine);
+        else if (engine->now_ns - engine->active_ns >= engine->stats.spin_ns)
+            rest(engine);
         pplx_token_give(engine); /* the owner may want it */
         take_token(engine);
     }

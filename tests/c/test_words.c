@@ -1,0 +1,312 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* Words between streams and the proxy, by threads for streams: what a gate lets through has landed, every ring is
+ * posted, whatever ends in between ends everywhere, and nothing goes out that was waiting for what did not come. */
+#include <sched.h>
+#include <stdatomic.h>
+
+#include "engine_helpers.h"
+
+enum { ROUNDS = 400, NBYTES = 64, MOST_STEPS = 8 };
+
+/* ------------------------------------------------------------------ streams and words */
+
+typedef struct stream {
+    pthread_t thread;
+    pplx_step steps[MOST_STEPS];
+    uint32_t nsteps;
+    uint32_t rounds;
+    void (*between)(void *argument, uint32_t round); /* after the steps */
+    void *argument;
+} stream;
+
+static void *run_stream(void *argument) {
+    stream *stream = argument;
+    for (uint32_t round = 0; round < stream->rounds; round++) {
+        for (uint32_t i = 0; i < stream->nsteps; i++)
+            while (!pplx_step_run(&stream->steps[i], 1000)) {
+            }
+        if (stream->between) stream->between(stream->argument, round);
+    }
+    return NULL;
+}
+
+static void stream_start(stream *stream, uint32_t rounds) {
+    stream->rounds = rounds;
+    CHECK_EQ(pthread_create(&stream->thread, NULL, run_stream, stream), 0);
+}
+
+static void stream_end(stream *stream) { CHECK_EQ(pthread_join(stream->thread, NULL), 0); }
+
+static void add_step(stream *stream, uint32_t kind, uint64_t value, const pplx_cell *cell) {
+    CHECK(stream->nsteps < MOST_STEPS);
+    stream->steps[stream->nsteps++] = (pplx_step){
+        .kind = kind, .value = (uint32_t)value, .mask = value, .address = (uintptr_t)cell};
+}
+
+static void add_gate(stream *stream, const pplx_cell *cell) {
+    add_step(stream, PPLX_STEP_WRITE, PPLX_CELL_REQUEST, cell);
+    add_step(stream, PPLX_STEP_WAIT, PPLX_CELL_ANSWERED, cell);
+    add_step(stream, PPLX_STEP_WRITE, PPLX_CELL_PASSED, cell);
+}
+
+static void add_ring(stream *stream, const pplx_cell *cell) {
+    add_step(stream, PPLX_STEP_WAIT, PPLX_CELL_MAY_RING, cell);
+    add_step(stream, PPLX_STEP_WRITE, PPLX_CELL_RUNG, cell);
+}
+
+/* Eight aligned bytes each, in lines of their own. */
+static struct {
+    _Alignas(64) pplx_cell cell;
+} cells[4];
+
+static pplx_cell *fresh_cell(int i, uint32_t state) {
+    cells[i].cell = (pplx_cell){.state = state};
+    return &cells[i].cell;
+}
+
+static pplx_word gate_of(pplx_cell *cell, pplx_lane *lane, pplx_counter *counter, uint64_t n, bool repeats,
+                         bool *retired) {
+    return (pplx_word){.kind = PPLX_WORD_GATE,
+                       .cookie = retired,
+                       .repeats = repeats,
+                       .cell = cell,
+                       .lane = lane,
+                       .poisons = pplx_lane_poisons(lane),
+                       .counter = counter,
+                       .eighths = n * PPLX_EIGHTHS,
+                       .notify_at = UINT64_MAX};
+}
+
+/* ------------------------------------------------------------------ a transfer that is rung for */
+
+typedef struct rung {
+    pplx_word word;
+    pplx_request request;
+    pplx_target target;
+    pplx_segment segment;
+    ending end;
+    bool retired;
+} rung;
+
+static void rung_fill(rung *rung, pair *pair, pplx_cell *cell, pplx_lane *lane, bool repeats) {
+    memset(rung, 0, sizeof *rung);
+    rung->segment = (pplx_segment){.nbytes = NBYTES, .pages = 1};
+    rung->target = (pplx_target){.local = &pair->from.mr,
+                                 .remote = &pair->remote,
+                                 .peer = pair->ab,
+                                 .segments = &rung->segment,
+                                 .nsegments = 1,
+                                 .counter = pair->counter.id};
+    rung->request = (pplx_request){.kind = PPLX_REQUEST_TRANSFER,
+                                   .opcode = PPLX_WRITE,
+                                   .targets = &rung->target,
+                                   .ntargets = 1,
+                                   .cookie = &rung->end};
+    rung->word = (pplx_word){.kind = PPLX_WORD_DOORBELL,
+                             .cookie = &rung->retired,
+                             .repeats = repeats,
+                             .cell = cell,
+                             .lane = lane,
+                             .poisons = pplx_lane_poisons(lane),
+                             .request = &rung->request,
+                             .notify_at = UINT64_MAX};
+}
+
+/* ------------------------------------------------------------------ cases */
+
+static _Atomic uint32_t looked;
+
+/* b's stream, behind its gate: what was counted is there. */
+static void look(void *argument, uint32_t round) {
+    const pair *pair = argument;
+    CHECK(memcmp(pair->from.bytes, pair->to.bytes, NBYTES) == 0);
+    atomic_store_explicit(&looked, round + 1, memory_order_release); /* release: pairs with the acquire in prepare() */
+}
+
+/* a's stream: the next bytes, once those of before were looked at. */
+static void prepare(void *argument, uint32_t round) {
+    const pair *pair = argument;
+    while (atomic_load_explicit(&looked, memory_order_acquire) <= round) sched_yield(); /* acquire: see look() */
+    memset(pair->from.bytes, (int)(round + 2), NBYTES);
+}
+
+/* a rings, b's stream takes each write as it lands; both are threads of their own, and the owners only look on. */
+static void ring_and_gate(const char *faults) {
+    pair pair;
+    pplx_lane lanes[2] = {{0}};
+    stream rings = {0}, gates = {0};
+    rung rung;
+    bool retired = false;
+    atomic_store(&looked, 0);
+    pair_open(&pair, 1, 1, faults, NBYTES);
+    pplx_cell *bell = fresh_cell(0, PPLX_CELL_FREE), *cell = fresh_cell(1, PPLX_CELL_IDLE);
+    rung_fill(&rung, &pair, bell, &lanes[0], true);
+    pplx_word gate = gate_of(cell, &lanes[1], &pair.counter, 1, true, &retired);
+    pplx_word_arm(pair.a.engine, &rung.word);
+    pplx_word_arm(pair.b.engine, &gate);
+    add_ring(&rings, bell);
+    add_gate(&gates, cell);
+    rings.between = prepare;
+    gates.between = look;
+    rings.argument = gates.argument = &pair;
+    stream_start(&gates, ROUNDS);
+    stream_start(&rings, ROUNDS);
+    const bool there = pplx_word_notify(&gate, ROUNDS);
+    WAIT(there || pair.b.words > 0); /* it was told: nothing else ends this */
+    WATCH(pplx_word_count(&rung.word) == ROUNDS);
+    stream_end(&rings);
+    stream_end(&gates);
+    CHECK_EQ(pplx_word_count(&gate), ROUNDS);
+    CHECK_EQ(pplx_word_posted(&rung.word), ROUNDS);
+    CHECK_EQ(pplx_counter_value(&pair.counter), UINT64_C(8) * ROUNDS);
+    CHECK_EQ(pplx_counter_gated(&pair.counter), UINT64_C(8) * ROUNDS);
+    pplx_word_close(pair.a.engine, &rung.word);
+    pplx_word_close(pair.b.engine, &gate);
+    WAIT(rung.retired && retired);
+    CHECK(rung.word.spent && gate.spent);
+    pair_close(&pair);
+}
+
+static void rings_and_gates(void) {
+    ring_and_gate("");
+    ring_and_gate("reorder=16 again=0.2 delay_us=0:50");
+}
+
+/* Two gates of one counter, on two streams, while its writes come: each write is taken once. */
+static void two_gates(void) {
+    pair pair;
+    pplx_lane lanes[3] = {{0}};
+    stream rings = {0}, gates[2] = {{0}};
+    pplx_word words[2];
+    bool retired[2] = {false};
+    rung rung;
+    pair_open(&pair, 1, 1, "reorder=16", NBYTES);
+    rung_fill(&rung, &pair, fresh_cell(0, PPLX_CELL_FREE), &lanes[0], true);
+    pplx_word_arm(pair.a.engine, &rung.word);
+    add_ring(&rings, &cells[0].cell);
+    for (int i = 0; i < 2; i++) {
+        pplx_cell *cell = fresh_cell(1 + i, PPLX_CELL_IDLE);
+        words[i] = gate_of(cell, &lanes[1 + i], &pair.counter, (uint64_t)(1 + 2 * i), true, &retired[i]);
+        pplx_word_arm(pair.b.engine, &words[i]);
+        add_gate(&gates[i], cell);
+        stream_start(&gates[i], ROUNDS / 4);
+    }
+    stream_start(&rings, ROUNDS);
+    WATCH(pplx_word_count(&words[0]) == ROUNDS / 4 && pplx_word_count(&words[1]) == ROUNDS / 4);
+    stream_end(&rings);
+    for (int i = 0; i < 2; i++) stream_end(&gates[i]);
+    CHECK_EQ(pplx_counter_gated(&pair.counter), UINT64_C(8) * ROUNDS);
+    CHECK_EQ(call(&pair.b, PPLX_CALL_WORDS_CLOSE, NULL, NULL), PPLX_OK);
+    CHECK_EQ(call(&pair.a, PPLX_CALL_WORDS_CLOSE, NULL, NULL), PPLX_OK);
+    WAIT(retired[0] && retired[1] && rung.retired);
+    CHECK(!words[0].spent); /* a graph may be launched yet, as far as anyone knows */
+    CHECK(cells[1].cell.gone);
+    pair_close(&pair);
+}
+
+/* Ended while streams come and go: what is behind a gate that was aborted is not posted, whatever the timing. */
+static void ends_at_random_moments(void) {
+    for (uint64_t seed = 1; seed <= 40; seed++) {
+        pair pair;
+        uint64_t dice = seed;
+        pplx_lane lane = {0};
+        stream stream = {0};
+        rung rung;
+        pair_open(&pair, 1, 1, "", NBYTES);
+        pplx_cell *cell = fresh_cell(0, PPLX_CELL_IDLE), *bell = fresh_cell(1, PPLX_CELL_FREE);
+        pplx_counter never = {0};
+        CHECK_EQ(pplx_counter_open(pair.a.engine, &never), PPLX_OK);
+        bool retired = false;
+        pplx_word gate = gate_of(cell, &lane, &never, 1, false, &retired);
+        rung_fill(&rung, &pair, bell, &lane, false);
+        add_gate(&stream, cell);
+        add_step(&stream, PPLX_STEP_WRITE, PPLX_CELL_RUNG, bell);
+        stream_start(&stream, 1);
+        pplx_word_arm(pair.a.engine, &rung.word);
+        pplx_word_arm(pair.a.engine, &gate);
+        for (volatile uint64_t spin = check_random(&dice) % 20000; spin > 0; spin--) {
+        }
+        const bool cancels = check_random(&dice) % 2;
+        if (cancels) pplx_cancel(pair.a.engine, &rung.request);
+        gate.end_status = PPLX_CLOSED;
+        pplx_word_end(pair.a.engine, &gate);
+        stream_end(&stream);
+        WAIT(rung.end.released);
+        CHECK(rung.request.error.status == PPLX_POISONED || (cancels && rung.request.error.status == PPLX_CANCELLED));
+        WAIT(retired && rung.retired);
+        CHECK(gate.spent && rung.word.spent);
+        CHECK(pplx_lane_poisoned(&lane));
+        CHECK_EQ(pplx_word_posted(&rung.word), 0);
+        CHECK_EQ(pplx_counter_value(&pair.counter), 0);
+        CHECK_EQ(call(&pair.a, PPLX_CALL_COUNTER_CLOSE, &never, NULL), PPLX_OK);
+        pair_close(&pair);
+    }
+}
+
+/* The engine's end with a stream that waits, and one that has not come yet: both run through. */
+static void closing_lets_go(void) {
+    pair pair;
+    pplx_lane lane = {0};
+    stream waits = {0}, late = {0};
+    rung rung;
+    pair_open(&pair, 1, 1, "", NBYTES);
+    pplx_cell *cell = fresh_cell(0, PPLX_CELL_IDLE), *later = fresh_cell(1, PPLX_CELL_IDLE);
+    bool retired[2] = {false};
+    pplx_word gate = gate_of(cell, &lane, &pair.counter, 1, false, &retired[0]);
+    pplx_word other = gate_of(later, &lane, &pair.counter, 1, true, &retired[1]);
+    rung_fill(&rung, &pair, fresh_cell(2, PPLX_CELL_FREE), &lane, false);
+    pplx_word_arm(pair.b.engine, &gate);
+    pplx_word_arm(pair.b.engine, &other);
+    pplx_word_arm(pair.a.engine, &rung.word);
+    add_gate(&waits, cell);
+    add_gate(&late, later);
+    add_ring(&late, &cells[2].cell);
+    stream_start(&waits, 1);
+    CHECK_EQ(call(&pair.b, PPLX_CALL_WORDS_CLOSE, NULL, NULL), PPLX_OK);
+    CHECK_EQ(call(&pair.a, PPLX_CALL_WORDS_CLOSE, NULL, NULL), PPLX_OK);
+    WAIT(rung.end.released);
+    CHECK_EQ(rung.request.error.status, PPLX_FLUSHED);
+    stream_end(&waits);
+    stream_start(&late, 3);
+    stream_end(&late);
+    WAIT(retired[0] && retired[1] && rung.retired);
+    CHECK(!other.spent);
+    CHECK_EQ(pplx_counter_gated(&pair.counter), 0);
+    pair_close(&pair);
+}
+
+static void *add_up(void *argument) {
+    for (int i = 0; i < ROUNDS; i++) __atomic_fetch_add((uint64_t *)argument, 3, __ATOMIC_ACQ_REL);
+    return NULL;
+}
+
+static void watches(void) {
+    pair pair;
+    pthread_t kernel;
+    pair_open(&pair, 1, 1, "", NBYTES);
+    bool retired = false;
+    pplx_word watch = {.kind = PPLX_WORD_WATCH,
+                       .cookie = &retired,
+                       .repeats = 1,
+                       .cell = fresh_cell(0, PPLX_CELL_IDLE),
+                       .notify_at = UINT64_MAX};
+    pplx_word_arm(pair.b.engine, &watch);
+    CHECK_EQ(pthread_create(&kernel, NULL, add_up, watch.cell), 0);
+    WATCH(pplx_cell_value(watch.cell) == 3 * ROUNDS);
+    CHECK_EQ(pthread_join(kernel, NULL), 0);
+    WAIT(pair.b.words > 0); /* it was told */
+    pplx_word_close(pair.b.engine, &watch);
+    WAIT(retired);
+    pair_close(&pair);
+}
+
+int main(void) {
+    RUN(rings_and_gates);
+    RUN(two_gates);
+    RUN(ends_at_random_moments);
+    RUN(closing_lets_go);
+    RUN(watches);
+    return check_done();
+}
