@@ -23,7 +23,7 @@ static char libcuda[PATH_MAX];
 static int (*adopt)(uint64_t *, void *, size_t);
 static int (*forget)(uint64_t);
 static int (*run_kernel)(int ms);
-static int (*opened)(void), (*retained)(void), (*launched)(void);
+static int (*queued)(void), (*opened)(void), (*retained)(void), (*launched)(void);
 static int (*handles)(void), (*renew)(uint64_t);
 static int (*open_own)(int yes);
 static int (*allocate)(uint64_t *, size_t), (*release)(uint64_t);
@@ -46,7 +46,8 @@ static void load(void) {
         {&opened, "fake_cuda_opened"},     {&retained, "fake_cuda_retained"}, {&launched, "fake_cuda_launched"},
         {&open_own, "fake_cuda_open_own"}, {&allocate, "cuMemAlloc_v2"},      {&release, "cuMemFree_v2"},
         {&to_device, "cuMemcpyHtoD_v2"},   {&from_device, "cuMemcpyDtoH_v2"}, {&retain, "cuDevicePrimaryCtxRetain"},
-        {&push, "cuCtxPushCurrent_v2"},    {&handles, "fake_cuda_handles"},   {&renew, "fake_cuda_renew"},
+        {&push, "cuCtxPushCurrent_v2"},    {&queued, "fake_cuda_queued"},     {&handles, "fake_cuda_handles"},
+        {&renew, "fake_cuda_renew"},
     };
     for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
         void *function = dlsym(library, functions[i].name);
@@ -179,16 +180,14 @@ static void test_a_revoke_that_takes_its_time(void) {
     setenv("FAKE_CUDA_COPY_US", "1600000", 1);
     pplx_work_request request = write_of(&p, &w, GPU, 1);
     CHECK_EQ(post(&p.a, NULL, &request), PPLX_OK);
-    uint64_t start = check_now_ns(), longest = 0;
-    while (ipc->mr_close(p.at_b.mr) == PPLX_UNRELEASED) {
-        const uint64_t before = check_now_ns();
+    uint64_t start = check_now_ns();
+    int polls = 0;
+    for (; ipc->mr_close(p.at_b.mr) == PPLX_UNRELEASED; polls++) {
         poll_both(&p.a, &p.b);
-        const uint64_t took = check_now_ns() - before;
-        if (took > longest) longest = took;
         check_patience(start, PATIENCE);
     }
+    CHECK(polls > 20); /* were they to wait for the stream, it would be one or two */
     CHECK(memcmp(p.at_b.shows, p.at_a.shows, GPU) == 0);
-    CHECK(longest < UINT64_C(500000000));
     unsetenv("FAKE_CUDA_COPY_US");
     CHECK_EQ(wait_for(&p.a, &p.b, &w), PPLX_OK);
     request = request_of(&p.a, PLAIN, &p.b, PLAIN, &w, PPLX_WRITE_IMM, 0, 8, 2);
@@ -229,7 +228,8 @@ static void test_a_lost_context(void) {
     static watched w, slow;
     gpus_open(&p, "64");
     warm_up(&p);
-    setenv("FAKE_CUDA_COPY_US", "1500000", 1);
+    const uint64_t start = check_now_ns();
+    setenv("FAKE_CUDA_COPY_US", "6000000", 1);
     pplx_work_request request = write_of(&p, &slow, 8, 1);
     CHECK_EQ(post(&p.a, NULL, &request), PPLX_OK);
     run_for(&p.a, &p.b, 0.05);
@@ -238,12 +238,11 @@ static void test_a_lost_context(void) {
     request = request_of(&p.a, PLAIN, &p.b, PLAIN, &w, PPLX_WRITE_IMM, 0, 8, 2);
     request.remote_key = p.at_b.key.key; /* from the host */
     CHECK_EQ(perform(&p.a, &p.b, &request), PPLX_LOCAL_ACCESS);
-    const uint64_t start = check_now_ns();
     CHECK_EQ(wait_for(&p.a, &p.b, &slow), PPLX_LOCAL_ACCESS);
-    CHECK(check_now_ns() - start < UINT64_C(1000000000));
+    CHECK(check_now_ns() - start < UINT64_C(5000000000)); /* it didn't wait for the copy */
     unsetenv("FAKE_CUDA_FAIL");
     unsetenv("FAKE_CUDA_COPY_US");
-    run_for(&p.a, &p.b, 1.7); /* this libcuda's stream knows nothing of that, and copies */
+    while (queued()) usleep(1000); /* this libcuda's stream knows nothing of that, and copies */
     gpus_close(&p);
 }
 

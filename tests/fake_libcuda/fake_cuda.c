@@ -66,7 +66,7 @@ static __thread uintptr_t contexts[64]; /* device + 1 */
 static __thread int depth;
 
 static _Atomic uint64_t kernel_until_ns;
-static atomic_int opened, retained, launched, handles, exported;
+static atomic_int opened, retained, launched, handles, exported, queued;
 static _Atomic uint64_t last_id;
 static atomic_bool opens_own;
 
@@ -76,6 +76,7 @@ API fake_cuda_opened(void);   /* allocations of other processes */
 API fake_cuda_retained(void); /* primary contexts */
 API fake_cuda_launched(void); /* kernels so far */
 API fake_cuda_handles(void);  /* made so far, for other processes */
+API fake_cuda_queued(void);   /* of all streams, and not done */
 API fake_cuda_exported(void); /* dma-bufs made so far */
 API fake_cuda_renew(uint64_t pointer); /* as if it had been freed, and given out again */
 API fake_cuda_open_own(int yes); /* take handles of this process as if they were another's */
@@ -129,6 +130,8 @@ API fake_cuda_opened(void) { return atomic_load(&opened); }
 API fake_cuda_retained(void) { return atomic_load(&retained); }
 
 API fake_cuda_launched(void) { return atomic_load(&launched); }
+
+API fake_cuda_queued(void) { return atomic_load(&queued); }
 
 API fake_cuda_exported(void) { return atomic_load(&exported); }
 
@@ -479,6 +482,7 @@ static void *run(void *argument) {
         pthread_mutex_lock(&stream->lock);
         stream->failed = result;
         stream->head++;
+        atomic_fetch_sub(&queued, 1);
         pthread_cond_broadcast(&stream->changed);
     }
     pthread_mutex_unlock(&stream->lock);
@@ -490,7 +494,10 @@ static int enqueue(stream *stream, op op) {
     pthread_mutex_lock(&stream->lock);
     while (stream->tail - stream->head == MOST_OPS) pthread_cond_wait(&stream->changed, &stream->lock);
     const int failed = stream->failed;
-    if (!failed) stream->ops[stream->tail++ % MOST_OPS] = op;
+    if (!failed) {
+        stream->ops[stream->tail++ % MOST_OPS] = op;
+        atomic_fetch_add(&queued, 1);
+    }
     pthread_cond_broadcast(&stream->changed);
     pthread_mutex_unlock(&stream->lock);
     return failed;
