@@ -25,9 +25,9 @@ from helpers.slowness import SLOWNESS
 from helpers.told import check_told
 from pplx_async import Peer, PeerLost, TransferEngine
 
-# Whatever names a peer that was killed has ended within this, with the engine's defaults: the promise. Where eleven
-# others wanted the two cores it took up to 0.52 s. On an emulated machine more, but less than the three seconds of who
-# waits for heartbeats.
+# Whatever names a peer that was killed has ended within this, with the engine's defaults: the promise. At a load
+# of 11 on two cores the longest was 0.52 s. On an emulated machine more, but less than the three seconds of who waits
+# for heartbeats.
 NOTICED = min(1.0 * SLOWNESS, 2.0)
 # Other peers see no longer pause than this: half of the shortest limit that a test gives.
 PAUSE = 1.0
