@@ -31,24 +31,6 @@ enum { LAYOUTS = sizeof layouts / sizeof layouts[0] };
 static const uint64_t sizes[] = {0, 1, 8, 64, 65, 220, 221, 4096, 65536, 65537, ARENA};
 enum { SIZES = sizeof sizes / sizeof sizes[0] };
 
-/* The first of all cases: the library takes that only before it has registered memory. */
-static void memory_is_kept_from_children_before_any_is_registered(void) {
-    pplx_device devices[1];
-    side a;
-    option_list list;
-    size_t count;
-    layout_is("x0 roce ip=10.0.0.1");
-    CHECK_EQ(at_start.fork_inits, 0);
-    option_list_of(&list, "");
-    CHECK_EQ(verbs->discover(list.options, list.count, devices, 1, &count, NULL), PPLX_OK);
-    CHECK_EQ(fake_now().fork_inits, 1);
-    side_open(&a, "x0", "");
-    side_close(&a);
-    CHECK_EQ(fake_now().fork_inits, 2); /* it may be the first that is called */
-    CHECK_EQ(fake_now().late_fork_inits, 0);
-    check_clean();
-}
-
 static void misspelt_and_senseless_options_are_refused(void) {
     static const char *const bad[] = {"prot=1",
                                       "port=0",
@@ -687,7 +669,6 @@ static void one_domain_has_many_peers(void) {
 
 int main(void) {
     fake_load(false);
-    RUN(memory_is_kept_from_children_before_any_is_registered);
     RUN(misspelt_and_senseless_options_are_refused);
     RUN(bytes_are_written_and_read);
     RUN(an_immediate_comes_after_its_bytes_and_once);

@@ -15,7 +15,6 @@ struct fake_counts {
     uint64_t polls, refused;                 /* ibv_poll_cq; posts that were not taken whole */
     uint64_t complaints;                     /* misuse that a real device answers by hanging, or not at all */
     uint64_t cut_short;                      /* queue pairs destroyed in RTS */
-    uint64_t fork_inits, late_fork_inits;    /* ibv_fork_init, and after something was opened */
 };
 
 /* Other devices from now on; the text is described in fake_ibverbs.h. -1: some are open, or it says nothing. */

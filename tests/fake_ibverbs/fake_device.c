@@ -51,14 +51,6 @@ void fake_wake(void) {
 
 /* ---- the list ---- */
 
-int ibv_fork_init(void) {
-    pthread_mutex_lock(&fake_lock);
-    fake_count.fork_inits++;
-    if (fake_count.fork_inits == 1 && fake_contexts) fake_count.late_fork_inits++;
-    pthread_mutex_unlock(&fake_lock);
-    return 0;
-}
-
 struct ibv_device **ibv_get_device_list(int *count) {
     pthread_mutex_lock(&fake_lock);
     fake_layout_need();

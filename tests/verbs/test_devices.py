@@ -41,8 +41,6 @@ class Counts(ctypes.Structure):
         ("refused", ctypes.c_uint64),
         ("complaints", ctypes.c_uint64),
         ("cut_short", ctypes.c_uint64),
-        ("fork_inits", ctypes.c_uint64),
-        ("late_fork_inits", ctypes.c_uint64),
     ]
 
 

@@ -57,7 +57,6 @@ const pplx_library pplx_library_libfabric = {
 #define SYMBOL(field, required) {"ibv_" #field, NULL, required, offsetof(pplx_libibverbs, field)}
 static const pplx_symbol libibverbs_symbols[] = {
     SYMBOL(get_device_list, true),
-    SYMBOL(fork_init, true),
     SYMBOL(free_device_list, true),
     SYMBOL(get_device_name, true),
     SYMBOL(open_device, true),

@@ -74,7 +74,6 @@ extern const pplx_library pplx_library_libfabric;
 /* What libibverbs exports. What moves data (ibv_post_send, ibv_poll_cq ...) is not among them: it is inline, and
  * goes through the tables of a context. */
 typedef struct pplx_libibverbs {
-    int (*fork_init)(void);
     struct ibv_device **(*get_device_list)(int *count);
     void (*free_device_list)(struct ibv_device **list);
     const char *(*get_device_name)(struct ibv_device *device);

@@ -26,16 +26,14 @@ pplx_status verbs_fail(pplx_error *error, pplx_status status, int native, const 
     return status;
 }
 
-/* Memory that a device holds must not be copied away from the process when it forks. Kernels see to that since 5.12;
- * before, the library does, if it is told so before anything else: it keeps such pages from the child. To say it again
- * does nothing; if others in this process have registered memory before, it is too late, and as it was. */
+/* Not ibv_fork_init(): it keeps the pages that a device holds from a child, whole, with all else that lies there. A
+ * child of Python's then dies where it touches an object of its own. Kernels copy such pages for it since 5.12. */
 pplx_status verbs_load(const verbs_options *options, const pplx_libibverbs **lib, const char **file,
                        pplx_error *error) {
     const void *functions = NULL;
     pplx_status status = pplx_library_load(&pplx_library_libibverbs, options->library, &functions, file, error);
     if (status != PPLX_OK) return status;
     *lib = functions;
-    (*lib)->fork_init();
     return PPLX_OK;
 }
 
