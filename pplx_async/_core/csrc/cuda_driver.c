@@ -22,6 +22,7 @@ static const pplx_symbol symbols[] = {
     SYMBOL(primary_release, "DevicePrimaryCtxRelease_v2"),
     SYMBOL(context_push, "CtxPushCurrent_v2"),
     SYMBOL(context_pop, "CtxPopCurrent_v2"),
+    SYMBOL(context_device, "CtxGetDevice"),
     SYMBOL(pointer_attributes, "PointerGetAttributes"),
     {"cuMemGetHandleForAddressRange", NULL, false, offsetof(pplx_libcuda, range_handle)}, /* since 11.7 */
     SYMBOL(ipc_get, "IpcGetMemHandle"),
@@ -30,6 +31,9 @@ static const pplx_symbol symbols[] = {
     SYMBOL(stream_create, "StreamCreate"),
     SYMBOL(stream_destroy, "StreamDestroy_v2"),
     SYMBOL(stream_query, "StreamQuery"),
+    SYMBOL(stream_context, "StreamGetCtx"),
+    SYMBOL(stream_is_capturing, "StreamIsCapturing"),
+    SYMBOL(capture_mode, "ThreadExchangeStreamCaptureMode"),
     SYMBOL(stream_batch, "StreamBatchMemOp_v2"),
     SYMBOL(copy, "MemcpyAsync"),
     SYMBOL(host_register, "MemHostRegister_v2"),

@@ -54,7 +54,9 @@ enum {
 };
 
 /* One of an array for cuStreamBatchMemOp; the driver's union, as far as it is used. */
-enum cu_memory_operation { CU_WRITE_VALUE_64 = 5 };
+enum cu_memory_operation { CU_WRITE_VALUE_32 = 2, CU_WAIT_VALUE_64 = 4, CU_WRITE_VALUE_64 = 5 };
+
+enum { CU_WAIT_VALUE_AND = 2, CU_CAPTURE_MODE_RELAXED = 2 };
 
 typedef union cu_memory_op {
     struct {
@@ -77,6 +79,7 @@ typedef struct pplx_libcuda {
     cu_result (*primary_release)(cu_device device);
     cu_result (*context_push)(cu_context context);
     cu_result (*context_pop)(cu_context *context);
+    cu_result (*context_device)(cu_device *device);
     cu_result (*pointer_attributes)(unsigned count, const int *attributes, void **data, cu_pointer pointer);
     cu_result (*range_handle)(void *handle, cu_pointer pointer, size_t nbytes, int type, unsigned long long flags);
     cu_result (*ipc_get)(cu_ipc_handle *handle, cu_pointer pointer);
@@ -85,6 +88,9 @@ typedef struct pplx_libcuda {
     cu_result (*stream_create)(cu_stream *stream, unsigned flags);
     cu_result (*stream_destroy)(cu_stream stream);
     cu_result (*stream_query)(cu_stream stream);
+    cu_result (*stream_context)(cu_stream stream, cu_context *context);
+    cu_result (*stream_is_capturing)(cu_stream stream, int *state); /* 0: it isn't */
+    cu_result (*capture_mode)(int *mode);                           /* of this thread; the one of before comes back */
     cu_result (*stream_batch)(cu_stream stream, unsigned count, cu_memory_op *ops, unsigned flags);
     cu_result (*copy)(cu_pointer to, cu_pointer from, size_t nbytes, cu_stream stream);
     cu_result (*host_register)(void *memory, size_t nbytes, unsigned flags);
