@@ -38,6 +38,7 @@ enum {
     INVALID_DEVICE = 101,
     INVALID_CONTEXT = 201,
     NOT_READY = 600,
+    CAPTURE_UNSUPPORTED = 900,
     ALREADY_REGISTERED = 712,
     NOT_REGISTERED = 713
 };
@@ -374,8 +375,11 @@ API cuMemGetHandleForAddressRange(void *handle, uint64_t pointer, size_t nbytes,
 
 /* ------------------------------------------------------------------ pinned memory */
 
+static bool forbidden(void);
+
 API cuMemHostRegister_v2(void *memory, size_t nbytes, unsigned flags) {
     NEED_CONTEXT();
+    if (forbidden()) return CAPTURE_UNSUPPORTED;
     if (!nbytes || (uintptr_t)memory % 4096 || flags > 15) return INVALID_VALUE;
     int result = OUT_OF_MEMORY;
     pthread_mutex_lock(&lock);
@@ -414,11 +418,19 @@ API cuMemHostGetDevicePointer_v2(uint64_t *pointer, void *memory, unsigned flags
 /* ------------------------------------------------------------------ streams */
 
 typedef struct op {
-    enum { COPY, KERNEL, WRITE, WAIT } kind;
+    enum { COPY, KERNEL, WRITE, WRITE_32, WAIT } kind;
     uint64_t to, from, nbytes; /* or: address, value, flags */
 } op;
 
+enum { MOST_CAPTURED = 256 };
+
+typedef struct graph {
+    op ops[MOST_CAPTURED];
+    unsigned count;
+} graph;
+
 typedef struct stream {
+    graph *capturing;
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -465,6 +477,8 @@ static int execute(stream *stream, const op *op) {
     if (!word) return 700;
     if (op->kind == WRITE)
         atomic_store(word, op->from);
+    else if (op->kind == WRITE_32)
+        atomic_store((_Atomic uint32_t *)(void *)word, (uint32_t)op->from);
     else
         while (!stream->ended && !waited(atomic_load(word), op->from, op->nbytes)) nap_us(20);
     return OK;
@@ -491,6 +505,11 @@ static void *run(void *argument) {
 
 static int enqueue(stream *stream, op op) {
     if (!stream) return INVALID_VALUE; /* the tests use none of the default ones */
+    if (stream->capturing) {
+        if (stream->capturing->count == MOST_CAPTURED) return OUT_OF_MEMORY;
+        stream->capturing->ops[stream->capturing->count++] = op;
+        return OK;
+    }
     pthread_mutex_lock(&stream->lock);
     while (stream->tail - stream->head == MOST_OPS) pthread_cond_wait(&stream->changed, &stream->lock);
     const int failed = stream->failed;
@@ -578,15 +597,92 @@ API cuStreamBatchMemOp_v2(stream *stream, unsigned count, const memory_op *ops, 
     NEED_CONTEXT();
     if (flags || count > 256) return INVALID_VALUE;
     for (unsigned i = 0; i < count; i++) {
-        const bool write = ops[i].word.operation == 5;
-        if (!write && ops[i].word.operation != 4) return INVALID_VALUE;
-        if (ops[i].word.address % 8) return INVALID_VALUE;
-        const int result = enqueue(
-            stream, (op){write ? WRITE : WAIT, ops[i].word.address, ops[i].word.value, ops[i].word.flags});
+        const uint32_t operation = ops[i].word.operation; /* 32-bit writes, 64-bit waits and writes */
+        if (operation != 2 && operation != 4 && operation != 5) return INVALID_VALUE;
+        if (ops[i].word.address % (operation == 2 ? 4 : 8)) return INVALID_VALUE;
+    }
+    for (unsigned i = 0; i < count; i++) {
+        const uint32_t operation = ops[i].word.operation;
+        const int result = enqueue(stream, (op){operation == 4   ? WAIT
+                                                : operation == 2 ? WRITE_32
+                                                                 : WRITE,
+                                                ops[i].word.address, ops[i].word.value, ops[i].word.flags});
         if (result != OK) return result;
     }
     return OK;
 }
+
+API cuStreamGetCtx(stream *stream, uintptr_t *context) {
+    REFUSE();
+    if (!stream && depth == 0) return INVALID_CONTEXT;
+    *context = stream ? (uintptr_t)stream->device + 1 : contexts[depth - 1];
+    return OK;
+}
+
+/* ------------------------------------------------------------------ graphs */
+
+static atomic_int captures; /* under way, all of the kind that forbids unsafe calls to every thread */
+static __thread int capture_mode; /* 0: global, 2: relaxed */
+
+API cuThreadExchangeStreamCaptureMode(int *mode) {
+    REFUSE();
+    const int before = capture_mode;
+    if (*mode < 0 || *mode > 2) return INVALID_VALUE;
+    capture_mode = *mode;
+    *mode = before;
+    return OK;
+}
+
+API cuStreamBeginCapture_v2(stream *stream, int mode) {
+    NEED_CONTEXT();
+    if (!stream || stream->capturing || mode != 0) return INVALID_VALUE;
+    stream->capturing = calloc(1, sizeof *stream->capturing);
+    atomic_fetch_add(&captures, 1);
+    return stream->capturing ? OK : OUT_OF_MEMORY;
+}
+
+API cuStreamIsCapturing(stream *stream, int *state) {
+    REFUSE();
+    *state = stream && stream->capturing;
+    return OK;
+}
+
+API cuStreamEndCapture(stream *stream, graph **graph) {
+    NEED_CONTEXT();
+    if (!stream || !stream->capturing) return INVALID_VALUE;
+    *graph = stream->capturing;
+    stream->capturing = NULL;
+    atomic_fetch_sub(&captures, 1);
+    return OK;
+}
+
+API cuGraphInstantiateWithFlags(graph **executable, const graph *graph, unsigned long long flags) {
+    NEED_CONTEXT();
+    *executable = malloc(sizeof **executable);
+    if (!*executable) return OUT_OF_MEMORY;
+    **executable = *graph;
+    return flags ? INVALID_VALUE : OK;
+}
+
+API cuGraphLaunch(const graph *executable, stream *stream) {
+    NEED_CONTEXT();
+    int result = OK;
+    for (unsigned i = 0; i < executable->count && result == OK; i++) result = enqueue(stream, executable->ops[i]);
+    return result;
+}
+
+API cuGraphExecDestroy(graph *executable) {
+    free(executable);
+    return OK;
+}
+
+API cuGraphDestroy(graph *graph) {
+    free(graph);
+    return OK;
+}
+
+/* What a capture forbids: to register memory, to load a module. */
+static bool forbidden(void) { return atomic_load(&captures) && capture_mode != 2; }
 
 /* Only what the tests themselves do: it waits for nobody's stream. */
 static int copy_now(uint64_t to, uint64_t from, size_t nbytes) {
@@ -679,6 +775,12 @@ API cuCtxPushCurrent_v2(uintptr_t context) {
     return OK;
 }
 
+API cuCtxGetDevice(int *device) {
+    NEED_CONTEXT();
+    *device = (int)contexts[depth - 1] - 1;
+    return OK;
+}
+
 API cuCtxPopCurrent_v2(uintptr_t *context) {
     REFUSE();
     if (depth == 0) return INVALID_CONTEXT;
@@ -688,25 +790,27 @@ API cuCtxPopCurrent_v2(uintptr_t *context) {
 
 /* ------------------------------------------------------------------ kernels */
 
-/* There is one that it knows, by name: what pplx_async's own kernel does is done by copies. */
-static const char known_kernel[] = "pplx_copy";
+/* There are two that it knows, by name: what pplx_async's own kernels do is done by copies, and by words. */
+static const char known_kernel[] = "pplx_copy", words_kernel[] = "pplx_words";
 
 API cuModuleLoadData(void **module, const char *image) {
     NEED_CONTEXT();
     wait_for_kernels();
-    *module = (void *)(uintptr_t)known_kernel;
-    return strncmp(image, ".version", 8) == 0 && strstr(image, known_kernel) ? OK : 218; /* no PTX */
+    if (forbidden()) return CAPTURE_UNSUPPORTED;
+    const char *name = strstr(image, words_kernel) ? words_kernel : known_kernel;
+    *module = (void *)(uintptr_t)name;
+    return strncmp(image, ".version", 8) == 0 && strstr(image, name) ? OK : 218; /* no PTX */
 }
 
 API cuModuleGetFunction(void **function, void *module, const char *name) {
     REFUSE();
     *function = module;
-    return strcmp(name, known_kernel) == 0 ? OK : 500;
+    return strcmp(name, module) == 0 ? OK : 500;
 }
 
 API cuModuleUnload(void *module) {
     REFUSE();
-    return module == known_kernel ? OK : INVALID_VALUE;
+    return module == known_kernel || module == words_kernel ? OK : INVALID_VALUE;
 }
 
 API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
@@ -715,6 +819,24 @@ API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
     struct {
         uint64_t to, from, nbytes;
     } piece;
+    struct {
+        struct {
+            uint32_t kind, value;
+            uint64_t mask, address;
+        } of[4];
+        uint32_t count, reserved;
+    } steps;
+    if (function == words_kernel) {
+        if (gx != 1 || gy != 1 || gz != 1 || bx != 1 || by != 1 || bz != 1 || shared || extra) return INVALID_VALUE;
+        memcpy(&steps, arguments[0], sizeof steps);
+        for (uint32_t i = 0; i < steps.count; i++) {
+            const int result = enqueue(stream, steps.of[i].kind
+                                                   ? (op){WAIT, steps.of[i].address, steps.of[i].mask, 2}
+                                                   : (op){WRITE_32, steps.of[i].address, steps.of[i].value, 0});
+            if (result != OK) return result;
+        }
+        return OK;
+    }
     if (function != known_kernel || !gx || !gy || gz != 1 || !bx || bx > 1024 || by != 1 || bz != 1 || shared || extra)
         return INVALID_VALUE;
     atomic_fetch_add(&launched, 1);
