@@ -66,7 +66,7 @@ class BuildPy(build_py):
 
     def run(self) -> None:
         super().run()
-        for header in [] if self.editable_mode else glob("include/pplx_async/*.h"):
+        for header in [] if self.editable_mode else glob("include/pplx_async/*.*h"):
             target = Path(self.build_lib, "pplx_async", header)
             self.mkpath(str(target.parent))
             self.copy_file(header, str(target))

@@ -8,6 +8,8 @@ import abc
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pplx_async._core.words import cuda_capturing, cuda_push
+
 if TYPE_CHECKING:
     from pplx_async._core.words import Page
 
@@ -40,15 +42,56 @@ class Stream(abc.ABC):
         """Queue steps (`Word.steps`) on the cell at an offset of a page: all of them, or none and raise."""
 
 
-def find(stream: Streamlike) -> Stream:
-    """Find out whose stream it is.
+class CudaStream(Stream):
+    """One of CUDA's, by its handle, whichever library made it."""
+
+    def __init__(self, handle: int, library: str | None) -> None:
+        self.key = ("cuda", handle)
+        self.label = f"CUDA stream {handle:#x}"
+        self._handle = handle
+        self._library = library
+
+    def is_capturing(self) -> bool:
+        """Whether what is queued now becomes part of a graph."""
+        return cuda_capturing(self._library, self._handle)
+
+    def push(self, page: Page, offset: int, steps: Sequence[tuple[int, int]]) -> None:
+        """Queue steps on a word."""
+        page.pin(self._library, self._handle)
+        cuda_push(self._library, self._handle, page.device_address + offset, steps)
+
+
+def _handle_of(stream: Any) -> int | None:
+    if isinstance(stream, int) and not isinstance(stream, bool):
+        return stream
+    protocol = getattr(stream, "__cuda_stream__", None)  # of cuda.core: (0, handle)
+    if protocol is not None:
+        _, handle = protocol() if callable(protocol) else protocol
+        return int(handle)
+    for name in ("cuda_stream", "ptr"):  # torch's; CuPy's
+        handle = getattr(stream, name, None)
+        if isinstance(handle, int) and not isinstance(handle, bool):
+            return handle
+    return None
+
+
+def find(stream: Streamlike, library: str | None) -> Stream:
+    """Find out whose stream it is; `library` is the libcuda to use for it, None the system's.
 
     Raises
     ------
-    TypeError
+    TypeError, ValueError
         It is none.
     """
     ours = getattr(stream, "__pplx_stream__", None)
     if ours is not None:
         return ours()  # type: ignore[no-any-return]
-    raise TypeError(f"a stream is a testing.HostStream, not {type(stream).__name__}")
+    handle = _handle_of(stream)
+    if handle is None:
+        raise TypeError(
+            "a stream is CuPy's or torch's, has __cuda_stream__, is a handle (int), or a testing.HostStream, "
+            f"not {type(stream).__name__}"
+        )
+    if not 0 <= handle < 1 << 64:
+        raise ValueError(f"a stream's handle is not negative and has 64 bits, and {handle} is none")
+    return CudaStream(handle, library)

@@ -35,6 +35,9 @@ class StreamOperations:
     def _engine_of_streams(self) -> TransferEngine:
         return cast("TransferEngine", self)
 
+    def _find(self, stream: Streamlike) -> Stream:
+        return _streams.find(stream, self._engine_of_streams.options.cuda_library)
+
     def _lane(self, stream: Stream) -> Lane:
         return self._core.words.lane(stream.key, stream.label)
 
@@ -44,7 +47,7 @@ class StreamOperations:
         (Arguments and no closure: its cells would be made by every call, with a stream or without.)
         """
         self._engine_of_streams._check_open()
-        target = _streams.find(stream)
+        target = self._find(stream)
         bell = BellCore(self._core.words, self._lane(target), target.is_capturing())
         try:
             transfer = submit(*arguments, bell)
@@ -91,7 +94,7 @@ class StreamOperations:
         Ends the await only.
         """
         self._engine_of_streams._check_open()
-        target = _streams.find(stream)
+        target = self._find(stream)
         if target.is_capturing():
             raise ValueError(f"{target.label} is being captured: nobody can wait for it now")
         bell = BellCore(self._core.words, self._lane(target), False)
@@ -105,7 +108,7 @@ class StreamOperations:
         that is in order.
         """
         self._engine_of_streams._check_open()
-        lane = self._core.words.find_lane(_streams.find(stream).key)
+        lane = self._core.words.find_lane(self._find(stream).key)
         if lane is not None:
             lane.heal()
 
@@ -124,13 +127,16 @@ class Gate(GateCore):
     ----------
     opened : int
         How often it has opened. One that a graph captured opens each time that the graph is launched.
+    aborted : bool
+        It has last let its stream go without what that waited for. For functions on a `testing.HostStream`; kernels
+        ask ``pplx_aborted()``. Any thread.
     address, device_address : int
-        Of its word, as the host and the GPU see it; for ``pplx_aborted()`` in a kernel that the gate lets through.
+        Of its word, as the host and the GPU see it.
     """
 
     def __init__(self, counter: ImmCounter, stream: Streamlike, n: int) -> None:
         engine = counter._engine
-        target = _streams.find(stream)
+        target = engine._find(stream)
         super().__init__(engine._core.words, engine._lane(target), counter, n, target.is_capturing())
         engine._put(target, self)
 
@@ -175,6 +181,13 @@ class Watcher:
     def address(self) -> int:
         """Where it lies, for the host."""
         return self._entered().address
+
+    @property
+    def device_address(self) -> int:
+        """Where it lies, for kernels: of any device, and from now on. A context must be current."""
+        core = self._entered()
+        self._engine._core.words.page.pin(self._engine.options.cuda_library, 0)
+        return core.device_address
 
     @property
     def value(self) -> int:

@@ -84,6 +84,7 @@ extern "C" {
     X(void, word_close, (pplx_engine *, pplx_word *))                                                  \
     X(void, word_let_go, (pplx_cell *))                                                                \
     X(uint64_t, cell_value, (const pplx_cell *))                                                       \
+    X(bool, cell_aborted, (const pplx_cell *))                                                         \
     X(bool, word_reaped, (pplx_word *))                                                                \
     X(bool, word_notify, (pplx_word *, uint64_t))                                                      \
     X(uint64_t, word_count, (const pplx_word *))                                                       \
@@ -92,7 +93,11 @@ extern "C" {
     X(uint32_t, lane_poisons, (const pplx_lane *))                                                     \
     X(bool, lane_poisoned, (const pplx_lane *))                                                        \
     X(void, lane_heal, (pplx_lane *))                                                                  \
-    X(bool, step_run, (const pplx_step *, uint32_t))
+    X(bool, step_run, (const pplx_step *, uint32_t))                                                   \
+    X(pplx_status, cuda_capturing, (const char *, uint64_t, bool *, pplx_error *))                     \
+    X(pplx_status, cuda_pin, (const char *, uint64_t, void *, size_t, pplx_pinned *, pplx_error *))    \
+    X(void, cuda_unpin, (const char *, void *, const pplx_pinned *))                                   \
+    X(pplx_status, cuda_push, (const char *, uint64_t, const pplx_step *, size_t, pplx_error *))
 
 typedef struct pplx_api {
     size_t size; /* sizeof(pplx_api) in the core */

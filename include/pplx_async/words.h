@@ -33,10 +33,12 @@
 extern "C" {
 #endif
 
-/* Eight aligned bytes of memory that never moves. As one number of 64 bits: `gone` above `state`. */
+/* Aligned memory that never moves. As one number of 64 bits: `gone` above `state`. */
 typedef struct pplx_cell {
-    uint32_t state; /* enum pplx_cell_state; atomic; stream and proxy by turns */
-    uint32_t gone;  /* 0, then 1; atomic; proxy, or the owner when there is no proxy any more */
+    uint32_t state;   /* enum pplx_cell_state; atomic; stream and proxy by turns */
+    uint32_t gone;    /* 0, then 1; atomic; proxy, or the owner when there is no proxy any more */
+    uint32_t aborted; /* 1: what has last let a stream go was ABORTED; atomic; proxy. For kernels: device.cuh */
+    uint32_t reserved;
 } pplx_cell;
 
 enum pplx_cell_state {
@@ -129,6 +131,8 @@ uint64_t pplx_word_posted(const pplx_word *word); /* any thread */
 int32_t pplx_word_take_status(pplx_word *word);   /* owner */
 
 uint32_t pplx_lane_poisons(const pplx_lane *lane);
+bool pplx_cell_aborted(const pplx_cell *cell); /* any thread: as pplx_aborted() in a kernel */
+
 bool pplx_lane_poisoned(const pplx_lane *lane); /* any thread */
 void pplx_lane_heal(pplx_lane *lane);           /* owner: what is queued from now on is done again */
 
@@ -146,6 +150,24 @@ typedef struct pplx_step {
 
 /* A stream of the host's: any thread. False: not yet, after looking for `us` at most. */
 bool pplx_step_run(const pplx_step *step, uint32_t us);
+
+/* Streams of CUDA, by their handles; 0, 1 and 2 are the default ones, of the context that is current. `libcuda`: a
+ * path, or NULL for the one that the system finds; it is loaded at the first call. Any thread. */
+pplx_status pplx_cuda_capturing(const char *libcuda, uint64_t stream, bool *capturing, pplx_error *error);
+
+typedef struct pplx_pinned {
+    uint64_t address; /* as every GPU sees it */
+    uint64_t context;
+} pplx_pinned;
+
+/* Let GPUs see the cells: whole pages of the host's. */
+pplx_status pplx_cuda_pin(const char *libcuda, uint64_t stream, void *memory, size_t nbytes, pplx_pinned *pinned,
+                          pplx_error *error);
+void pplx_cuda_unpin(const char *libcuda, void *memory, const pplx_pinned *pinned); /* no stream looks there any more */
+
+/* Queue up to four steps: all of them or none. */
+pplx_status pplx_cuda_push(const char *libcuda, uint64_t stream, const pplx_step *steps, size_t count,
+                           pplx_error *error);
 
 #ifdef __cplusplus
 }

@@ -4,7 +4,7 @@ from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int32_t, uint64_t
 
 from pplx_async._core.counters cimport CounterCore
-from pplx_async._core.includes.pplx cimport pplx_cell, pplx_lane, pplx_word
+from pplx_async._core.includes.pplx cimport pplx_cell, pplx_lane, pplx_pinned, pplx_word
 from pplx_async._core.promise cimport Promise
 from pplx_async._core.transfer cimport Transfer
 from pplx_async._core.waker cimport Waker
@@ -16,6 +16,9 @@ cdef class Page:
     cdef uint64_t start
     cdef object free  # indices, the one that was given back first comes first
     cdef readonly bint kept
+    cdef pplx_pinned pinned
+    cdef bytes library  # that it is pinned with
+    cdef bint is_pinned
 
     cdef pplx_cell *cell(self, int index) noexcept
 

@@ -38,12 +38,14 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_WORD_DOORBELL,
     PPLX_WORD_GATE,
     PPLX_WORD_WATCH,
+    pplx_bool,
     pplx_cell,
+    pplx_error,
     pplx_step,
 )
 from pplx_async._core.memory cimport Used
 from pplx_async._core.promise cimport PENDING, Promise, fresh
-from pplx_async._core.rt cimport api
+from pplx_async._core.rt cimport api, check
 from pplx_async._core.transfer cimport Transfer
 from pplx_async._core.waker cimport Waker
 
@@ -59,6 +61,8 @@ __all__ = [
     "Word",
     "WordWait",
     "Words",
+    "cuda_capturing",
+    "cuda_push",
     "run_step",
 ]
 
@@ -83,6 +87,36 @@ def run_step(int kind, uint64_t value, uint64_t address, unsigned int us) -> boo
     return done
 
 
+cdef const char *path_of(bytes library) noexcept:
+    return NULL if library is None else <const char *>library
+
+
+def cuda_capturing(str library, uint64_t stream) -> bool:
+    """Whether a stream of CUDA's is being captured."""
+    cdef pplx_error error
+    cdef bytes path = None if library is None else library.encode()
+    cdef pplx_bool capturing = False
+    error.status = api.cuda_capturing(path_of(path), stream, &capturing, &error)
+    check(&error, "look at a stream", "cuda")
+    return capturing
+
+
+def cuda_push(str library, uint64_t stream, uint64_t address, steps) -> None:
+    """Queue steps on a stream of CUDA's, on the cell at this address, as the GPU sees it."""
+    cdef pplx_error error
+    cdef bytes path = None if library is None else library.encode()
+    cdef pplx_step c_steps[4]
+    cdef size_t count = 0
+    for kind, value in steps:
+        c_steps[count].kind = kind
+        c_steps[count].value = <unsigned int>(<uint64_t>value & 0xffffffff)
+        c_steps[count].mask = value
+        c_steps[count].address = address
+        count += 1
+    error.status = api.cuda_push(path_of(path), stream, c_steps, count, &error)
+    check(&error, "queue on a stream", "cuda")
+
+
 cdef class Page:
     """Memory for the words of one engine; it never moves, and processes that are forked share it."""
 
@@ -104,6 +138,29 @@ cdef class Page:
     def nbytes(self) -> int:
         """Its size."""
         return CELLS * CELL_NBYTES
+
+    def pin(self, str library, uint64_t stream) -> None:
+        """Let GPUs see it, once; ``stream`` says which is the first."""
+        cdef pplx_error error
+        if self.is_pinned:
+            return
+        self.library = None if library is None else library.encode()
+        error.status = api.cuda_pin(
+            path_of(self.library), stream, <void *><size_t>self.start, CELLS * CELL_NBYTES, &self.pinned, &error
+        )
+        check(&error, "pin the words of an engine", "cuda")
+        self.is_pinned = True
+
+    def unpin(self) -> None:
+        """No stream looks there any more."""
+        if self.is_pinned and not self.kept:
+            self.is_pinned = False
+            api.cuda_unpin(path_of(self.library), <void *><size_t>self.start, &self.pinned)
+
+    @property
+    def device_address(self) -> int:
+        """Where it starts, for GPUs; for the host where no GPU knows of it."""
+        return self.pinned.address if self.is_pinned else self.start
 
     def keep(self) -> None:
         """Never give it back."""
@@ -180,10 +237,12 @@ cdef class Words:
                 (<BellCore>word).end_for(used, exception, repeating_only)
 
     def let_go(self) -> None:
-        """The proxy has stopped: no stream may wait for it any more, and none of these cells is used again."""
+        """The proxy has stopped: no stream may wait for it any more. A cell that is out may yet be looked at."""
         for word in self.armed:
             api.word_let_go((<Word>word).word.cell)
+        if len(self.page.free) < CELLS:
             self.page.keep()
+        self.page.unpin()
 
 
 @cython.auto_pickle(False)
@@ -231,7 +290,7 @@ cdef class Word:
         self.waits = []
         self.index = home.page.free.popleft()
         cell = home.page.cell(self.index)
-        cell.gone = 0
+        cell.gone = cell.aborted = 0
         cell.state = <unsigned int>state
         self.word.cell = cell
         self.word.cookie = <void *>self
@@ -254,6 +313,11 @@ cdef class Word:
     def address(self) -> int:
         """Of its cell, for the host."""
         return <size_t>self.word.cell
+
+    @property
+    def device_address(self) -> int:
+        """Of its cell, for GPUs, once one knows of it."""
+        return self.home.page.device_address + <uint64_t><size_t>self.word.cell - self.home.page.start
 
     @property
     def repeats(self) -> bool:
@@ -290,9 +354,7 @@ cdef class Word:
         return 0
 
     cdef int on_retired(self) except -1:
-        if not self.word.spent:
-            self.home.page.keep()
-        elif not self.word.repeats or self.closed:
+        if self.word.spent and (not self.word.repeats or self.closed):
             self.give_back()
         if self.waits:
             self.fail_waits(ClosedResourceError("it was closed before that"))
@@ -381,6 +443,11 @@ cdef class GateCore(Word):
     def opened(self) -> int:
         """How often it has opened."""
         return api.word_count(&self.word)
+
+    @property
+    def aborted(self) -> bool:
+        """Whether it has last let its stream go without what that waited for; any thread."""
+        return api.cell_aborted(self.word.cell)
 
     def wait(self, n=1) -> WordWait:
         """Wait until it has opened ``n`` times in all."""

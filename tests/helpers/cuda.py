@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["Adopted", "Device", "DeviceArray"]
+__all__ = ["Adopted", "Device", "DeviceArray", "DeviceGraph", "DeviceStream"]
 
 _POINTER = ctypes.c_uint64
 
@@ -81,3 +83,64 @@ class DeviceArray:
 
     def free(self) -> None:
         self._device.call("cuMemFree_v2", _POINTER(self.address))
+
+
+class DeviceStream:
+    """A stream that the driver made, as CuPy's and torch's are; its graphs, too."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        handle = ctypes.c_void_p()
+        device.call("cuStreamCreate", ctypes.byref(handle), 1)
+        self.ptr = int(handle.value or 0)
+
+    @property
+    def handle(self) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self.ptr)
+
+    def copy(self, target: DeviceArray, source: DeviceArray) -> None:
+        """Queue a copy, as a stand-in for a kernel."""
+        self._device.call(
+            "cuMemcpyAsync",
+            _POINTER(target.address),
+            _POINTER(source.address),
+            ctypes.c_size_t(source.nbytes),
+            self.handle,
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        result = self._device.driver.cuStreamQuery(self.handle)
+        assert result in (0, 600), result
+        return result == 0
+
+    def synchronize(self) -> None:
+        self._device.call("cuStreamSynchronize", self.handle)
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[DeviceGraph]:
+        """Have a graph capture what is queued in this block."""
+        self._device.call("cuStreamBeginCapture_v2", self.handle, 0)
+        graph = DeviceGraph(self._device, self)
+        try:
+            yield graph
+        finally:
+            captured, executable = ctypes.c_void_p(), ctypes.c_void_p()
+            self._device.call("cuStreamEndCapture", self.handle, ctypes.byref(captured))
+            self._device.call("cuGraphInstantiateWithFlags", ctypes.byref(executable), captured, ctypes.c_ulonglong(0))
+            self._device.call("cuGraphDestroy", captured)
+            graph.executable = executable
+
+    def close(self) -> None:
+        self._device.call("cuStreamDestroy_v2", self.handle)
+
+
+class DeviceGraph:
+    """What a `DeviceStream` captured."""
+
+    def __init__(self, device: Device, stream: DeviceStream) -> None:
+        self._device, self._stream = device, stream
+        self.executable = ctypes.c_void_p()
+
+    def launch(self) -> None:
+        self._device.call("cuGraphLaunch", self.executable, self._stream.handle)

@@ -63,7 +63,9 @@ def test_sdist_has_every_source(built):
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = names("pplx_async", "*.py", "*.pyi", "*.pyx", "*.pxd", "*.c", "*.h", "py.typed") | names("include", "*.h")
+    wanted = names("pplx_async", "*.py", "*.pyi", "*.pyx", "*.pxd", "*.c", "*.h", "py.typed") | names(
+        "include", "*.h", "*.cuh"
+    )
     assert {name for name in wanted if not name.startswith("pplx_async/include")} - inside == set()
     assert {"LICENSE", "README.md", "pyproject.toml", "setup.py"} <= inside
     assert not [name for name in inside if name.endswith((".so", ".o")) or name.startswith("build/")]
@@ -74,7 +76,7 @@ def test_wheel_from_sdist_is_complete(built):
     (path,) = built.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
         inside = set(archive.namelist())
-    headers = {f"pplx_async/{name}" for name in names("include", "*.h")}
+    headers = {f"pplx_async/{name}" for name in names("include", "*.h", "*.cuh")}
     assert headers | names("pplx_async", "*.py", "*.pyi", "*.pxd", "py.typed") <= inside
     modules = {path.stem for path in (ROOT / "pplx_async" / "_core").glob("*.pyx")}
     extensions = {name for name in inside if name.endswith(".so")}

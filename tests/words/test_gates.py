@@ -17,7 +17,7 @@ REPLAYS = 1000
 async def test_opens_after_n_and_not_before(board):
     stream, seen = board.stream(), []
     gate = board.counter.gate(stream, 3)
-    stream.run(lambda: seen.append(board.counter.value))
+    stream.run(lambda: seen.append((board.counter.value, gate.aborted)))
     for _ in range(2):
         await board.write()
     await board.counter.wait(2)
@@ -28,7 +28,7 @@ async def test_opens_after_n_and_not_before(board):
     await board.write()
     await gate
     await board.idle(stream)
-    assert seen == [3]
+    assert seen == [(3, False)]
     assert (gate.opened, board.counter.value, board.counter.available) == (1, 3, 0)
     await board.no_words()
 
@@ -196,7 +196,7 @@ async def test_closed_gate_lets_its_stream_go_and_poisons_it(board):
     stream, other, seen = board.stream(), board.stream(), []
     gate = board.counter.gate(stream, 1)
     behind = board.counter.gate(stream, 1)
-    stream.run(seen.append, 1)
+    stream.run(lambda: seen.append((gate.aborted, behind.aborted)))
     waiting = asyncio.ensure_future(gate.wait())
     await asyncio.sleep(0)
     gate.close()
@@ -208,7 +208,7 @@ async def test_closed_gate_lets_its_stream_go_and_poisons_it(board):
         await behind
     assert isinstance(caught.value.__cause__, ClosedResourceError)
     await board.idle(stream)
-    assert seen == [1]
+    assert seen == [(True, True)]
     with pytest.raises(BrokenResourceError, match="rearm"):
         board.counter.gate(stream, 1)
     with pytest.raises(BrokenResourceError, match="rearm"):

@@ -44,6 +44,11 @@ uint64_t pplx_cell_value(const pplx_cell *cell) {
     return __atomic_load_n((const whole_cell *)cell, __ATOMIC_ACQUIRE); /* acquire: pairs with whoever adds to it */
 }
 
+bool pplx_cell_aborted(const pplx_cell *cell) {
+    /* acquire: pairs with let_through(), pplx_word_let_go() */
+    return __atomic_load_n(&cell->aborted, __ATOMIC_ACQUIRE) || __atomic_load_n(&cell->gone, __ATOMIC_ACQUIRE);
+}
+
 void pplx_word_let_go(pplx_cell *cell) {
     __atomic_store_n(&cell->gone, 1, __ATOMIC_RELEASE); /* release: as answer() */
 }
@@ -114,9 +119,15 @@ static void retire(pplx_engine *engine, pplx_word *word, bool spent) {
 
 /* ---- gates ---- */
 
+/* The stream goes on; how, its kernels may ask. */
+static void let_through(const pplx_word *word, bool aborted) {
+    __atomic_store_n(&word->cell->aborted, aborted, __ATOMIC_RELEASE); /* release: pairs with pplx_cell_aborted() */
+    answer(word, aborted ? PPLX_CELL_ABORTED : PPLX_CELL_OPEN);
+}
+
 static void open_gate(pplx_engine *engine, pplx_word *word) {
     word->phase = ANSWERED;
-    answer(word, PPLX_CELL_OPEN);
+    let_through(word, false);
     count(engine, word);
 }
 
@@ -159,7 +170,7 @@ static void abort_gate(pplx_engine *engine, pplx_word *word, int32_t status) {
     if (queued) unqueue_gate(word);
     word->phase = ANSWERED;
     poison(word->lane); /* before the answer: see the head */
-    answer(word, PPLX_CELL_ABORTED);
+    let_through(word, true);
     tell_status(engine, word, status);
     if (queued) pplx_gates_serve(engine, word->counter);
 }

@@ -272,6 +272,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
     ctypedef struct pplx_cell:
         uint32_t state
         uint32_t gone
+        uint32_t aborted
 
     ctypedef struct pplx_lane:
         uint32_t poisons
@@ -297,6 +298,10 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint32_t value
         uint64_t mask
         uint64_t address
+
+    ctypedef struct pplx_pinned:
+        uint64_t address
+        uint64_t context
 
     ctypedef struct pplx_api:
         size_t size
@@ -361,6 +366,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         void (*word_close)(pplx_engine *, pplx_word *) noexcept nogil
         void (*word_let_go)(pplx_cell *) noexcept nogil
         uint64_t (*cell_value)(const pplx_cell *) noexcept nogil
+        pplx_bool (*cell_aborted)(const pplx_cell *) noexcept nogil
         pplx_bool (*word_reaped)(pplx_word *) noexcept nogil
         pplx_bool (*word_notify)(pplx_word *, uint64_t) noexcept nogil
         uint64_t (*word_count)(const pplx_word *) noexcept nogil
@@ -370,5 +376,9 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         pplx_bool (*lane_poisoned)(const pplx_lane *) noexcept nogil
         void (*lane_heal)(pplx_lane *) noexcept nogil
         pplx_bool (*step_run)(const pplx_step *, uint32_t) noexcept nogil
+        pplx_status (*cuda_capturing)(const char *, uint64_t, pplx_bool *, pplx_error *) noexcept nogil
+        pplx_status (*cuda_pin)(const char *, uint64_t, void *, size_t, pplx_pinned *, pplx_error *) noexcept nogil
+        void (*cuda_unpin)(const char *, void *, const pplx_pinned *) noexcept nogil
+        pplx_status (*cuda_push)(const char *, uint64_t, const pplx_step *, size_t, pplx_error *) noexcept nogil
 
     const pplx_api *pplx_core_api()

@@ -1,0 +1,149 @@
+/* SPDX-FileCopyrightText: 2026 The pplx_async authors
+ * SPDX-License-Identifier: Apache-2.0 */
+
+/* The stream's side of words, on streams of CUDA: theirs, not ours, whichever library made them.
+ *
+ * All steps of a word go into one cuStreamBatchMemOp, which a graph captures as one node. Without such operations
+ * a kernel of one thread does the same, and takes a place on the GPU while it waits.
+ *
+ * A stream that is being captured forbids calls that are unsafe then, registering memory for one, to every thread that
+ * has not said that it knows better (CUDA Driver API, cuThreadExchangeStreamCaptureMode): we do, for ours depend on
+ * nothing that is captured. */
+#include <pthread.h>
+#include <string.h>
+
+#include "cuda_driver.h"
+#include "cuda_words.h"
+#include "internal.h"
+
+enum { MOST_CONTEXTS = 64 };
+
+/* The kernel is loaded once into each context, and stays. */
+static pthread_mutex_t kernels_lock = PTHREAD_MUTEX_INITIALIZER; /* a leaf of ours; the driver is called under it */
+static struct {
+    cu_context context;
+    cu_function function;
+} kernels[MOST_CONTEXTS];
+
+static pplx_status failed(const pplx_libcuda *cuda, cu_result result, const char *what, pplx_error *error) {
+    return pplx_fail(error, PPLX_NATIVE, result, "%s: %s", what, pplx_cuda_error(cuda, result));
+}
+
+/* The context of a stream is current from here to leave(), and unsafe calls are allowed. */
+static cu_result enter(const pplx_libcuda *cuda, cu_stream stream, cu_context *context, int *mode) {
+    cu_result result = cuda->stream_context(stream, context);
+    if (result == CU_OK) result = cuda->context_push(*context);
+    if (result != CU_OK) return result;
+    *mode = CU_CAPTURE_MODE_RELAXED;
+    return cuda->capture_mode(mode);
+}
+
+static void leave(const pplx_libcuda *cuda, int mode) {
+    cu_context own;
+    cuda->capture_mode(&mode);
+    cuda->context_pop(&own);
+}
+
+pplx_status pplx_cuda_capturing(const char *path, uint64_t stream, bool *capturing, pplx_error *error) {
+    const pplx_libcuda *cuda;
+    int state = 0;
+    pplx_status status = pplx_cuda_load(path, &cuda, error);
+    if (status != PPLX_OK) return status;
+    const cu_result result = cuda->stream_is_capturing((cu_stream)(uintptr_t)stream, &state);
+    if (result != CU_OK) return failed(cuda, result, "no stream of CUDA", error);
+    *capturing = state != 0;
+    return PPLX_OK;
+}
+
+pplx_status pplx_cuda_pin(const char *path, uint64_t stream, void *memory, size_t nbytes, pplx_pinned *pinned,
+                          pplx_error *error) {
+    const pplx_libcuda *cuda;
+    cu_context context;
+    int mode;
+    pplx_status status = pplx_cuda_load(path, &cuda, error);
+    if (status != PPLX_OK) return status;
+    cu_result result = enter(cuda, (cu_stream)(uintptr_t)stream, &context, &mode);
+    if (result != CU_OK) return failed(cuda, result, "no context of that stream", error);
+    result = cuda->host_register(memory, nbytes, CU_HOST_REGISTER_PORTABLE | CU_HOST_REGISTER_DEVICEMAP);
+    if (result == CU_OK) {
+        result = cuda->host_device_pointer(&pinned->address, memory, 0);
+        if (result != CU_OK) cuda->host_unregister(memory);
+    }
+    leave(cuda, mode);
+    if (result != CU_OK) return failed(cuda, result, "the words can't be pinned", error);
+    pinned->context = (uintptr_t)context;
+    return PPLX_OK;
+}
+
+void pplx_cuda_unpin(const char *path, void *memory, const pplx_pinned *pinned) {
+    const pplx_libcuda *cuda;
+    cu_context own;
+    pplx_error error;
+    if (pplx_cuda_load(path, &cuda, &error) != PPLX_OK) return;
+    if (cuda->context_push((cu_context)(uintptr_t)pinned->context) != CU_OK) return; /* it went before us */
+    cuda->host_unregister(memory);
+    cuda->context_pop(&own);
+}
+
+static cu_result find_kernel(const pplx_libcuda *cuda, cu_context context, cu_function *function) {
+    cu_module module;
+    int i = 0;
+    cu_result result = CU_OK;
+    pthread_mutex_lock(&kernels_lock);
+    while (i < MOST_CONTEXTS && kernels[i].context && kernels[i].context != context) i++;
+    if (i < MOST_CONTEXTS && kernels[i].context) {
+        *function = kernels[i].function;
+    } else {
+        result = cuda->module_load(&module, pplx_cuda_words_ptx);
+        if (result == CU_OK) result = cuda->module_function(function, module, pplx_cuda_words_name);
+        if (result == CU_OK && i < MOST_CONTEXTS) {
+            kernels[i].context = context;
+            kernels[i].function = *function;
+        }
+    }
+    pthread_mutex_unlock(&kernels_lock);
+    return result;
+}
+
+static cu_result launch(const pplx_libcuda *cuda, cu_context context, cu_stream stream, const pplx_step *steps,
+                        size_t count) {
+    cuda_steps all = {.count = (uint32_t)count};
+    void *arguments[] = {&all};
+    cu_function function;
+    memcpy(all.of, steps, count * sizeof *steps);
+    cu_result result = find_kernel(cuda, context, &function);
+    return result == CU_OK ? cuda->launch(function, 1, 1, 1, 1, 1, 1, 0, stream, arguments, NULL) : result;
+}
+
+static cu_result push(const pplx_libcuda *cuda, cu_context context, cu_stream stream, const pplx_step *steps,
+                      size_t count) {
+    cu_memory_op ops[CUDA_STEPS] = {0};
+    cu_device device;
+    int has_words = 0;
+    cu_result result = cuda->context_device(&device);
+    if (result == CU_OK) result = cuda->device_attribute(&has_words, CU_CAN_USE_64_BIT_STREAM_MEM_OPS, device);
+    if (result != CU_OK) return result;
+    if (!has_words) return launch(cuda, context, stream, steps, count);
+    for (size_t i = 0; i < count; i++) {
+        const bool write = steps[i].kind == PPLX_STEP_WRITE;
+        ops[i].word.operation = write ? CU_WRITE_VALUE_32 : CU_WAIT_VALUE_64;
+        ops[i].word.address = steps[i].address;
+        ops[i].word.value = write ? steps[i].value : steps[i].mask;
+        ops[i].word.flags = write ? 0 : CU_WAIT_VALUE_AND;
+    }
+    return cuda->stream_batch(stream, (unsigned)count, ops, 0);
+}
+
+pplx_status pplx_cuda_push(const char *path, uint64_t stream, const pplx_step *steps, size_t count, pplx_error *error) {
+    const pplx_libcuda *cuda;
+    cu_context context;
+    int mode;
+    if (count > CUDA_STEPS) return pplx_fail(error, PPLX_INVALID, 0, "%zu steps at once", count);
+    pplx_status status = pplx_cuda_load(path, &cuda, error);
+    if (status != PPLX_OK) return status;
+    cu_result result = enter(cuda, (cu_stream)(uintptr_t)stream, &context, &mode);
+    if (result != CU_OK) return failed(cuda, result, "no context of that stream", error);
+    result = push(cuda, context, (cu_stream)(uintptr_t)stream, steps, count);
+    leave(cuda, mode);
+    return result == CU_OK ? PPLX_OK : failed(cuda, result, "the stream takes no words", error);
+}

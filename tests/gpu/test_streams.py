@@ -1,0 +1,285 @@
+# SPDX-FileCopyrightText: 2026 The pplx_async authors
+# SPDX-License-Identifier: Apache-2.0
+"""Streams of CUDA wait for transfers and start them: on a GPU if there is one, else on the tests' own libcuda."""
+
+import asyncio
+import types
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from helpers.cuda import DeviceStream
+from helpers.engines import eventually, open_pair
+from pplx_async import BrokenResourceError, CapturedTransfer, ClosedResourceError, CudaError
+
+NBYTES = 1 << 16
+REPLAYS = 200
+
+
+class Board:
+    """a writes GPU memory into GPU memory of b, counted; a stream of each side."""
+
+    def __init__(self, pair, device):
+        self.pair, self.device = pair, device
+        self.a, self.b = pair.a, pair.b
+
+    async def open(self):
+        device = self.device
+        self.ours, self.theirs, self.copy = device.zeros(NBYTES), device.zeros(NBYTES), device.zeros(NBYTES)
+        self.source = await self.a.register(self.ours)
+        self.target = await self.b.register(self.theirs)
+        self.remote = self.pair.ab.region(self.target.to_bytes())
+        self.counter, self.remote_counter = self.pair.counter()
+        self.sends, self.receives = DeviceStream(device), DeviceStream(device)
+        return self
+
+    def write(self, **options):
+        return self.a.write(self.source, self.remote, counter=self.remote_counter, **options)
+
+    async def idle(self, *streams):
+        for stream in streams:
+            await eventually(lambda stream=stream: stream.is_idle, "the stream comes to rest")
+
+    def close(self):
+        self.sends.close()
+        self.receives.close()
+
+
+@pytest.fixture(params=["stream operations", "kernel"])
+def words(request, library, monkeypatch):
+    """With stream memory operations, and without: only the tests' own libcuda lacks them on demand."""
+    if request.param == "kernel":
+        if library == "libcuda.so.1":
+            pytest.skip("this GPU has stream memory operations")
+        monkeypatch.setenv("FAKE_CUDA_WORDS", "0")
+    return request.param
+
+
+@pytest_asyncio.fixture
+async def board(library, device):
+    async with open_pair("ipc", cuda_library=library) as pair:
+        board = await Board(pair, device).open()
+        yield board
+        board.close()
+
+
+class HostBoard(Board):
+    """The same with regions of the host's: the streams are CUDA's all the same."""
+
+    async def open(self):
+        self.source = await self.pair.source(64)
+        target = await self.pair.target(64)
+        self.array, self.remote = target.array, target.remote
+        self.counter, self.remote_counter = self.pair.counter()
+        self.sends, self.receives = DeviceStream(self.device), DeviceStream(self.device)
+        return self
+
+
+@pytest_asyncio.fixture
+async def host_board(library, device, words):
+    async with open_pair("loopback", cuda_library=library) as pair:
+        board = await HostBoard(pair, device).open()
+        yield board
+        board.close()
+
+
+async def test_stream_runs_on_when_its_writes_have_landed(board):
+    content = np.random.default_rng(1).bytes(NBYTES)
+    board.ours.set(content)
+    gate = board.counter.gate(board.receives, 2)
+    board.receives.copy(board.copy, board.theirs)
+    await board.write()
+    await board.counter.wait(1)
+    assert (gate.opened, board.receives.is_idle) == (0, False)
+    await board.write()
+    await gate
+    await board.idle(board.receives)
+    assert board.copy.get() == content
+
+
+async def test_what_a_stream_has_computed_goes_out_by_itself(board):
+    content = np.random.default_rng(2).bytes(NBYTES)
+    made = board.device.array(content)
+    board.sends.copy(board.ours, made)
+    writing = board.write(after=board.sends)
+    assert await writing == NBYTES
+    await board.counter.wait(1)
+    assert board.theirs.get() == content
+
+
+async def test_graphs_on_both_sides(board):
+    """Launched again and again: the one sends what it has copied, the other copies what it has got."""
+    made = board.device.array(np.random.default_rng(3).bytes(NBYTES))
+    with board.sends.capture() as sending:
+        board.sends.copy(board.ours, made)
+        writing = board.write(after=board.sends)
+    with board.receives.capture() as receiving:
+        gate = board.counter.gate(board.receives, 1)
+        board.receives.copy(board.copy, board.theirs)
+    assert isinstance(writing, CapturedTransfer)
+    for n in range(1, REPLAYS + 1):
+        sending.launch()
+        receiving.launch()
+        if n % 50 == 0:
+            content = np.random.default_rng(n).bytes(NBYTES)
+            await writing.wait(n)
+            await board.idle(board.sends, board.receives)
+            made.set(content)
+            sending.launch()
+            receiving.launch()
+            await gate.wait(n + n // 50)
+            await board.idle(board.receives)
+            assert board.copy.get() == content
+            await writing.wait(n + n // 50)
+    total = REPLAYS + REPLAYS // 50
+    assert (gate.opened, writing.completed, board.counter.available) == (total, total, 0)
+    gate.close()
+    await writing.close()
+
+
+async def test_gate_doorbell_and_reached(host_board):
+    board = host_board
+    gate = board.counter.gate(board.receives, 1)
+    reached = board.b.reached(board.receives)
+    await asyncio.sleep(0.01)
+    assert (gate.opened, reached.done(), board.receives.is_idle) == (0, False, False)
+    await board.write(after=board.sends)
+    await gate
+    await reached
+    await board.idle(board.receives, board.sends)
+    assert board.array.any()
+
+
+async def test_replays_on_either_kind_of_words(host_board):
+    board = host_board
+    with board.sends.capture() as sending:
+        writing = board.write(after=board.sends)
+    with board.receives.capture() as receiving:
+        gate = board.counter.gate(board.receives, 1)
+    for _ in range(REPLAYS):
+        sending.launch()
+        receiving.launch()
+    await writing.wait(REPLAYS)
+    await gate.wait(REPLAYS)
+    await board.idle(board.sends, board.receives)
+    assert board.counter.available == 0
+    gate.close()
+    await writing.close()
+
+
+async def test_first_words_are_pinned_while_a_capture_is_under_way(host_board):
+    """Which forbids it to everyone who does not say that it knows better."""
+    board = host_board
+    assert board.b._core.words.page.device_address == board.b._core.words.page.address
+    with board.receives.capture() as graph:
+        gate = board.counter.gate(board.receives, 1)
+    graph.launch()
+    await board.write()
+    await gate.wait(1)
+    gate.close()
+    await board.idle(board.receives)
+
+
+async def test_aborted_gate_poisons_the_stream(host_board):
+    board = host_board
+    answers = board.a.counter(peer=board.pair.ab)
+    gate = answers.gate(board.sends, 1)
+    writing = board.write(after=board.sends)
+    gate.close()
+    with pytest.raises(ClosedResourceError):
+        await gate
+    with pytest.raises(BrokenResourceError, match="let go"):
+        await writing
+    await board.idle(board.sends)
+    with pytest.raises(BrokenResourceError, match=f"CUDA stream {board.sends.ptr:#x} was let go"):
+        board.write(after=board.sends)
+    board.a.rearm(board.sends)
+    await board.write(after=board.sends)
+    assert await board.counter.wait(1) == 1
+
+
+async def test_engine_closes_with_streams_that_wait(library, device, words):
+    async with open_pair("loopback", cuda_library=library, drain_timeout=0.2) as pair:
+        board = await HostBoard(pair, device).open()
+        with board.sends.capture() as graph:
+            writing = board.write(after=board.sends)
+        gate = board.counter.gate(board.receives, 1)
+        await board.a.close()
+        await board.b.close()
+        with pytest.raises(ClosedResourceError):
+            await gate
+        with pytest.raises(ClosedResourceError):
+            await writing
+        for _ in range(3):
+            graph.launch()
+        await board.idle(board.sends, board.receives)
+        board.close()
+
+
+async def test_streams_of_every_library(host_board):
+    board = host_board
+    handle = board.receives.ptr
+    streams = [
+        handle,
+        types.SimpleNamespace(ptr=handle),
+        types.SimpleNamespace(cuda_stream=handle),
+        types.SimpleNamespace(__cuda_stream__=(0, handle)),
+        type("Protocol", (), {"__cuda_stream__": lambda self: (0, handle)})(),
+    ]
+    for n, stream in enumerate(streams, 1):
+        gate = board.counter.gate(stream, 1)
+        await board.write()
+        await gate
+        assert board.counter.value == n
+    for bad in (-1, 1 << 64):
+        with pytest.raises(ValueError, match="handle"):
+            board.counter.gate(bad, 1)
+
+
+async def test_watch_has_an_address_for_kernels(host_board):
+    board = host_board
+    async with board.b.watch() as watch:
+        assert watch.device_address % 8 == 0
+        value = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_uint64 * 1).from_address(watch.address))
+        value[0] = 7
+        assert await anext(watch) == (0, 7)
+
+
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        ("cuStreamBatchMemOp_v2", 801),
+        ("cuMemHostRegister_v2", 2),
+        ("cuStreamGetCtx", 400),
+        ("cuStreamIsCapturing", 400),
+    ],
+)
+async def test_what_the_driver_refuses_leaves_nothing(fake, device, monkeypatch, call, code):
+    async with open_pair("loopback", cuda_library=fake) as pair:
+        board = await HostBoard(pair, device).open()
+        monkeypatch.setenv("FAKE_CUDA_FAIL", f"{call}:{code}")
+        for refused in (
+            lambda: board.counter.gate(board.receives, 1),
+            lambda: board.write(after=board.sends),
+            lambda: board.b.reached(board.receives),
+        ):
+            with pytest.raises(CudaError) as caught:
+                refused()
+            assert caught.value.errno == code
+        monkeypatch.delenv("FAKE_CUDA_FAIL")
+        assert pair.a.stats().words == pair.b.stats().words == pair.a.stats().inflight == 0
+        gate = board.counter.gate(board.receives, 1)
+        await board.write(after=board.sends)
+        await gate
+        await board.idle(board.receives, board.sends)
+        board.close()
+
+
+async def test_without_a_driver_it_says_so():
+    async with open_pair("loopback", cuda_library="/nowhere/libcuda.so.1") as pair:
+        counter, _ = pair.counter()
+        with pytest.raises(Exception, match="libcuda") as caught:
+            counter.gate(1 << 20, 1)
+        assert type(caught.value).__name__ == "ProviderUnavailable"
+        assert pair.b.stats().words == 0
