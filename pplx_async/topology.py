@@ -167,7 +167,7 @@ def _host(options: EngineOptions, domains: int) -> Part:
     # for that shortly before our own time is up: what is not released then is quarantined. The rest of that time is
     # for the first one. By default it is longer than the silence that makes a peer lost. However short our time,
     # who lives is not to be lost for another one: it answers soon, but not at once.
-    holders = max(0.1, 0.8 * options.drain_timeout - 0.1)
+    holders = max(0.3, 0.8 * options.drain_timeout - 0.1)
     given = {"holders_ms": str(round(holders * 1e3))} | ({"vm_writev": "1"} if options.ipc_vm_writev else {})
     if options.cuda_library is not None:
         given["libcuda"] = options.cuda_library

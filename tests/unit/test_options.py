@@ -89,7 +89,7 @@ def test_wrong_type(field, value):
         EngineOptions(**{field: value})
 
 
-@pytest.mark.parametrize(("seconds", "holders_ms"), [(5.0, "3900"), (1.0, "700"), (0.0, "100")])
+@pytest.mark.parametrize(("seconds", "holders_ms"), [(5.0, "3900"), (1.0, "700"), (0.0, "300")])
 def test_ipc_waits_for_other_holders_within_the_time_to_drain_or_a_moment(seconds, holders_ms):
     (part,) = topology.choose(EngineOptions(fabric="ipc", drain_timeout=seconds)).parts
     assert part.options["holders_ms"] == holders_ms
