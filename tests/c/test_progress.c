@@ -191,7 +191,7 @@ static void spinning_that_pays(void) {
     config.heartbeat_interval_ms = 1000; /* else they are what comes, in pauses of their own */
     pair_open_with(&pair, 1, 1, "", NBYTES, &config);
     pplx_engine *engine = pair.a.engine;
-    CHECK_EQ(spin_ns(engine), most);
+    CHECK(spin_ns(engine) <= most); /* it adapts from the first moment */
     for (bool gave_up = false; !gave_up || spin_ns(engine) < most;) {
         check_patience(start, PATIENCE_S);
         pump_ms(gave_up ? spin_ns(engine) / 1000000 + 2 : 3 * MOST_MS); /* it has just fallen asleep, or long ago */
