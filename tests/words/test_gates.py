@@ -3,6 +3,7 @@
 """A gate opens when what it waits for has landed, and not before; by itself, launched again and again."""
 
 import asyncio
+import ctypes
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ from helpers.engines import SOON, eventually
 from pplx_async import BrokenResourceError, ClosedResourceError
 
 REPLAYS = 1000
+REQUEST = 1  # PPLX_CELL_REQUEST
 
 
 async def test_opens_after_n_and_not_before(board):
@@ -86,7 +88,8 @@ async def test_who_came_first_is_served_first(board):
     """A large gate is not starved by small ones that came after it."""
     large, small = board.stream(), board.stream()
     big = board.counter.gate(large, 4)
-    await eventually(lambda: board.b.stats().words == 1 and not large.is_idle, "the large one waits")
+    state = ctypes.c_uint32.from_address(big.address)
+    await eventually(lambda: state.value == REQUEST, "the large one waits")
     turns = board.b.stats().turns
     await eventually(lambda: board.b.stats().turns > turns + 10, "and the proxy has seen it")
     little = board.counter.gate(small, 1)
