@@ -48,9 +48,14 @@ static void *aside_main(void *argument) {
     return NULL;
 }
 
+void pplx_aside_join(pplx_aside *aside) {
+    if (aside->has_thread) pthread_join(aside->thread, NULL);
+    aside->has_thread = false;
+}
+
 /* False: there is no thread to be had. */
 static bool start(pplx_aside *aside) {
-    if (aside->has_thread) pthread_join(aside->thread, NULL); /* one before it, which has ended */
+    pplx_aside_join(aside); /* one before it, which has ended */
     aside->has_thread = pthread_create(&aside->thread, NULL, aside_main, aside) == 0;
     return aside->has_thread;
 }
@@ -79,6 +84,6 @@ bool pplx_aside_end(pplx_aside *aside) {
     const bool left = aside->left;
     if (left) pthread_detach(aside->thread);
     pthread_mutex_unlock(&aside->lock);
-    if (!left && aside->has_thread) pthread_join(aside->thread, NULL);
+    if (!left) pplx_aside_join(aside);
     return !left;
 }

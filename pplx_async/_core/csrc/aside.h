@@ -38,6 +38,9 @@ void pplx_aside_init(pplx_aside *aside, const char *name, void (*free_owner)(voi
 /* One thread at a time, like all that follows. */
 void pplx_aside_make(pplx_aside *aside, pplx_aside_call *call);
 
+/* Wait until all that were given are made, however long that takes. */
+void pplx_aside_join(pplx_aside *aside);
+
 /* No call will be given any more. True: all are made, and the owner is the caller's to free. False: it was left to
  * the thread. */
 bool pplx_aside_end(pplx_aside *aside);

@@ -45,7 +45,7 @@ pplx_status pplx_engine_open(const pplx_engine_config *config, pplx_engine **out
     engine->config = *config;
     engine->submit_fd = engine->done_fd = -1;
     pthread_mutex_init(&engine->pending_lock, NULL);
-    pthread_mutex_init(&engine->registrar.lock, NULL);
+    pplx_aside_init(&engine->registrar, "pplx-register", NULL, NULL);
     pplx_done_init(&engine->done);
     if (!pplx_ring_valid(config->ring_entries)) {
         pplx_fail(error, PPLX_INVALID, 0, "ring_entries must be a power of two, at least 2, not %u",
@@ -147,7 +147,6 @@ void pplx_engine_close(pplx_engine *engine) {
     if (engine->landing_page) munmap(engine->landing_page, LANDING_BYTES);
     pplx_counters_free(engine);
     pplx_ring_free(&engine->ring);
-    pthread_mutex_destroy(&engine->registrar.lock);
     pthread_mutex_destroy(&engine->pending_lock);
     free(engine);
 }

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "aside.h"
 #include "done_list.h"
 #include "pplx_async/engine.h"
 #include "pplx_async/words.h"
@@ -214,15 +215,6 @@ struct pplx_peer {
 /* Calls that the thread of register.c hands in. */
 enum { PPLX_CALL_MR_OPENED = 1 << 16, PPLX_CALL_MR_CLOSED };
 
-/* Memory that a thread registers or gives back. */
-typedef struct pplx_registrar {
-    pthread_mutex_t lock;
-    pplx_node *first, *last; /* under lock: requests */
-    bool runs;               /* under lock: the thread will look at the list again */
-    pthread_t thread;        /* proxy */
-    bool has_thread;         /* proxy */
-} pplx_registrar;
-
 struct pplx_engine {
     pplx_engine_config config;
     pplx_domain domains[PPLX_MAX_DOMAINS]; /* owner until start, constant after */
@@ -253,7 +245,7 @@ struct pplx_engine {
     bool spinning;             /* the owner left the providers unarmed, under its lease */
     uint64_t sleep_until_ns;   /* when the sleeping proxy means to wake up; 0: it doesn't sleep */
     pthread_t thread;
-    pplx_registrar registrar;
+    pplx_aside registrar; /* the proxy gives it calls, and joins it before it ends */
     bool started;         /* owner */
     _Atomic uint32_t stop; /* owner */
     uint64_t now_ns; /* read once a turn */
@@ -395,7 +387,6 @@ void pplx_counters_free(pplx_engine *engine);
 /* register.c */
 void pplx_register_run(pplx_engine *engine, pplx_request *request); /* settles it, or it comes back */
 void pplx_registered(pplx_engine *engine, pplx_request *request);   /* it has come back: settles it */
-void pplx_registrar_join(pplx_engine *engine);                      /* wait for its thread to end */
 
 /* words.c */
 void pplx_word_take(pplx_engine *engine, pplx_node *node); /* from the owner: to arm, to end, to close */

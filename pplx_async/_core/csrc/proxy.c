@@ -370,7 +370,7 @@ void *pplx_proxy_main(void *argument) {
         take_token(engine);
     }
     do /* peers given back last are freed here, and memory that is being registered comes back */
-        pplx_registrar_join(engine);
+        pplx_aside_join(&engine->registrar);
     while (take(engine));
     return NULL;
 }

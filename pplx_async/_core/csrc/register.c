@@ -4,17 +4,13 @@
 /* Registering memory, where that takes long: beside the proxy.
  *
  * A NIC's driver pins every page, a tenth of a second or more for each GiB and NIC. A proxy that waits for that sends no
- * heartbeats, and its peers take it for dead. So large memory goes to a thread, for the domains that let any thread
- * register (PPLX_CAP_REGISTER_APART); the others have it from the proxy, as before. The thread comes with the first and
- * goes with the last. What it has done comes back to the proxy through the submit ring, as a call of our own, and
- * settles there.
+ * heartbeats, and its peers take it for dead. So large memory goes to a thread (aside.h), for the domains that let any
+ * thread register (PPLX_CAP_REGISTER_APART); the others have it from the proxy, as before. What it has done comes back
+ * to the proxy through the submit ring, as a call of our own, and settles there.
  *
  * Between the two a request is the thread's: the proxy has written all that it will (its opcode says what comes back)
  * and reads nothing of it but what a cancel asks for, which the thread does not write. */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* thread names */
-#endif
-#include <signal.h>
+#include <stdlib.h>
 
 #include "internal.h"
 
@@ -58,7 +54,13 @@ static pplx_status close_at(pplx_engine *engine, pplx_mr *mr, bool apart, pplx_s
     return first;
 }
 
-/* ---- the thread ---- */
+/* ---- the thread, as a call of it ---- */
+
+typedef struct registration {
+    pplx_aside_call call;
+    pplx_engine *engine;
+    pplx_request *request;
+} registration;
 
 static void run_apart(pplx_engine *engine, pplx_request *request) {
     pplx_error *error = &request->error;
@@ -69,58 +71,24 @@ static void run_apart(pplx_engine *engine, pplx_request *request) {
     pplx_submit_node(engine, &request->node);
 }
 
-static void *registrar_main(void *argument) {
-    pplx_engine *engine = argument;
-    pplx_registrar *registrar = &engine->registrar;
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, NULL); /* signals are for Python's threads */
-    pthread_setname_np(pthread_self(), "pplx-register");
-    pthread_mutex_lock(&registrar->lock);
-    while (registrar->first) {
-        pplx_node *node = registrar->first;
-        registrar->first = node->next;
-        pthread_mutex_unlock(&registrar->lock);
-        run_apart(engine, PPLX_CONTAINER(pplx_request, node, node));
-        pthread_mutex_lock(&registrar->lock);
-    }
-    registrar->runs = false;
-    pthread_mutex_unlock(&registrar->lock);
-    return NULL;
-}
-
-void pplx_registrar_join(pplx_engine *engine) {
-    pplx_registrar *registrar = &engine->registrar;
-    if (registrar->has_thread) pthread_join(registrar->thread, NULL);
-    registrar->has_thread = false;
-}
-
-/* False: there is no thread to be had. */
-static bool hand_over(pplx_engine *engine, pplx_request *request, uint32_t comes_back) {
-    pplx_registrar *registrar = &engine->registrar;
-    const uint32_t opcode = request->opcode;
-    request->opcode = comes_back;
-    request->node.next = NULL;
-    pthread_mutex_lock(&registrar->lock);
-    const bool runs = registrar->runs;
-    if (registrar->first)
-        registrar->last->next = &request->node;
-    else
-        registrar->first = &request->node;
-    registrar->last = &request->node;
-    registrar->runs = true;
-    pthread_mutex_unlock(&registrar->lock);
-    if (runs) return true;
-    pplx_registrar_join(engine); /* one before it, which has ended */
-    registrar->has_thread = pthread_create(&registrar->thread, NULL, registrar_main, engine) == 0;
-    if (registrar->has_thread) return true;
-    registrar->first = NULL; /* nobody else looks at it now */
-    registrar->runs = false;
-    request->opcode = opcode;
-    return false;
+static void make(pplx_aside_call *call) {
+    const registration *given = (const registration *)(const void *)call;
+    run_apart(given->engine, given->request);
+    free(call);
 }
 
 /* ---- the proxy ---- */
+
+static void hand_over(pplx_engine *engine, pplx_request *request, uint32_t comes_back) {
+    registration *given = malloc(sizeof *given);
+    request->opcode = comes_back;
+    if (!given) { /* then by us, as where there is no thread to be had */
+        run_apart(engine, request);
+        return;
+    }
+    *given = (registration){{.make = make}, engine, request};
+    pplx_aside_make(&engine->registrar, &given->call);
+}
 
 static void open_long(pplx_engine *engine, pplx_request *request) {
     pplx_mr *mr = request->subject;
@@ -129,18 +97,15 @@ static void open_long(pplx_engine *engine, pplx_request *request) {
     mr->register_ns = 0;
     memset(mr->handles, 0, sizeof mr->handles);
     error->status = open_at(engine, mr, false, error);
-    if (error->status == PPLX_OK && hand_over(engine, request, PPLX_CALL_MR_OPENED)) return;
-    if (error->status == PPLX_OK) error->status = open_at(engine, mr, true, error);
-    pplx_registered(engine, request);
+    if (error->status == PPLX_OK)
+        hand_over(engine, request, PPLX_CALL_MR_OPENED);
+    else
+        pplx_registered(engine, request);
 }
 
 static void close_long(pplx_engine *engine, pplx_request *request) {
-    pplx_mr *mr = request->subject;
-    pplx_error *error = &request->error;
-    error->status = close_at(engine, mr, false, PPLX_OK);
-    if (hand_over(engine, request, PPLX_CALL_MR_CLOSED)) return;
-    error->status = close_at(engine, mr, true, error->status);
-    pplx_registered(engine, request);
+    request->error.status = close_at(engine, request->subject, false, PPLX_OK);
+    hand_over(engine, request, PPLX_CALL_MR_CLOSED);
 }
 
 void pplx_register_run(pplx_engine *engine, pplx_request *request) {
