@@ -161,7 +161,6 @@ async def close_in_the_midst(fabric, rng, ending):
 
 @EXAMPLES
 @given(seed=st.integers(0, 2**32), ending=st.sampled_from(ENDINGS))
-@pytest.mark.fabrics("loopback", "ipc", "tcp")
 @pytest.mark.deadline(240)
 async def test_engines_that_close_in_the_midst_of_anything(fabric, caplog, seed, ending):
     caplog.set_level(logging.CRITICAL, "pplx_async.control")  # that somebody gave up connecting is meant here

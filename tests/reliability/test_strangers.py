@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.engines import SOON, engine_on, eventually, open_pair
+from helpers.engines import SOON, connect, engine_on, eventually, open_pair
+from helpers.limits import open_descriptors
 from pplx_async import BrokenResourceError, RemoteAccessError, listen, wire
 from pplx_async import engine as engine_module
 from pplx_async.control import connect_channel
@@ -254,6 +255,28 @@ async def test_stranger_that_speaks_tcp_of_libfabric_counts_nothing(fabric):
             await eventually(lambda: pair.b.stats().stray_messages - before.stray_messages == 5, "so are messages")
             assert (bound.value, free.value) == (0, 0)
             await works(pair)
+
+
+@pytest.mark.fabrics("tcp", "rxm")
+async def test_who_has_not_said_who_it_is_when_an_endpoint_closes_is_hung_up_on(fabric):
+    """libfabric forgets it: tcp reads freed memory once it speaks, which ends the process; rxm keeps the descriptor."""
+    async with open_pair(fabric):  # what is loaded at first use is loaded
+        pass
+    before = open_descriptors()
+    async with open_pair(fabric) as pair, engine_on(fabric, name="friend") as friend:
+        _, theirs = await connect(friend, pair.b)  # so the domain goes on
+        (address,) = data_ports(pair.b, pair.ba)
+        alone = open_descriptors()
+        async with at_the_port(address, 20) as strangers:
+            await eventually(lambda: open_descriptors() == alone + 40, "they are connected")
+            await pair.ab.close()
+            async with asyncio.timeout(SOON):
+                assert [await reader.read() for reader, _ in strangers] == [b""] * 20
+            for _, writer in strangers:
+                writer.write(tcp_hello(1))
+            await theirs.send(b"all is well")
+            assert theirs.is_open
+    await eventually(lambda: open_descriptors() == before, "no descriptor is left")
 
 
 @pytest.mark.fabrics("tcp", "rxm")

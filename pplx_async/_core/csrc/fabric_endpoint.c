@@ -179,7 +179,7 @@ static pplx_status finish_close(fabric_endpoint *endpoint) {
  * up. So what its connections have to say is looked at first; no entries are read. */
 int fabric_ep_close(fabric_endpoint *endpoint) {
     fi_cq_read(endpoint->cq, NULL, 0);
-    return fi_close(&endpoint->ep->fid);
+    return fabric_guard_close(endpoint);
 }
 
 /* The fence. fi_close() shuts the endpoint's sockets and lets go of its operations, reporting some

@@ -8,12 +8,18 @@
  * to expect. The kernel can: a filter on the listening socket drops what does not come from the peer's
  * address before there is a connection. (The connections inherit it; it lets all of theirs through.)
  *
- * Not on loopback, where all have the same address: who is on this host gets there. */
+ * Not on loopback, where all have the same address: who is on this host gets there.
+ *
+ * Who has connected, but has not said yet who it is when the endpoint closes, is forgotten by the library (1.17, 2.5.1).
+ * Of tcp the domain still looks at the socket, and once the request comes it reads what it has freed with the endpoint.
+ * Of rxm nobody looks any more, and the descriptor stays. So we hang up: tcp finds an end in place of a request before
+ * the endpoint is closed, and closes the socket; for rxm we close it, afterwards. */
 #if PPLX_HAVE_LIBFABRIC
 
 #include <dirent.h>
 #include <errno.h>
 #include <linux/filter.h>
+#include <linux/tcp.h>
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,7 +36,12 @@ typedef union ip_address {
     struct sockaddr_in6 v6;
 } ip_address;
 
-enum { MOST_INSTRUCTIONS = 10, SOURCE_V4 = 12, SOURCE_V6 = 8 }; /* offsets in the IP header */
+enum {
+    MOST_INSTRUCTIONS = 10,
+    SOURCE_V4 = 12, /* offsets in the IP header */
+    SOURCE_V6 = 8,
+    MOST_ROUNDS = 64 /* in which the library hears of those that we have hung up on: many in each */
+};
 
 /* An IPv4 address in the clothes of IPv6 has the packets of IPv4: nobody is told to bind to one, and it is
  * left alone. */
@@ -61,17 +72,20 @@ static int let_only(int fd, const ip_address *peer) {
     return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) ? errno : 0;
 }
 
-static bool listens_at(int fd, const ip_address *own) {
+static bool is_at(int fd, const ip_address *own) {
     ip_address bound;
-    int listens = 0;
-    socklen_t nbytes = sizeof listens;
-    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &nbytes) || !listens) return false;
-    nbytes = sizeof bound;
+    socklen_t nbytes = sizeof bound;
     memset(&bound, 0, sizeof bound);
     if (getsockname(fd, &bound.any, &nbytes) || bound.any.sa_family != own->any.sa_family) return false;
     if (bound.any.sa_family == AF_INET6)
         return bound.v6.sin6_port == own->v6.sin6_port && IN6_ARE_ADDR_EQUAL(&bound.v6.sin6_addr, &own->v6.sin6_addr);
     return bound.v4.sin_port == own->v4.sin_port && bound.v4.sin_addr.s_addr == own->v4.sin_addr.s_addr;
+}
+
+static bool listens(int fd) {
+    int yes = 0;
+    socklen_t nbytes = sizeof yes;
+    return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &yes, &nbytes) == 0 && yes;
 }
 
 /* The library has its socket, and tells nobody which; it is ours as long as the endpoint is open. -1: errno. */
@@ -81,7 +95,7 @@ static int find_listener(const ip_address *own) {
     if (!directory) return -1;
     for (const struct dirent *entry; found < 0 && (entry = readdir(directory)) != NULL;) {
         const int fd = atoi(entry->d_name); /* "." and "..": 0, which is looked at as well */
-        if (listens_at(fd, own)) found = fd;
+        if (is_at(fd, own) && listens(fd)) found = fd;
     }
     closedir(directory);
     if (found < 0) errno = ENOENT;
@@ -121,6 +135,53 @@ pplx_status fabric_guard(const fabric_endpoint *endpoint, pplx_error *error) {
     if (!native) return PPLX_OK;
     return fabric_fail(error, PPLX_NATIVE, native, "others can't be kept from the endpoint's port: %s",
                        strerror(native));
+}
+
+/* The library has accepted it, and not answered: a byte of its own is the first that it sends. */
+static bool is_unanswered(int fd) {
+    struct tcp_info info = {.tcpi_data_segs_out = 1};
+    socklen_t nbytes = sizeof info;
+    return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &nbytes) == 0 && info.tcpi_data_segs_out == 0;
+}
+
+static void hang_up(int fd) {
+    char data[4096];
+    shutdown(fd, SHUT_RDWR); /* nothing is taken in from here on */
+    while (recv(fd, data, sizeof data, MSG_DONTWAIT) > 0) {
+    }
+}
+
+/* Returns whether there was anyone. */
+static bool hang_up_all(const ip_address *own, int listener, bool closes) {
+    DIR *directory = opendir("/proc/self/fd");
+    bool any = false;
+    if (!directory) return false;
+    for (const struct dirent *entry; (entry = readdir(directory)) != NULL;) {
+        const int fd = atoi(entry->d_name);
+        if (fd == listener || !is_at(fd, own) || listens(fd) || !is_unanswered(fd)) continue;
+        hang_up(fd);
+        if (closes) close(fd);
+        any = true;
+    }
+    closedir(directory);
+    return any;
+}
+
+int fabric_guard_close(const fabric_endpoint *endpoint) {
+    const fabric_quirks *quirks = endpoint->domain->quirks;
+    unsigned char name[PPLX_ADDRESS_BYTES];
+    size_t nbytes = sizeof name;
+    ip_address own;
+    const bool named = quirks->takes_node && fi_getname(&endpoint->ep->fid, name, &nbytes) == 0;
+    if (named) copy_address(&own, name, nbytes);
+    if (named && !quirks->abandons) {
+        const int listener = find_listener(&own);
+        if (listener >= 0) shutdown(listener, SHUT_RDWR); /* nobody else is accepted */
+        for (int i = 0; i < MOST_ROUNDS && hang_up_all(&own, listener, false); i++) fi_cq_read(endpoint->cq, NULL, 0);
+    }
+    const int ret = fi_close(&endpoint->ep->fid);
+    if (ret == 0 && named && quirks->abandons) hang_up_all(&own, -1, true);
+    return ret;
 }
 
 #else

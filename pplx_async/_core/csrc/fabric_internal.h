@@ -23,6 +23,7 @@ typedef struct fabric_quirks {
     const char *name;         /* fi_fabric_attr.prov_name, all of it */
     bool endpoint_per_peer;   /* a fid_ep for each peer: closing it is a fence */
     bool cq_per_endpoint;     /* and a CQ for each of these */
+    bool abandons;            /* who connects: when the fid_ep is closed nobody looks at those sockets any more */
     bool wait_fd;             /* a CQ can be opened with FI_WAIT_FD */
     uint32_t max_wait_fds;    /* so many of a domain's; 0: any number */
     bool more;                /* FI_MORE on all posts of a batch but the last */
@@ -231,6 +232,8 @@ void fabric_peer_remove(fabric_domain *domain, fabric_peer *peer);
 bool fabric_guard_wanted(const struct fi_info *info); /* bound where others than this host get to */
 bool fabric_guard_works(void);
 pplx_status fabric_guard(const fabric_endpoint *endpoint, pplx_error *error); /* from now on its peer's host only */
+/* fi_close() of it, and an end of those that have connected and not been answered yet. */
+int fabric_guard_close(const fabric_endpoint *endpoint);
 
 /* fabric_post.c */
 pplx_status fabric_post(pplx_provider_endpoint *handle, const pplx_work_request *requests, size_t count, size_t *posted,

@@ -62,6 +62,7 @@ static const fabric_quirks fabric_quirk_table[] = {
         .name = "tcp;ofi_rxm",
         .endpoint_per_peer = true,
         .cq_per_endpoint = true,
+        .abandons = true,
         .wait_fd = true,
         .max_wait_fds = 25,
         .warm_up = true,
