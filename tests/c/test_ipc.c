@@ -16,11 +16,21 @@ static void test_options(void) {
     CHECK_EQ(ipc->discover(NULL, 0, &device, 1, &count, &error), PPLX_OK);
     CHECK_EQ(count, 1);
     CHECK(strcmp(device.name, "host") == 0 && strcmp(device.provider, "ipc") == 0);
-    static const pplx_option bad[] = {
-        {"ring_slotz", "64"},       {"ring_slots", "63"},      {"ring_slots", ""},
-        {"ring_slots", "-64"},      {"ring_slots", "1"},       {"staging_nbytes", "65537"},
-        {"staging_nbytes", "4096"}, {"staging_nbytes", "1e6"}, {"ring_slots", "4294967296"},
-        {"vm_writev", "yes"},       {"vm_writev", ""},         {"holders_ms", "-1"}};
+    static const pplx_option bad[] = {{"ring_slotz", "64"},
+                                      {"ring_slots", "63"},
+                                      {"ring_slots", ""},
+                                      {"ring_slots", "-64"},
+                                      {"ring_slots", "1"},
+                                      {"staging_nbytes", "65537"},
+                                      {"staging_nbytes", "4096"},
+                                      {"staging_nbytes", "1e6"},
+                                      {"ring_slots", "4294967296"},
+                                      {"vm_writev", "yes"},
+                                      {"vm_writev", ""},
+                                      {"holders_ms", "-1"},
+                                      {"gpu_ms", "-1"},
+                                      {"gpu_ms", ""},
+                                      {"gpu_ms", "1s"}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         pplx_provider_domain *domain = NULL;
         CHECK_EQ(ipc->discover(&bad[i], 1, &device, 1, &count, &error), PPLX_INVALID);

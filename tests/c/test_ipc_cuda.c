@@ -222,6 +222,28 @@ static void test_what_can_not_be_staged(void) {
     gpus_close(&p);
 }
 
+/* A copy between GPU and host that takes 1.5 s. */
+static pplx_status copy_slowly(const char *gpu_ms) {
+    static pair p;
+    static watched w;
+    const pplx_option options[] = {{"libcuda", libcuda}, {"gpu_ms", gpu_ms}};
+    pair_open_with(&p.a, &p.b, options, 2);
+    device_open(&p.at_a, &p.a);
+    device_open(&p.at_b, &p.b);
+    setenv("FAKE_CUDA_COPY_US", "1500000", 1);
+    pplx_work_request request = write_of(&p, &w, 4096, 8);
+    request.remote_key = p.b.key[PLAIN].key;
+    const pplx_status status = perform(&p.a, &p.b, &request);
+    unsetenv("FAKE_CUDA_COPY_US");
+    gpus_close(&p);
+    return status;
+}
+
+static void test_a_slow_copy_is_waited_for_as_long_as_we_are_told(void) {
+    CHECK_EQ(copy_slowly("10"), PPLX_LOCAL_ACCESS);
+    CHECK_EQ(copy_slowly("60000"), PPLX_OK);
+}
+
 /* A context that is gone fails what it was to do; nothing is taken for done. */
 static void test_a_lost_context(void) {
     static pair p;
@@ -691,6 +713,7 @@ int main(void) {
     RUN(test_goodbye_comes_after_the_stream);
     RUN(test_a_revoke_that_takes_its_time);
     RUN(test_what_can_not_be_staged);
+    RUN(test_a_slow_copy_is_waited_for_as_long_as_we_are_told);
     RUN(test_a_lost_context);
     RUN(test_a_message_whose_region_is_closed);
     RUN(test_small_pieces_do_without_the_kernel_until_it_is_there);

@@ -95,6 +95,12 @@ def test_ipc_waits_for_other_holders_within_the_time_to_drain_or_a_moment(second
     assert part.options["holders_ms"] == holders_ms
 
 
+@pytest.mark.parametrize(("seconds", "gpu_ms"), [(3.0, "1000"), (60.0, "20000")])
+def test_ipc_waits_for_a_gpu_a_third_of_the_silence_that_makes_a_peer_lost(seconds, gpu_ms):
+    (part,) = topology.choose(EngineOptions(fabric="ipc", peer_timeout=seconds)).parts
+    assert part.options["gpu_ms"] == gpu_ms
+
+
 def test_what_is_allowed():
     context = ssl.create_default_context()
     EngineOptions(fabric="loopback", faults=Plan(), ssl_client=context, ssl_server=context)

@@ -45,8 +45,7 @@ enum {
     SMALL = 256 << 10,  /* no larger than this */
     KERNEL_BLOCK = 16 << 10, /* bytes of a block of it */
     LARGE = 1 << 20,    /* bytes from which on a record doesn't keep the small ones waiting */
-    ASK_NS = 10000000,  /* between questions to the driver if a stream still works */
-    MOST_NS = 1000000000 /* that a stream without anything to wait for is waited for */
+    ASK_NS = 10000000   /* between questions to the driver if a stream still works */
 };
 
 struct ipc_cuda {
@@ -424,6 +423,12 @@ void pplx_ipc_cuda_hear(ipc_domain *domain) {
 
 /* ------------------------------------------------------------------ copies that are waited for */
 
+/* A stream without anything to wait for has had its time. Our peers hear nothing of us meanwhile, so this is a part of
+ * what makes a peer lost: one wait in vain may follow another, a copy's and a settle's. */
+static bool is_late(const ipc_domain *domain, uint64_t start_ns) {
+    return ipc_now_ns() - start_ns >= domain->options.gpu_ms * UINT64_C(1000000);
+}
+
 /* The stream `host` still copies what was given up. */
 bool pplx_ipc_cuda_copies(const ipc_domain *domain) {
     ipc_cuda *cuda = domain->cuda;
@@ -449,7 +454,7 @@ pplx_status pplx_ipc_cuda_move(ipc_domain *domain, uint64_t to, uint64_t from, u
         bool late = false;
         result = cuda->api->copy(to, from, nbytes, cuda->host);
         while (result == CU_OK && (result = cuda->api->stream_query(cuda->host)) == CU_ERROR_NOT_READY && !late) {
-            late = ipc_now_ns() - start_ns >= MOST_NS; /* then once more: we may have been stopped ourselves */
+            late = is_late(domain, start_ns); /* then once more: we may have been stopped ourselves */
             result = CU_OK;
         }
         cuda->unfinished = result == CU_ERROR_NOT_READY; /* so this memory is nobody's */
@@ -660,7 +665,7 @@ bool pplx_ipc_cuda_settle(const ipc_endpoint *endpoint) {
     ipc_cuda *cuda = endpoint->domain->cuda;
     const uint64_t start_ns = ipc_now_ns();
     if (pplx_ipc_cuda_idle(endpoint)) return true;
-    for (bool late = cuda->stuck;; late = ipc_now_ns() - start_ns >= MOST_NS) { /* before the look: we may be stopped */
+    for (bool late = cuda->stuck;; late = is_late(endpoint->domain, start_ns)) { /* before the look: we may stop */
         pplx_ipc_cuda_finish(endpoint->domain);
         if (pplx_ipc_cuda_idle(endpoint)) return true;
         if (late) break;

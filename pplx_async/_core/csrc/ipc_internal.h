@@ -73,6 +73,7 @@ typedef struct ipc_options {
     uint32_t slots;
     uint32_t staging;
     uint32_t holders_ms; /* who has to let go because of another peer is waited for so long */
+    uint32_t gpu_ms;     /* a GPU that copies is waited for so long */
     bool vm_writev;      /* trust the peers that say the same: ipc_direct.c */
     char libcuda[4096]; /* a path; "": as the system finds it */
 } ipc_options;

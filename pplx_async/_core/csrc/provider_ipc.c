@@ -31,7 +31,7 @@ static bool read_number(const char *text, uint32_t *value) {
 }
 
 static pplx_status read_options(ipc_options *options, const pplx_option *given, size_t count, pplx_error *error) {
-    *options = (ipc_options){.slots = 4096, .staging = 4 << 20, .holders_ms = 4000};
+    *options = (ipc_options){.slots = 4096, .staging = 4 << 20, .holders_ms = 4000, .gpu_ms = 1000};
     for (size_t i = 0; i < count; i++) {
         const char *key = given[i].key ? given[i].key : "", *value = given[i].value ? given[i].value : "";
         if (strcmp(key, "ring_slots") == 0) {
@@ -47,6 +47,9 @@ static pplx_status read_options(ipc_options *options, const pplx_option *given, 
         } else if (strcmp(key, "holders_ms") == 0) {
             if (!read_number(value, &options->holders_ms))
                 return ipc_fail(error, PPLX_INVALID, 0, "ipc option 'holders_ms' takes a number, not '%.60s'", value);
+        } else if (strcmp(key, "gpu_ms") == 0) {
+            if (!read_number(value, &options->gpu_ms))
+                return ipc_fail(error, PPLX_INVALID, 0, "ipc option 'gpu_ms' takes a number, not '%.60s'", value);
         } else if (strcmp(key, "vm_writev") == 0) {
             if (strcmp(value, "0") != 0 && strcmp(value, "1") != 0)
                 return ipc_fail(error, PPLX_INVALID, 0, "ipc option 'vm_writev' takes 0 or 1, not '%.60s'", value);
