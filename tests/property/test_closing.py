@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from helpers.engines import SOON, engine_on, eventually, open_pair
+from helpers.engines import SOON, engine_on, eventually, open_pair, patience
 from helpers.limits import open_descriptors, proxy_threads
 from pplx_async import PplxAsyncError
 
@@ -121,18 +121,20 @@ def held():
     return open_descriptors(), proxy_threads()
 
 
-async def close_in_the_midst(fabric, rng, ending):
-    """Three engines, a few programs of each, and their end."""
-    options = {"revoke_timeout": 1.0, "connect_timeout": 2.0}
-    engines = [engine_on(fabric, **options) for _ in range(3)]
+async def close_in_the_midst(fabric, rng, ending, stack):
+    """Three engines, a few programs of each, and their end; `stack` closes them, should we not get there."""
+    engines = [engine_on(fabric, revoke_timeout=1.0, connect_timeout=SOON) for _ in range(3)]
     for engine in engines:
         await engine.open()
+        stack.push_async_callback(engine.close)
         engine.publish("memory", await engine.register(rng.choice([engine.empty, bytearray])(SIZE)))
         engine.publish("counter", engine.counter())
     for engine in engines:
         for other in engines:
             if engine is not other and rng.random() < 0.5:
                 await engine.connect(other.address)
+    for engine in engines:
+        patience(engine, 2.0)
     programs = [
         asyncio.create_task(Program(rng, engine, [other for other in engines if other is not engine]).run())
         for engine in engines
@@ -167,7 +169,8 @@ async def test_engines_that_close_in_the_midst_of_anything(fabric, caplog, seed,
     async with open_pair(fabric):  # what is loaded at first use is loaded
         pass
     before = held()
-    await close_in_the_midst(fabric, random.Random(seed), ending)
+    async with contextlib.AsyncExitStack() as stack:
+        await close_in_the_midst(fabric, random.Random(seed), ending, stack)
     await eventually(lambda: not left_behind(before), "nothing is left")
     assert not any("background task" in message for message in caplog.messages)
     caplog.clear()
