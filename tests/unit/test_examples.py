@@ -8,11 +8,26 @@ import sys
 import pytest
 
 from helpers.process import ROOT, environment
+from helpers.require import find_fabric
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # These are about a library, and have no loopback to fall back to.
 OF_VERBS = {"verbs_ping_pong", "pyverbs_queue", "ibverbs_queue"}
 OF_A_LIBRARY = {"own_engine"} | OF_VERBS
+# These are two processes, which loopback does not join.
+OF_PROCESSES = {"gpu_pipeline"}
+# What they are called with; the others with nothing.
+FORMS = {"gpu_pipeline": [[], ["--graph"]]}
+
+
+def forms(*, without):
+    """List each example in each of its forms, but for some examples."""
+    return [
+        pytest.param(path, arguments, id=" ".join([path.stem, *arguments]))
+        for path in EXAMPLES
+        if path.stem not in without
+        for arguments in FORMS.get(path.stem, [[]])
+    ]
 
 
 def run(path, *arguments, library=None):
@@ -30,21 +45,22 @@ def test_example_is_short(path):
     assert len(path.read_text().splitlines()) < 90
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in EXAMPLES if path.stem not in OF_A_LIBRARY], ids=lambda path: path.stem
-)
-def test_example_runs_with_no_library(path):
-    result = run(path)
+@pytest.mark.parametrize(("path", "arguments"), forms(without=OF_A_LIBRARY))
+def test_example_runs_with_no_library(path, arguments):
+    fabric = find_fabric("ipc" if path.stem in OF_PROCESSES else "loopback")
+    if fabric.missing:
+        pytest.skip(fabric.missing)
+    result = run(path, *arguments)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    assert "over loopback" in result.stdout
+    assert f"over {fabric.name}" in result.stdout
     assert len(result.stdout.splitlines()) == 1
 
 
 @pytest.mark.fabrics("tcp")
-@pytest.mark.parametrize("path", [path for path in EXAMPLES if path.stem not in OF_VERBS], ids=lambda path: path.stem)
-def test_example_runs_over_a_fabric(path, fabric):
-    result = run(path, fabric.name, library=fabric.options["library"])
+@pytest.mark.parametrize(("path", "arguments"), forms(without=OF_VERBS))
+def test_example_runs_over_a_fabric(path, arguments, fabric):
+    result = run(path, fabric.name, *arguments, library=fabric.options["library"])
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert f"over {fabric.name}" in result.stdout
