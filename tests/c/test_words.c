@@ -8,7 +8,7 @@
 
 #include "engine_helpers.h"
 
-enum { ROUNDS = 400, NBYTES = 64, MOST_STEPS = 8 };
+enum { ROUNDS = 400, NBYTES = 64, MOST_STEPS = 8, ASKED_NS = 200000000 };
 
 /* ------------------------------------------------------------------ streams and words */
 
@@ -159,6 +159,8 @@ static void ring_and_gate(const char *faults) {
     stream_end(&rings);
     stream_end(&gates);
     CHECK_EQ(pplx_word_count(&gate), ROUNDS);
+    CHECK(pplx_word_notify(&gate, ROUNDS)); /* who asks too late to be told hears it at once */
+    CHECK(!pplx_word_notify(&gate, ROUNDS + 1));
     CHECK_EQ(pplx_word_posted(&rung.word), ROUNDS);
     CHECK_EQ(pplx_counter_value(&pair.counter), UINT64_C(8) * ROUNDS);
     CHECK_EQ(pplx_counter_gated(&pair.counter), UINT64_C(8) * ROUNDS);
@@ -245,6 +247,49 @@ static void ends_at_random_moments(void) {
     }
 }
 
+typedef struct let_go {
+    pplx_cell *cell;
+    pplx_lane *lane;
+} let_go;
+
+/* A stream whose gate never opens, and its owner, who heals the lane each time. It looks at the lane all the time: so it
+ * has an old number of it at hand when the answer comes, and would see that one if the answer came first. */
+static void *ask_and_look(void *argument) {
+    const let_go *asked = argument;
+    const uint64_t until = check_now_ns() + ASKED_NS; /* not so many times: that would be long on one core */
+    while (check_now_ns() < until) {
+        __atomic_store_n(&asked->cell->state, PPLX_CELL_REQUEST, __ATOMIC_RELEASE); /* release: as a stream's */
+        do pplx_lane_poisoned(asked->lane);
+        while (!(pplx_cell_value(asked->cell) & PPLX_CELL_ANSWERED));
+        CHECK(pplx_lane_poisoned(asked->lane));
+        CHECK(pplx_cell_aborted(asked->cell));
+        pplx_lane_heal(asked->lane);
+    }
+    return NULL;
+}
+
+/* Whoever was let go finds its lane poisoned: so nothing that it rings for then is taken for more than it is. */
+static void poisoned_before_it_is_let_go(void) {
+    pair pair;
+    pthread_t thread;
+    static struct {
+        _Alignas(64) pplx_lane lane;
+    } alone;
+    bool retired = false;
+    pair_open(&pair, 1, 1, "", NBYTES);
+    let_go asked = {.cell = fresh_cell(0, PPLX_CELL_IDLE), .lane = &alone.lane};
+    pplx_word gate = gate_of(asked.cell, asked.lane, &pair.counter, 1, true, &retired);
+    gate.end_status = PPLX_CLOSED;
+    pplx_word_arm(pair.b.engine, &gate);
+    pplx_word_end(pair.b.engine, &gate);
+    CHECK_EQ(pthread_create(&thread, NULL, ask_and_look, &asked), 0);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    CHECK_EQ(pplx_word_count(&gate), 0);
+    pplx_word_close(pair.b.engine, &gate);
+    WAIT(retired);
+    pair_close(&pair);
+}
+
 /* The engine's end with a stream that waits, and one that has not come yet: both run through. */
 static void closing_lets_go(void) {
     pair pair;
@@ -306,6 +351,7 @@ int main(void) {
     RUN(rings_and_gates);
     RUN(two_gates);
     RUN(ends_at_random_moments);
+    RUN(poisoned_before_it_is_let_go);
     RUN(closing_lets_go);
     RUN(watches);
     return check_done();
