@@ -3,6 +3,7 @@
 """A gate opens when what it waits for has landed, and not before; by itself, launched again and again."""
 
 import asyncio
+import contextlib
 import ctypes
 import time
 
@@ -84,14 +85,20 @@ async def test_gates_of_two_streams_take_each_its_own(board):
     assert board.counter.available == 1
 
 
+async def asked(board, *gates):
+    """Wait until streams wait in these, and b's proxy has seen it."""
+    for gate in gates:
+        state = ctypes.c_uint32.from_address(gate.address)
+        await eventually(lambda state=state: state.value == REQUEST, "its stream waits")
+    turns = board.b.stats().turns
+    await eventually(lambda: board.b.stats().turns > turns + 10, "the proxy has seen it")
+
+
 async def test_who_came_first_is_served_first(board):
     """A large gate is not starved by small ones that came after it."""
     large, small = board.stream(), board.stream()
     big = board.counter.gate(large, 4)
-    state = ctypes.c_uint32.from_address(big.address)
-    await eventually(lambda: state.value == REQUEST, "the large one waits")
-    turns = board.b.stats().turns
-    await eventually(lambda: board.b.stats().turns > turns + 10, "and the proxy has seen it")
+    await asked(board, big)
     little = board.counter.gate(small, 1)
     for _ in range(4):
         await board.write()
@@ -100,6 +107,39 @@ async def test_who_came_first_is_served_first(board):
     assert little.opened == 0
     await board.write()
     await little
+
+
+async def test_who_stands_behind_a_closed_gate_is_served(board):
+    """What the large one waited for is there for the small one: nothing more has to be counted."""
+    large, small = board.stream(), board.stream()
+    big = board.counter.gate(large, 4)
+    await asked(board, big)
+    little = board.counter.gate(small, 1)
+    await board.write()
+    await board.counter.wait(1)
+    await asked(board, little)
+    assert little.opened == 0
+    big.close()
+    assert await little == 1
+    assert board.counter.available == 0
+
+
+async def test_who_comes_after_the_last_one_was_closed_is_served(board):
+    """The queue of a counter ends where it did before that one."""
+    streams = [board.stream() for _ in range(3)]
+    first = board.counter.gate(streams[0], 2)
+    await asked(board, first)
+    last = board.counter.gate(streams[1], 1)
+    await asked(board, last)
+    last.close()
+    await board.idle(streams[1])
+    later = board.counter.gate(streams[2], 1)
+    await asked(board, first, later)
+    for _ in range(3):
+        await board.write()
+    await asyncio.gather(first.wait(), later.wait())
+    assert board.counter.available == 0
+    await board.no_words()
 
 
 async def test_replays_take_their_share_each_time(board):
@@ -226,6 +266,25 @@ async def test_closed_gate_lets_its_stream_go_and_poisons_it(board):
     await board.no_words()
 
 
+async def test_one_that_opens_after_it_was_let_go_says_both(board):
+    stream, said = board.stream(), []
+    with stream.capture() as graph:
+        gate = board.counter.gate(stream, 1)
+        stream.run(lambda: said.append(gate.aborted))
+    board.counter.gate(stream, 1).close()
+    graph.launch()
+    await board.idle(stream)
+    assert said == [True]
+    board.b.rearm(stream)
+    await board.write()
+    graph.launch()
+    assert await gate == 1
+    await board.idle(stream)
+    assert said == [True, False]
+    gate.close()
+    await board.no_words()
+
+
 async def test_closing_one_that_has_opened_changes_nothing(board):
     stream = board.stream()
     gate = board.counter.gate(stream, 1)
@@ -349,6 +408,30 @@ async def test_words_run_out_and_come_back(loopback_board):
             await board.a.drain()
         await gates[-1]
         await board.no_words()
+
+
+async def test_word_of_a_closed_gate_is_used_as_a_new_one(loopback_board):
+    """What let go whoever might have waited in the old one lets nobody through the new one."""
+    board = loopback_board
+    stream = board.stream()
+    with stream.capture():
+        gates = [board.counter.gate(stream, 1) for _ in range(1024)]  # all that there are
+    for gate in gates:
+        gate.close()
+    made = []
+
+    def make():
+        with contextlib.suppress(MemoryError):
+            made.append(board.counter.gate(stream, 1))
+        return made
+
+    await eventually(make, "one has come back")
+    gate = made[0]
+    await asked(board, gate)
+    assert (gate.opened, gate.aborted) == (0, False)
+    await board.write()
+    await gate
+    await board.idle(stream)
 
 
 async def test_proxy_does_not_sleep_while_a_word_is_armed(board):

@@ -54,6 +54,15 @@ async def test_a_change_before_anyone_waits_is_seen(board):
                 break
 
 
+async def test_a_change_of_the_upper_half_alone_is_seen(board):
+    async with board.b.watch() as watch:
+        for old, new in ((0, 1 << 32), (1 << 32, 3 << 32)):
+            waiting = asyncio.ensure_future(anext(watch))
+            await asyncio.sleep(0)  # it waits: only the proxy can wake it
+            cell(watch).value = new
+            assert await waiting == (old, new)
+
+
 async def test_ends_with_its_block(board):
     async with board.b.watch() as watch:
         waiting = asyncio.ensure_future(anext(watch))
