@@ -294,6 +294,26 @@ async def test_unrung_transfer_ends_with_its_target(board):
     assert board.counter.value == 0
 
 
+async def test_what_uses_other_regions_goes_out_all_the_same(board):
+    stream, other = board.stream(), board.stream()
+    revoked = await board.pair.target(board.source.nbytes)
+    with other.capture() as graph:
+        captured = board.write(after=other)
+    held = Held(stream)
+    writing = board.write(after=stream)
+    ended = board.a.write(board.source, revoked.remote, after=stream)
+    async with asyncio.timeout(SOON):
+        await revoked.region.revoke()
+    with pytest.raises(BrokenResourceError, match="revoked"):
+        await ended
+    held.release()
+    assert await writing == board.source.nbytes
+    graph.launch()
+    assert await captured.wait(1) == 1
+    await captured.close()
+    assert await board.counter.wait(2) == 2
+
+
 async def test_completion_error_of_a_replay():
     plan = FaultPlan(seed=1, fail_after=40, fail_status="LOCAL_ACCESS")
     async with open_pair("loopback", faults=plan) as pair:
