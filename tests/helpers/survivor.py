@@ -30,7 +30,7 @@ from pplx_async import Peer, PeerLost, TransferEngine
 # for heartbeats.
 NOTICED = min(1.0 * SLOWNESS, 2.0)
 # Other peers see no longer pause than this: half of the shortest limit that a test gives.
-PAUSE = 1.0
+PAUSE = 1.0 * SLOWNESS
 # How it was noticed, in the words of the reason.
 NOTICED_BY = ("control channel", "NIC", "endpoint", "heartbeat", "did not answer in time")
 
