@@ -29,7 +29,7 @@ from pplx_async import Peer, PeerLost, TransferEngine
 # of 11 on two cores the longest was 0.52 s. On an emulated machine more, but less than the three seconds of who waits
 # for heartbeats.
 NOTICED = min(1.0 * SLOWNESS, 2.0)
-# Other peers see no longer pause than this: half of the shortest limit that a test gives.
+# Other peers see no longer pause than this: half of the shortest limit that a test gives; an emulated machine has more.
 PAUSE = 1.0 * SLOWNESS
 # How it was noticed, in the words of the reason.
 NOTICED_BY = ("control channel", "NIC", "endpoint", "heartbeat", "did not answer in time")
