@@ -159,7 +159,7 @@ class Soak:
         self._starts = dict.fromkeys(_NAMES, 0)
         self._result = Result()
         self._failure: SoakFailed | None = None
-        self._losses: set[asyncio.Task[None]] = set()
+        self._accusations: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._cycles = 0
         self._closing = False
@@ -286,11 +286,11 @@ class Soak:
                 member.links.add(event.peer)
             case NotConnected():
                 if not self._may_lose(member, event.peer):
-                    self._fail(f"{member.label} could not connect with {event.peer}, which lives: {event.why}")
+                    self._accuse(event.peer, f"{member.label} could not connect with {event.peer}", event.why)
             case Lost():
                 member.links.discard(event.peer)
                 if not self._may_lose(member, event.peer):
-                    self._losses.add(asyncio.create_task(self._lose(member, event)))
+                    self._accuse(event.peer, f"{member.label} has lost {event.peer}", event.why)
             case Left():
                 member.links.discard(event.peer)
                 if not self._closing:
@@ -311,11 +311,15 @@ class Soak:
                 member.is_done = True
         self._changed.set()
 
-    async def _lose(self, member: MemberProcess, lost: Lost) -> None:
-        """One that has died by itself is lost by the others first: its own end says more."""
-        peer = next(other for other in self._all if other.label == lost.peer)
-        await asyncio.wait({peer.follower}, timeout=_DEATH_S)
-        self._fail(f"{member.label} has lost {lost.peer}, which lives: {lost.why}")
+    def _accuse(self, label: str, what: str, why: str) -> None:
+        """Fail for what happened to others with this one, unless it has died by itself: its own end says more."""
+        peer = next(other for other in self._all if other.label == label)
+
+        async def wait() -> None:
+            await asyncio.wait({peer.follower}, timeout=_DEATH_S)
+            self._fail(f"{what}, which lives: {why}")
+
+        self._accusations.add(asyncio.create_task(wait()))
 
     def _on_end(self, member: MemberProcess, code: int) -> None:
         if not member.killed and not (member.is_done and code == 0):
@@ -437,7 +441,7 @@ class Soak:
         await self._until(lambda: all(m.is_done for m in self._members.values()), _END_S, "all engines are closed")
         for member in self._members.values():
             await asyncio.wait({member.follower}, timeout=_END_S)
-        await asyncio.gather(*self._losses)
+        await asyncio.gather(*self._accusations)
         if self._failure is not None:
             raise self._failure
 
