@@ -124,10 +124,10 @@ class Networked:
             return facts
         return {"error": None, "at": time.monotonic()}
 
-    async def gone(self) -> int:
-        """Wait until nothing of the peer is left; how many requests are under way then."""
+    async def gone(self) -> None:
+        """Wait until nothing of the peer is left, and nothing is under way: the regions of `stream` go by themselves."""
         await eventually(lambda: self.peer not in self.engine._peers, "its endpoints are closed")
-        return self.engine.stats().inflight
+        await eventually(lambda: self.engine.stats().inflight == 0, "nothing is in flight")
 
     async def state(self) -> dict[str, Any]:
         """Whether the peer is there, and what is under way."""
