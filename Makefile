@@ -11,6 +11,7 @@ DEMO   ?= weights#       what `make demo` shows: weights or pages
 LOOPS  ?= asyncio uvloop#  event loops that `make test` and `make test-rdma` run on
 BRIEF  ?=#               1: less of `make test-rdma`, as in CI
 ARGS   ?=#               more arguments for pytest, the demo, or the measurement
+JOBS   ?= $(shell echo $$(($$(nproc) < 8 ? $$(nproc) : 8)))#  files of the suite that run at a time
 SECONDS ?= 60#           how long `make soak` runs, and each target of `make fuzz`
 FABRIC ?= ipc#           what `make soak` runs on: ipc, tcp, tcp;ofi_rxm or auto
 SEED   ?=#               of an earlier `make soak`, to repeat its load
@@ -38,6 +39,8 @@ CORE      := pplx_async/_core
 C_SOURCES  = $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] tests/c/*.[ch] tests/*/*.[ch] tests/fuzz/c/*.[ch] \
 	benchmarks/c/*.[ch])
 EXT_DEPS  := setup.py $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] $(CORE)/*.pyx $(CORE)/*.pxd $(CORE)/includes/*.pxd)
+# Most tests wait most of the time. A file stays together: its tests share engines.
+AT_ONCE   := --numprocesses $(strip $(JOBS)) --dist loadfile
 # No event loop in these: once is enough.
 LOOP_FREE := $(wildcard tests/unit/test_exports.py tests/unit/test_layering.py tests/unit/test_packaging.py \
 	tests/unit/test_benchmarks.py tests/unit/test_bench.py tests/soak/test_soak.py tests/fuzz/test_targets.py)
@@ -98,11 +101,11 @@ test: test-c $(LOOPS:%=test-%)  ## Everything: C tests, then the suite on each e
 
 .PHONY: test-asyncio
 test-asyncio: $(STAMP)/ext $(STAMP)/test  ## The suite on asyncio's own loop (ARGS="-k pages": a part of it)
-	$(PY) -m pytest --loop asyncio $(ARGS)
+	$(PY) -m pytest $(AT_ONCE) --loop asyncio $(ARGS)
 
 .PHONY: test-uvloop
 test-uvloop: $(STAMP)/ext $(STAMP)/test  ## The suite on uvloop, less what needs no loop
-	$(PY) -m pytest --loop uvloop $(LOOP_FREE:%=--ignore=%) $(ARGS)
+	$(PY) -m pytest $(AT_ONCE) --loop uvloop $(LOOP_FREE:%=--ignore=%) $(ARGS)
 
 .PHONY: test-c
 test-c: $(STAMP)/test  ## C tests of the core, on every libfabric that is there
