@@ -125,7 +125,7 @@ class Networked:
         return {"error": None, "at": time.monotonic()}
 
     async def gone(self) -> None:
-        """Wait until nothing of the peer is left, and nothing is under way: the regions of `stream` go by themselves."""
+        """Wait until nothing of the peer is left, or under way: the regions of `stream` go by themselves."""
         await eventually(lambda: self.peer not in self.engine._peers, "its endpoints are closed")
         await eventually(lambda: self.engine.stats().inflight == 0, "nothing is in flight")
 
