@@ -39,8 +39,9 @@ CORE      := pplx_async/_core
 C_SOURCES  = $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] tests/c/*.[ch] tests/*/*.[ch] tests/fuzz/c/*.[ch] \
 	benchmarks/c/*.[ch])
 EXT_DEPS  := setup.py $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] $(CORE)/*.pyx $(CORE)/*.pxd $(CORE)/includes/*.pxd)
-# Most tests wait most of the time. A file stays together: its tests share engines.
-AT_ONCE   := --numprocesses $(strip $(JOBS)) --dist loadfile
+# Most tests wait most of the time. A file stays together: its tests share engines. The files come in their order,
+# not by their numbers of tests: the longest one has few.
+AT_ONCE   := --numprocesses $(strip $(JOBS)) --dist loadfile --no-loadscope-reorder
 # No event loop in these: once is enough.
 LOOP_FREE := $(wildcard tests/unit/test_exports.py tests/unit/test_layering.py tests/unit/test_packaging.py \
 	tests/unit/test_benchmarks.py tests/unit/test_bench.py tests/soak/test_soak.py tests/fuzz/test_targets.py)
