@@ -81,6 +81,7 @@ API fake_cuda_queued(void);   /* of all streams, and not done */
 API fake_cuda_exported(void); /* dma-bufs made so far */
 API fake_cuda_renew(uint64_t pointer); /* as if it had been freed, and given out again */
 API fake_cuda_open_own(int yes); /* take handles of this process as if they were another's */
+API fake_cuda_alias(uint64_t pointer, size_t nbytes, int device, void **alias); /* where a NIC finds that memory */
 
 static int env(const char *name, int otherwise) {
     const char *text = getenv(name);
@@ -265,6 +266,15 @@ API fake_cuda_adopt(uint64_t *pointer, void *memory, size_t nbytes) {
     pthread_mutex_unlock(&lock);
     *pointer = range ? range->start : 0;
     return range && address != MAP_FAILED ? OK : OUT_OF_MEMORY;
+}
+
+API fake_cuda_alias(uint64_t pointer, size_t nbytes, int device, void **alias) {
+    pthread_mutex_lock(&lock);
+    const range *range = find(pointer);
+    const bool there = range && range->device == device;
+    pthread_mutex_unlock(&lock);
+    *alias = there ? translate(pointer, nbytes, true) : NULL;
+    return *alias ? OK : INVALID_VALUE;
 }
 
 API fake_cuda_renew(uint64_t pointer) {
