@@ -59,7 +59,7 @@ static pplx_status domain_open(const char *device, const pplx_option *options, s
 
 static void domain_caps(pplx_provider_domain *domain, pplx_caps *caps) {
     pplx_provider_loopback.domain_caps(domain, caps);
-    if (domain == apart) caps->flags |= PPLX_CAP_REGISTER_APART;
+    if (domain == apart) caps->flags |= PPLX_CAP_REGISTER_APART | PPLX_CAP_CUDA | PPLX_CAP_CUDA_APART;
 }
 
 static size_t poll_it(pplx_provider_domain *domain, pplx_completion *completions, size_t capacity) {
@@ -71,10 +71,10 @@ static size_t poll_it(pplx_provider_domain *domain, pplx_completion *completions
 
 static pplx_status mr_open(pplx_provider_domain *domain, const pplx_memory *memory, uint32_t access,
                            pplx_provider_mr **mr, pplx_remote_key *key, pplx_error *error) {
-    if (domain != apart || memory->nbytes < LARGE)
+    if (domain != apart || (memory->nbytes < LARGE && memory->kind == PPLX_MEMORY_HOST))
         return pplx_provider_loopback.mr_open(domain, memory, access, mr, key, error);
     const pplx_status status = pass();
-    *error = (pplx_error){.status = status};
+    *error = (pplx_error){.status = status, .text = "the gate"};
     if (status != PPLX_OK) return status;
     __atomic_fetch_add(&gate.opened, 1, __ATOMIC_RELAXED);
     *mr = (pplx_provider_mr *)&handles;
@@ -123,12 +123,15 @@ static void submit(host *host, pending *one, enum pplx_call opcode) {
 
 static uint8_t *pages;
 
-static void submit_open(host *host, pending *one, size_t nbytes) {
+static void submit_open_of(host *host, pending *one, uint32_t kind, size_t nbytes) {
     memset(one, 0, sizeof *one);
-    one->mr.memory = (pplx_memory){
-        .kind = PPLX_MEMORY_HOST, .device = -1, .address = (uintptr_t)pages, .nbytes = nbytes, .fd = -1};
+    one->mr.memory = (pplx_memory){.kind = kind, .device = -1, .address = (uintptr_t)pages, .nbytes = nbytes, .fd = -1};
     one->mr.access = PPLX_ACCESS_REMOTE_WRITE;
     submit(host, one, PPLX_CALL_MR_OPEN);
+}
+
+static void submit_open(host *host, pending *one, size_t nbytes) {
+    submit_open_of(host, one, PPLX_MEMORY_HOST, nbytes);
 }
 
 static void the_proxy_goes_on_while_memory_is_registered_and_given_back(void) {
@@ -185,6 +188,37 @@ static void what_is_refused_at_one_domain_is_open_at_none(void) {
     gate.refusal = PPLX_OK;
     CHECK_EQ(call(&host, PPLX_CALL_MR_CLOSE, &large.mr, NULL), PPLX_OK);
     CHECK_EQ(large.mr.domains, 0);
+    close_host(&host);
+}
+
+/* However little it is. The second domain, which reaches memory of the host only, has no say. */
+static void memory_of_a_gpu_is_registered_apart_where_it_can_be(void) {
+    host host;
+    pending one;
+    open_host(&host);
+    set_gate(true);
+    submit_open_of(&host, &one, PPLX_MEMORY_CUDA, SMALL);
+    CHECK_EQ(call(&host, PPLX_CALL_DRAIN, NULL, NULL), PPLX_OK);
+    WATCH(waiting() == 1);
+    CHECK(!one.end.settled);
+    set_gate(false);
+    WAIT(one.end.released);
+    CHECK_EQ(one.request.error.status, PPLX_OK);
+    CHECK(one.mr.handles[0] && !one.mr.handles[1]);
+    CHECK(one.mr.keys[0].key == 5 && one.mr.keys[1].key == PPLX_NO_KEY);
+    CHECK_EQ(call(&host, PPLX_CALL_MR_CLOSE, &one.mr, NULL), PPLX_OK);
+    CHECK_EQ(one.mr.domains, 0);
+    gate.refusal = PPLX_REGISTRATION; /* now nobody reaches it, and what the NIC says of that is heard */
+    submit_open_of(&host, &one, PPLX_MEMORY_CUDA, SMALL);
+    WAIT(one.end.released);
+    CHECK_EQ(one.request.error.status, PPLX_REGISTRATION);
+    CHECK(strstr(one.request.error.text, "the gate"));
+    CHECK_EQ(one.mr.domains, 0);
+    gate.refusal = PPLX_INVALID; /* it is none of anybody's */
+    submit_open_of(&host, &one, PPLX_MEMORY_CUDA, SMALL);
+    WAIT(one.end.released);
+    CHECK_EQ(one.request.error.status, PPLX_INVALID);
+    CHECK_EQ(one.mr.domains, 0);
     close_host(&host);
 }
 
@@ -257,6 +291,7 @@ int main(void) {
     CHECK(pages);
     RUN(the_proxy_goes_on_while_memory_is_registered_and_given_back);
     RUN(what_is_refused_at_one_domain_is_open_at_none);
+    RUN(memory_of_a_gpu_is_registered_apart_where_it_can_be);
     RUN(many_are_registered_one_after_the_other_again_and_again);
     RUN(a_cancel_does_not_end_it_early);
     RUN(an_engine_that_stops_waits_for_what_is_being_registered);

@@ -404,6 +404,8 @@ static inline bool pplx_words_armed(const pplx_engine *engine) {
 
 /* memory.c */
 pplx_status pplx_mr_open_all(pplx_engine *engine, pplx_mr *mr, pplx_error *error);
+/* This failure of one NIC is none of the region. */
+bool pplx_may_lack(const pplx_mr *mr, pplx_status status);
 pplx_status pplx_mr_close_all(pplx_engine *engine, pplx_mr *mr);
 
 #endif

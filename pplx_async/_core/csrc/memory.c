@@ -5,7 +5,7 @@
 #include "internal.h"
 
 /* Not every NIC reaches the memory of a GPU: those that do are enough, and it has no key for the others. */
-static bool may_lack(const pplx_mr *mr, pplx_status status) {
+bool pplx_may_lack(const pplx_mr *mr, pplx_status status) {
     return mr->memory.kind == PPLX_MEMORY_CUDA && (status == PPLX_UNSUPPORTED || status == PPLX_REGISTRATION);
 }
 
@@ -20,7 +20,7 @@ pplx_status pplx_mr_open_all(pplx_engine *engine, pplx_mr *mr, pplx_error *error
         const pplx_status status = domain->provider->mr_open(domain->handle, &mr->memory, mr->access, &mr->handles[i],
                                                              &mr->keys[i], &refused);
         if (status != PPLX_OK) {
-            const bool decides = !may_lack(mr, status);
+            const bool decides = !pplx_may_lack(mr, status);
             mr->handles[i] = NULL;
             mr->keys[i] = (pplx_remote_key){.key = PPLX_NO_KEY};
             if (failed == PPLX_OK || decides) {

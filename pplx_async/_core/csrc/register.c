@@ -5,7 +5,8 @@
  *
  * A NIC's driver pins every page, a tenth of a second or more for each GiB and NIC. A proxy that waits for that sends no
  * heartbeats, and its peers take it for dead. So large memory goes to a thread (aside.h), for the domains that let any
- * thread register (PPLX_CAP_REGISTER_APART); the others have it from the proxy, as before. What it has done comes back
+ * thread register (PPLX_CAP_REGISTER_APART), and all of GPUs for those that let it that, too (PPLX_CAP_CUDA_APART): a
+ * driver is asked for it that may wait for kernels. The others have it from the proxy, as before. What it has done comes back
  * to the proxy through the submit ring, as a call of our own, and settles there.
  *
  * Between the two a request is the thread's: the proxy has written all that it will (its opcode says what comes back)
@@ -16,35 +17,50 @@
 
 enum { LARGE = 16 << 20 };
 
-static bool is_apart(const pplx_domain *domain) { return (domain->caps.flags & PPLX_CAP_REGISTER_APART) != 0; }
+static bool is_apart(const pplx_domain *domain, const pplx_mr *mr) {
+    const bool host = mr->memory.kind == PPLX_MEMORY_HOST, cuda = mr->memory.kind == PPLX_MEMORY_CUDA;
+    const uint32_t needed = host ? PPLX_CAP_REGISTER_APART : PPLX_CAP_REGISTER_APART | PPLX_CAP_CUDA_APART;
+    return (host || cuda) && (domain->caps.flags & needed) == needed;
+}
 
 static bool is_long(const pplx_engine *engine, const pplx_mr *mr) {
-    if (mr->memory.kind != PPLX_MEMORY_HOST || mr->memory.nbytes < LARGE) return false;
+    if (mr->memory.kind == PPLX_MEMORY_HOST && mr->memory.nbytes < LARGE) return false;
     for (uint32_t i = 0; i < engine->ndomains; i++)
-        if (is_apart(&engine->domains[i])) return true;
+        if (is_apart(&engine->domains[i], mr)) return true;
     return false;
 }
 
-/* At the domains that are apart, or at the others. */
+/* At the domains that are apart, or at the others. PPLX_OK is also of memory that those don't reach and others may:
+ * then the text of `error` says why not: that of a NIC, if there is one, for the apart come last. */
 static pplx_status open_at(pplx_engine *engine, pplx_mr *mr, bool apart, pplx_error *error) {
     const uint64_t start = pplx_now_ns();
     for (uint32_t i = 0; i < engine->ndomains; i++) {
         pplx_domain *domain = &engine->domains[i];
-        if (is_apart(domain) != apart) continue;
+        pplx_error refused = {0};
+        if (is_apart(domain, mr) != apart) continue;
         const pplx_status status = domain->provider->mr_open(domain->handle, &mr->memory, mr->access, &mr->handles[i],
-                                                             &mr->keys[i], error);
+                                                             &mr->keys[i], &refused);
         if (status == PPLX_OK) continue;
+        const bool decides = !pplx_may_lack(mr, status);
         mr->handles[i] = NULL;
-        return status;
+        mr->keys[i] = (pplx_remote_key){.key = PPLX_NO_KEY};
+        *error = refused;
+        if (decides) return status;
     }
     mr->register_ns += pplx_now_ns() - start;
     return PPLX_OK;
 }
 
+static bool is_open(const pplx_mr *mr) {
+    for (uint32_t i = 0; i < mr->domains; i++)
+        if (mr->handles[i]) return true;
+    return false;
+}
+
 /* What fails stays in `handles`; the first failure is returned. */
 static pplx_status close_at(pplx_engine *engine, pplx_mr *mr, bool apart, pplx_status first) {
     for (uint32_t i = 0; i < mr->domains; i++) {
-        if (!mr->handles[i] || is_apart(&engine->domains[i]) != apart) continue;
+        if (!mr->handles[i] || is_apart(&engine->domains[i], mr) != apart) continue;
         const pplx_status status = engine->domains[i].provider->mr_close(mr->handles[i]);
         if (status == PPLX_OK)
             mr->handles[i] = NULL;
@@ -95,6 +111,7 @@ static void open_long(pplx_engine *engine, pplx_request *request) {
     pplx_error *error = &request->error;
     mr->domains = engine->ndomains;
     mr->register_ns = 0;
+    *error = (pplx_error){0};
     memset(mr->handles, 0, sizeof mr->handles);
     error->status = open_at(engine, mr, false, error);
     if (error->status == PPLX_OK)
@@ -129,6 +146,7 @@ void pplx_registered(pplx_engine *engine, pplx_request *request) {
     if (opened) {
         PPLX_COUNT(engine->stats.registrations, 1);
         PPLX_COUNT(engine->stats.register_ns, mr->register_ns);
+        if (request->error.status == PPLX_OK && !is_open(mr)) request->error.status = PPLX_REGISTRATION;
     }
     if (opened != (request->error.status == PPLX_OK)) pplx_mr_close_all(engine, mr);
     pplx_settle(engine, request);
