@@ -43,10 +43,11 @@ static const pplx_provider *const fabric = &pplx_provider_fabric;
 enum { ARENA = 33 << 20, MAX_IMMS = 8192 };
 static const double PATIENCE = 20.0; /* seconds: long enough for a busy machine under ASan */
 
-static pplx_option options[2];
+static pplx_option options[4]; /* library, provider, more */
+static size_t noptions = 2;
 static char device[PPLX_NAME_BYTES];
 static bool efa; /* the fake one: in this process only */
-static char **program;
+__attribute__((unused)) static char **program;
 
 /* One end: a domain with registered memory, what it got, and up to two endpoints. */
 typedef struct side {
@@ -77,7 +78,7 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void ok(const char *name) {
+__attribute__((unused)) static void ok(const char *name) {
     printf("ok %s\n", name);
     fflush(stdout);
 }
@@ -85,7 +86,7 @@ static void ok(const char *name) {
 static void side_open(side *s) {
     pplx_error error = {0};
     memset(s, 0, sizeof *s);
-    REQUIRE(fabric->domain_open(device, options, 2, &s->domain, &error) == PPLX_OK, "%s", error.text);
+    REQUIRE(fabric->domain_open(device, options, noptions, &s->domain, &error) == PPLX_OK, "%s", error.text);
     fabric->domain_caps(s->domain, &s->caps);
     s->arena = calloc(1, ARENA);
     REQUIRE(s->arena, "memory");
@@ -193,7 +194,7 @@ static void wait_imms(side *s, side *other, size_t count) {
     }
 }
 
-static void run_for(side *a, side *b, double seconds) {
+__attribute__((unused)) static void run_for(side *a, side *b, double seconds) {
     for (double end = now() + seconds; now() < end;) {
         side_poll(a);
         if (b) side_poll(b);

@@ -14,13 +14,16 @@
  *   - a write of no bytes names a valid key and address all the same
  *   - local memory has a descriptor of its own domain that covers it
  *   - 32-bit immediates; no wait object on the CQ; keys and addresses are the NIC's (mr_mode)
- *   - FI_OPT_SHARED_MEMORY_PERMITTED and FI_OPT_CUDA_API_PERMITTED set to false, and an event queue
- *     bound, or the endpoint can't be enabled
+ *   - FI_OPT_SHARED_MEMORY_PERMITTED and FI_OPT_CUDA_API_PERMITTED set to false, FI_OPT_FI_HMEM_P2P to
+ *     FI_HMEM_P2P_REQUIRED with FI_HMEM, and an event queue bound, or the endpoint can't be enabled
+ *   - memory of GPUs: as fi_mr(3) has it and EFA's source. FI_HMEM and FI_MR_HMEM in the hints; FI_HMEM_CUDA, the
+ *     right device; FI_MR_DMABUF only with an API of 1.20; zeros in what newer structs have at their ends
+ *   - no FI_INJECT, which memory of GPUs forbids
  *   - work posted with FI_MORE stays where it is until a post without
  * Stricter than the real one: some of this it would let pass. fi_getinfo bound without its version
  * ends the process (the real one returns structs of another layout).
  *
- * Environment, read at fi_domain():
+ * Environment, read at fi_domain() or later:
  *   FAKE_EFA_SEED         of the shuffle, default 1
  *   FAKE_EFA_NICS         devices offered, default 2
  *   FAKE_EFA_TX_SIZE      posts in flight on an endpoint, default 256
@@ -28,6 +31,12 @@
  *   FAKE_EFA_REGIONS      regions of a domain; one more is -FI_ENOSPC; default any number
  *   FAKE_EFA_PINS         1: memory is pinned, so beyond RLIMIT_MEMLOCK it is -FI_ENOMEM (as ordinary users
  *                         hear it, also where a privilege would let us pin more); default 0
+ *   FAKE_EFA_CUDA         path of the tests' libcuda; without it this library was built without CUDA
+ *   FAKE_EFA_P2P          0: the NIC can't reach memory of GPUs; default 1
+ *   FAKE_EFA_DMABUF       0: nor take a dma-buf; default 1
+ *   FAKE_EFA_PEER         0: no kernel module helps it with memory of a GPU by its address; default 1
+ *   FAKE_EFA_VERSION      minor version of this libfabric 1, default 22
+ *   FAKE_EFA_RINGS        1: FI_MORE or not, the NIC is told at once, as by a library whose batch is full; default 0
  *   FAKE_EFA_FATAL_AFTER  completions after which a domain's event queue reports a fatal error
  *                         and nothing completes any more; default never
  *
@@ -82,6 +91,8 @@ typedef struct fake_domain {
     long regions;     /* left; -1: any number */
     bool pins;
     long fatal_after; /* completions left; -1 for ever */
+    uint32_t api;
+    bool hmem;
     int objects;      /* open children: closing before them is refused */
 } fake_domain;
 
@@ -108,7 +119,20 @@ typedef struct fake_mr {
     fake_domain *domain;
     struct fake_mr *next;
     uint64_t address, nbytes, access;
+    unsigned char *alias; /* where these bytes are for us */
+    void *mapped;         /* of a dma-buf, or NULL */
+    size_t mapped_nbytes;
 } fake_mr;
+
+/* What fi_mr_regattr() was given last for memory of a GPU. */
+typedef struct fake_registration {
+    uint64_t flags, address, nbytes, offset;
+    int iface, device, taken, refused; /* the last two: so far */
+} fake_registration;
+
+/* For tests: what was registered; and hold up who registers memory of a GPU, until told otherwise. */
+__attribute__((visibility("default"))) void fake_efa_registered(fake_registration *out);
+__attribute__((visibility("default"))) void fake_efa_hold(int yes);
 
 enum fake_kind { FAKE_WRITE, FAKE_READ, FAKE_SEND };
 
@@ -136,7 +160,7 @@ typedef struct fake_ep {
     fake_cq *cq;
     fake_eq *eq;
     fake_address address;
-    bool no_shm, no_cuda, enabled;
+    bool no_shm, no_cuda, p2p, enabled;
     fake_op *inflight;
     size_t ninflight;
     fake_op *receives;   /* oldest first */
@@ -152,7 +176,9 @@ extern struct fi_ops_msg fake_msg_ops;
 extern struct fi_ops_rma fake_rma_ops;
 extern struct fi_ops_cq fake_cq_ops;
 
+long fake_number(const char *name, long otherwise);
 uint64_t fake_random(fake_domain *domain);
+int fake_register_gpu(fake_mr *mr, const struct fi_mr_attr *attr, uint64_t flags);
 int fake_domain_open(struct fid_fabric *fabric, struct fi_info *info, struct fid_domain **domain, void *context);
 int fake_eq_open(struct fid_fabric *fabric, struct fi_eq_attr *attr, struct fid_eq **eq, void *context);
 int fake_trywait(struct fid_fabric *fabric, struct fid **fids, int count);

@@ -97,7 +97,7 @@ EXPORT struct fi_info *fake_dupinfo(const struct fi_info *info) {
     return copy;
 }
 
-static struct fi_info *make_info(unsigned nic) {
+static struct fi_info *make_info(unsigned nic, uint32_t version) {
     char text[64];
     struct fi_info *info = fake_dupinfo(NULL);
     fake_address *address = calloc(1, sizeof *address);
@@ -129,7 +129,7 @@ static struct fi_info *make_info(unsigned nic) {
     info->domain_attr->name = text_of(text);
     info->fabric_attr->name = text_of("efa");
     info->fabric_attr->prov_name = text_of("efa");
-    info->fabric_attr->api_version = FI_VERSION(FI_MAJOR_VERSION, FI_MINOR_VERSION);
+    info->fabric_attr->api_version = version;
     snprintf(text, sizeof text, "EFA-fe80::%u", nic + 1);
     info->nic = make_nic(text);
     return info;
@@ -140,8 +140,14 @@ static bool acceptable(const struct fi_info *hints) {
     if (!hints) return true;
     const char *name = hints->fabric_attr->prov_name;
     if (name && strcmp(name, "efa") != 0) return false;
-    if (hints->ep_attr->type != FI_EP_RDM || (hints->caps & ~capabilities)) return false;
+    if (hints->ep_attr->type != FI_EP_RDM || (hints->caps & ~(capabilities | FI_HMEM))) return false;
     return (hints->domain_attr->mr_mode & mr_mode) == mr_mode;
+}
+
+/* As EFA: FI_HMEM is claimed since 1.18 wherever there is CUDA, and before only if the NIC can reach it. */
+static bool has_hmem(uint32_t version, const struct fi_info *hints) {
+    return getenv("FAKE_EFA_CUDA") && (hints->domain_attr->mr_mode & FI_MR_HMEM) &&
+           (FI_VERSION_GE(version, FI_VERSION(1, 18)) || fake_number("FAKE_EFA_P2P", 1));
 }
 
 EXPORT int fake_getinfo(uint32_t version, const char *node, const char *service, uint64_t flags,
@@ -151,15 +157,19 @@ EXPORT int fake_getinfo(uint32_t version, const char *node, const char *service,
     struct fi_info **last = out;
     (void)service, (void)flags;
     *out = NULL;
+    if (FI_VERSION_LT(fi_version(), version)) return -FI_ENOSYS;
     if (FI_MAJOR(version) != FI_MAJOR_VERSION || node || !acceptable(hints)) /* a node would have to be a GID */
         return -FI_ENODATA;
+    const bool hmem = hints && (hints->caps & FI_HMEM);
+    if (hmem && !has_hmem(version, hints)) return -FI_ENODATA;
     for (unsigned nic = 0; nic < nics && nic < FAKE_MAX_NICS; nic++) {
-        struct fi_info *info = make_info(nic);
+        struct fi_info *info = make_info(nic, version);
         if (hints && hints->domain_attr->name && strcmp(hints->domain_attr->name, info->domain_attr->name) != 0) {
             fake_freeinfo(info);
             continue;
         }
         if (hints && hints->caps) info->caps = hints->caps;
+        if (hmem) info->domain_attr->mr_mode |= FI_MR_HMEM;
         *last = info;
         last = &info->next;
     }
@@ -213,13 +223,13 @@ EXPORT int fi_fabric(struct fi_fabric_attr *attr, struct fid_fabric **out, void 
     if (!fabric) return -FI_ENOMEM;
     fabric->fid = (struct fid){FI_CLASS_FABRIC, context, &fabric_fid_ops};
     fabric->ops = &fabric_ops;
-    fabric->api_version = FI_VERSION(FI_MAJOR_VERSION, FI_MINOR_VERSION);
+    fabric->api_version = attr->api_version;
     *out = fabric;
     return 0;
 }
 
 /* Recent enough that the options of EFA endpoints are known. */
-EXPORT uint32_t fi_version(void) { return FI_VERSION(1, 22); }
+EXPORT uint32_t fi_version(void) { return FI_VERSION(1, (uint32_t)fake_number("FAKE_EFA_VERSION", 22)); }
 
 EXPORT const char *fi_strerror(int errnum) { return errnum < FI_ERRNO_OFFSET ? strerror(errnum) : "libfabric error"; }
 

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 
 enum { OPT_CUDA_API_PERMITTED = 10, OPT_SHARED_MEMORY_PERMITTED = 11 }; /* newer than some headers */
@@ -18,7 +19,7 @@ uint64_t fake_pinned;
 static uint32_t next_key = 0x1234;
 static uint16_t next_qpn = 1;
 
-static long number(const char *name, long otherwise) {
+long fake_number(const char *name, long otherwise) {
     const char *text = getenv(name);
     return text ? strtol(text, NULL, 0) : otherwise;
 }
@@ -174,6 +175,7 @@ static int mr_close(struct fid *fid) {
     if (mr->domain->regions >= 0) mr->domain->regions++;
     if (mr->domain->pins) fake_pinned -= mr->nbytes;
     pthread_mutex_unlock(&fake_lock);
+    if (mr->mapped) munmap(mr->mapped, mr->mapped_nbytes);
     free(mr);
     return 0;
 }
@@ -192,19 +194,31 @@ static int take_share(fake_domain *domain, uint64_t nbytes) {
 static struct fi_ops mr_fid_ops = {.size = sizeof(struct fi_ops), .close = mr_close};
 
 static int mr_regattr(struct fid *fid, const struct fi_mr_attr *attr, uint64_t flags, struct fid_mr **out) {
-    if (flags || attr->iov_count != 1 || attr->iface != FI_HMEM_SYSTEM) return -FI_ENOSYS;
+    int ret = 0;
+    if (attr->iov_count != 1 || attr->iface > FI_HMEM_CUDA) return -FI_ENOSYS;
     fake_mr *mr = calloc(1, sizeof *mr);
     if (!mr) return -FI_ENOMEM;
     mr->domain = (fake_domain *)fid;
-    mr->address = (uintptr_t)attr->mr_iov->iov_base;
-    mr->nbytes = attr->mr_iov->iov_len;
     mr->access = attr->access;
+    if (attr->iface == FI_HMEM_SYSTEM) {
+        ret = flags ? -FI_EBADFLAGS : 0;
+        mr->alias = attr->mr_iov->iov_base;
+        mr->address = (uintptr_t)attr->mr_iov->iov_base;
+        mr->nbytes = attr->mr_iov->iov_len;
+    } else {
+        ret = fake_register_gpu(mr, attr, flags);
+    }
+    if (ret) {
+        free(mr);
+        return ret;
+    }
     mr->fid.fid = (struct fid){FI_CLASS_MR, attr->context, &mr_fid_ops};
     mr->fid.mem_desc = mr;
     pthread_mutex_lock(&fake_lock);
-    int ret = take_share(mr->domain, mr->nbytes);
+    ret = take_share(mr->domain, mr->nbytes);
     if (ret) {
         pthread_mutex_unlock(&fake_lock);
+        if (mr->mapped) munmap(mr->mapped, mr->mapped_nbytes);
         free(mr);
         return ret;
     }
@@ -233,14 +247,34 @@ static int ep_bind(struct fid *fid, struct fid *to, uint64_t flags) {
     return 0;
 }
 
+static bool is_since(int minor) { return FI_VERSION_GE(fi_version(), FI_VERSION(1, (uint32_t)minor)); }
+
+/* Without CUDA there is nothing to forbid, which it calls an error; and with it, all that can't do without. */
+static int forbid_cuda(fake_ep *ep, bool permitted) {
+    ep->no_cuda = !permitted;
+    if (!getenv("FAKE_EFA_CUDA")) return -FI_EINVAL;
+    return permitted || fake_number("FAKE_EFA_P2P", 1) ? 0 : -FI_EOPNOTSUPP;
+}
+
+static int set_p2p(fake_ep *ep, const void *value, size_t nbytes) {
+    if (nbytes != sizeof(int) || *(const int *)value != FI_HMEM_P2P_REQUIRED || !getenv("FAKE_EFA_CUDA"))
+        return -FI_EINVAL;
+    ep->p2p = fake_number("FAKE_EFA_P2P", 1);
+    return ep->p2p ? 0 : -FI_EOPNOTSUPP;
+}
+
 static int ep_control(struct fid *fid, int command, void *arg) {
     fake_ep *ep = (fake_ep *)fid;
     (void)arg;
     if (command != FI_ENABLE) return -FI_ENOSYS;
     if (!ep->av || !ep->cq) return -FI_ENOCQ;
-    if (!ep->eq || !ep->no_shm || !ep->no_cuda) {
+    if (!ep->eq || (is_since(19) && !ep->no_shm) || (is_since(18) && !ep->no_cuda)) {
         complain(!ep->eq ? "no event queue is bound: the real library would abort() at a fatal error"
                          : "FI_OPT_SHARED_MEMORY_PERMITTED or FI_OPT_CUDA_API_PERMITTED was not set to false");
+        return -FI_EINVAL;
+    }
+    if (ep->domain->hmem && !ep->p2p) {
+        complain("FI_OPT_FI_HMEM_P2P was not set to FI_HMEM_P2P_REQUIRED");
         return -FI_EINVAL;
     }
     pthread_mutex_lock(&fake_lock);
@@ -251,12 +285,14 @@ static int ep_control(struct fid *fid, int command, void *arg) {
 
 static int ep_setopt(fid_t fid, int level, int name, const void *value, size_t nbytes) {
     fake_ep *ep = (fake_ep *)fid;
-    if (level != FI_OPT_ENDPOINT || ep->enabled || nbytes != sizeof(bool)) return -FI_EINVAL;
+    if (level != FI_OPT_ENDPOINT || ep->enabled) return -FI_EINVAL;
+    if (name == FI_OPT_FI_HMEM_P2P) return set_p2p(ep, value, nbytes);
+    if (nbytes != sizeof(bool)) return -FI_EINVAL;
     bool permitted = *(const bool *)value;
-    if (name == OPT_SHARED_MEMORY_PERMITTED)
+    if (name == OPT_SHARED_MEMORY_PERMITTED && is_since(19))
         ep->no_shm = !permitted;
-    else if (name == OPT_CUDA_API_PERMITTED)
-        ep->no_cuda = !permitted;
+    else if (name == OPT_CUDA_API_PERMITTED && is_since(18))
+        return forbid_cuda(ep, permitted);
     else
         return -FI_ENOPROTOOPT;
     return 0;
@@ -339,19 +375,20 @@ static struct fi_ops_domain domain_ops = {
 static struct fi_ops_mr mr_ops = {.size = sizeof(struct fi_ops_mr), .regattr = mr_regattr};
 
 int fake_domain_open(struct fid_fabric *fabric, struct fi_info *info, struct fid_domain **out, void *context) {
-    (void)fabric;
     fake_domain *domain = calloc(1, sizeof *domain);
     if (!domain) return -FI_ENOMEM;
     domain->fid.fid = (struct fid){FI_CLASS_DOMAIN, context, &domain_fid_ops};
     domain->fid.ops = &domain_ops;
     domain->fid.mr = &mr_ops;
     domain->nic = ((fake_address *)info->src_addr)->gid[15];
-    domain->random = (uint64_t)number("FAKE_EFA_SEED", 1) * 0x9e3779b97f4a7c15ull + domain->nic;
-    domain->tx_size = (size_t)number("FAKE_EFA_TX_SIZE", FAKE_TX_SIZE);
-    domain->again = number("FAKE_EFA_AGAIN", -1);
-    domain->regions = number("FAKE_EFA_REGIONS", -1);
-    domain->pins = number("FAKE_EFA_PINS", 0) != 0;
-    domain->fatal_after = number("FAKE_EFA_FATAL_AFTER", -1);
+    domain->random = (uint64_t)fake_number("FAKE_EFA_SEED", 1) * 0x9e3779b97f4a7c15ull + domain->nic;
+    domain->tx_size = (size_t)fake_number("FAKE_EFA_TX_SIZE", FAKE_TX_SIZE);
+    domain->again = fake_number("FAKE_EFA_AGAIN", -1);
+    domain->regions = fake_number("FAKE_EFA_REGIONS", -1);
+    domain->pins = fake_number("FAKE_EFA_PINS", 0) != 0;
+    domain->fatal_after = fake_number("FAKE_EFA_FATAL_AFTER", -1);
+    domain->api = fabric->api_version;
+    domain->hmem = info->caps & FI_HMEM;
     *out = &domain->fid;
     return 0;
 }

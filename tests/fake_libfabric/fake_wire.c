@@ -13,6 +13,7 @@
 #include <string.h>
 
 enum { STEPS = 12, EAGAIN_ONE_IN = 9 };
+enum { ENTRY_OF_1_17 = offsetof(struct fi_cq_err_entry, err_data_size) + sizeof(size_t) };
 
 void fake_push(fake_cq *cq, void *context, uint64_t flags, uint64_t nbytes, uint64_t data, int err, int status) {
     fake_entry *entry = calloc(1, sizeof *entry);
@@ -53,13 +54,15 @@ static bool covers(const fake_mr *mr, uint64_t address, uint64_t nbytes) {
     return address >= mr->address && nbytes <= mr->nbytes && address - mr->address <= mr->nbytes - nbytes;
 }
 
-/* The key and the range at the target, also for no bytes. */
-static bool may_access(const fake_ep *target, const fake_op *op) {
+static unsigned char *bytes_of(const fake_mr *mr, uint64_t address) { return mr->alias + (address - mr->address); }
+
+/* The bytes that the key and the range name at the target, also if there are none of them; NULL: they name nothing. */
+static unsigned char *find_remote(const fake_ep *target, const fake_op *op) {
     uint64_t access = op->kind == FAKE_READ ? FI_REMOTE_READ : FI_REMOTE_WRITE;
     for (const fake_mr *mr = fake_regions; mr; mr = mr->next)
         if (mr->domain == target->domain && mr->fid.key == op->key)
-            return (mr->access & access) && covers(mr, op->remote, op->nbytes);
-    return false;
+            return (mr->access & access) && covers(mr, op->remote, op->nbytes) ? bytes_of(mr, op->remote) : NULL;
+    return NULL;
 }
 
 static void append(fake_op **list, fake_op *op) {
@@ -115,11 +118,10 @@ static int land(fake_ep *source, fake_op *op) {
         match(target);
         return FAKE_OK;
     }
-    if (!may_access(target, op)) return FAKE_BAD_ADDRESS;
-    void *remote = (void *)(uintptr_t)op->remote;
+    unsigned char *remote = find_remote(target, op);
+    if (!remote) return FAKE_BAD_ADDRESS;
     if (op->nbytes)
-        memcpy(op->kind == FAKE_READ ? (void *)op->local : remote, op->kind == FAKE_READ ? remote : (void *)op->local,
-               op->nbytes);
+        memcpy(op->kind == FAKE_READ ? op->local : remote, op->kind == FAKE_READ ? remote : op->local, op->nbytes);
     if (op->flags & FI_REMOTE_CQ_DATA) /* op_context and len mean nothing there, so they are nonsense */
         fake_push(target->cq, (void *)(uintptr_t)0xdead, FI_RMA | FI_REMOTE_WRITE | FI_REMOTE_CQ_DATA, 0xdead, op->data,
                   0, 0);
@@ -195,6 +197,8 @@ static ssize_t cq_readerr(struct fid_cq *fid, struct fi_cq_err_entry *out, uint6
     fake_entry *entry = cq->first;
     if (entry && entry->entry.err) {
         *out = entry->entry;
+        if (FI_VERSION_GE(cq->domain->api, FI_VERSION(1, 20))) /* src_addr, newer than some headers */
+            memset((char *)out + ENTRY_OF_1_17, 0xff, sizeof(fi_addr_t));
         cq->first = entry->next;
         if (!cq->first) cq->last = &cq->first;
         free(entry);
@@ -214,11 +218,13 @@ struct fi_ops_cq fake_cq_ops = {
 
 /* ---- posting ---- */
 
-static bool local_is_valid(const fake_ep *ep, const struct iovec *iov, void **desc) {
+/* The bytes that an iov and its descriptor name; NULL: they name nothing. */
+static unsigned char *find_local(const fake_ep *ep, const struct iovec *iov, void **desc) {
     const fake_mr *mr = desc ? desc[0] : NULL;
     const fake_mr *known = fake_regions;
     while (known && known != mr) known = known->next;
-    return known && mr->domain == ep->domain && covers(mr, (uintptr_t)iov->iov_base, iov->iov_len);
+    if (!known || mr->domain != ep->domain || !covers(mr, (uintptr_t)iov->iov_base, iov->iov_len)) return NULL;
+    return bytes_of(mr, (uintptr_t)iov->iov_base);
 }
 
 static bool is_busy(fake_domain *domain) {
@@ -230,7 +236,7 @@ static bool is_busy(fake_domain *domain) {
 static ssize_t post(fake_ep *ep, fake_op model, const struct iovec *iov, void **desc, fi_addr_t to) {
     ssize_t ret = 0;
     pthread_mutex_lock(&fake_lock);
-    if (!ep->enabled || to >= FAKE_MAX_PEERS || !ep->av->used[to] ||
+    if (!ep->enabled || to >= FAKE_MAX_PEERS || !ep->av->used[to] || (model.flags & FI_INJECT) ||
         ((model.flags & FI_REMOTE_CQ_DATA) && model.data >> 32)) {
         ret = -FI_EINVAL;
     } else if (ep->ninflight >= ep->domain->tx_size || is_busy(ep->domain)) {
@@ -239,14 +245,14 @@ static ssize_t post(fake_ep *ep, fake_op model, const struct iovec *iov, void **
         fake_op *op = malloc(sizeof *op);
         if (!op) abort();
         *op = model;
-        op->local = iov->iov_base;
+        op->local = find_local(ep, iov, desc);
         op->nbytes = iov->iov_len;
         op->target = ep->av->peers[to];
-        op->status = local_is_valid(ep, iov, desc) ? FAKE_OK : FAKE_INVALID_LKEY;
+        op->status = op->local ? FAKE_OK : FAKE_INVALID_LKEY;
         op->next = ep->inflight;
         ep->inflight = op;
         ep->ninflight++;
-        if (!(op->flags & FI_MORE))
+        if (!(op->flags & FI_MORE) || fake_number("FAKE_EFA_RINGS", 0))
             for (; op; op = op->next) op->rung = true;
     }
     pthread_mutex_unlock(&fake_lock);
@@ -284,7 +290,8 @@ static ssize_t ep_recvmsg(struct fid_ep *fid, const struct fi_msg *message, uint
     ssize_t ret = 0;
     (void)flags;
     pthread_mutex_lock(&fake_lock);
-    if (message->iov_count != 1 || !local_is_valid(ep, message->msg_iov, message->desc)) {
+    unsigned char *local = message->iov_count == 1 ? find_local(ep, message->msg_iov, message->desc) : NULL;
+    if (!local) {
         ret = -FI_EINVAL;
     } else if (is_busy(ep->domain)) {
         ret = -FI_EAGAIN;
@@ -292,7 +299,7 @@ static ssize_t ep_recvmsg(struct fid_ep *fid, const struct fi_msg *message, uint
         fake_op *receive = calloc(1, sizeof *receive);
         if (!receive) abort();
         receive->context = message->context;
-        receive->local = message->msg_iov->iov_base;
+        receive->local = local;
         receive->nbytes = message->msg_iov->iov_len;
         receive->from = message->addr;
         append(&ep->receives, receive);

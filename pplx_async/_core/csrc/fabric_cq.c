@@ -61,6 +61,7 @@ void fabric_finish(fabric_op *op, pplx_completion *completion, pplx_status statu
                    uint64_t nbytes) {
     fabric_endpoint *endpoint = op->endpoint;
     fabric_list_remove(&op->link);
+    if (endpoint->domain->last.op == op) endpoint->domain->unrung = false;
     if (op->opcode == PPLX_RECV) {
         endpoint->receives--;
     } else {
@@ -104,23 +105,23 @@ static size_t take_entry(fabric_domain *domain, const struct fi_cq_data_entry *e
 }
 
 static size_t take_error(fabric_domain *domain, struct fid_cq *cq, pplx_completion *completion, uint64_t *flags) {
-    struct fi_cq_err_entry entry;
-    memset(&entry, 0, sizeof entry); /* err_data_size 0: the library lends its own buffer */
-    ssize_t ret = fi_cq_readerr(cq, &entry, 0);
+    fabric_cq_error error = {.room = {0}}; /* err_data_size 0: the library lends its own buffer */
+    const struct fi_cq_err_entry *entry = &error.entry;
+    ssize_t ret = fi_cq_readerr(cq, &error.entry, 0);
     if (ret < 0) {
         if (ret != -FI_EAGAIN) domain->broken = (int32_t)-ret;
         return 0;
     }
-    if (!entry.op_context || (entry.flags & FI_REMOTE_WRITE))
+    if (!entry->op_context || (entry->flags & FI_REMOTE_WRITE))
         return 0; /* a peer's operation that failed here: the peer hears of it */
-    if (is_doorbell(domain, entry.op_context)) return 0;
-    fabric_op *op = entry.op_context;
+    if (is_doorbell(domain, entry->op_context)) return 0;
+    fabric_op *op = entry->op_context;
     /* prov_errno is EFA's own code; tcp leaves there whatever errno happened to be (2.5.1). */
-    int native = domain->quirks->efa_options && entry.prov_errno ? entry.prov_errno : entry.err;
-    pplx_status status = completion_status(domain, op, &entry);
+    int native = domain->quirks->efa_options && entry->prov_errno ? entry->prov_errno : entry->err;
+    pplx_status status = completion_status(domain, op, entry);
     if (status == PPLX_TRANSPORT || status == PPLX_CONNECTION) fabric_unsettle(op->endpoint);
-    fabric_finish(op, completion, status, native, entry.len);
-    *flags = entry.flags;
+    fabric_finish(op, completion, status, native, entry->len);
+    *flags = entry->flags;
     return 1;
 }
 

@@ -46,22 +46,32 @@ pplx_status fabric_options_parse(const pplx_option *options, size_t noptions, fa
             if (!out->provider)
                 return fabric_fail(error, PPLX_INVALID, 0,
                                    "libfabric provider \"%s\" is not supported; one of: efa, tcp, tcp;ofi_rxm", value);
+        } else if (strcmp(key, "libcuda") == 0) {
+            out->libcuda = value;
         } else if (strcmp(key, "hmem") == 0) {
             if (strcmp(value, "cuda") != 0)
                 return fabric_fail(error, PPLX_INVALID, 0, "option hmem: \"%s\" is not supported; one of: cuda", value);
             out->cuda = true;
         } else {
-            return fabric_fail(error, PPLX_INVALID, 0, "unknown option \"%s\"; one of: library, provider, node, hmem",
-                               key);
+            return fabric_fail(error, PPLX_INVALID, 0,
+                               "unknown option \"%s\"; one of: library, provider, node, hmem, libcuda", key);
         }
     }
     return PPLX_OK;
 }
 
+/* EFA goes by the API that it is asked for (by its source): it writes and reads by RDMA on all devices that have it
+ * since 1.18, and takes dma-bufs of our making since 1.20. Nothing else of 1.20's concerns us, and what newer ones bring
+ * is not asked for. */
+uint32_t fabric_api(const pplx_libfabric *lib, const fabric_quirks *quirks) {
+    const uint32_t wanted = FI_VERSION(1, 20), has = lib->version();
+    const uint32_t newer = FI_VERSION_LT(has, wanted) ? has : wanted;
+    return quirks->newer_api && FI_VERSION_LT(FABRIC_API, newer) ? newer : FABRIC_API;
+}
+
 /* What we can live with. The library answers with what it will insist on: mr_mode of the answer
  * says whether keys are its own and whether remote addresses are virtual. */
-static struct fi_info *make_hints(const pplx_libfabric *lib, const fabric_options *options,
-                                  const fabric_quirks *quirks) {
+static struct fi_info *make_hints(const pplx_libfabric *lib, const fabric_quirks *quirks, bool cuda) {
     struct fi_info *hints = lib->dupinfo(NULL);
     if (!hints) return NULL;
     hints->caps = FI_MSG | FI_RMA | FI_SEND | FI_RECV | FI_READ | FI_WRITE | FI_REMOTE_READ | FI_REMOTE_WRITE |
@@ -73,7 +83,7 @@ static struct fi_info *make_hints(const pplx_libfabric *lib, const fabric_option
     hints->domain_attr->data_progress = FI_PROGRESS_MANUAL;
     hints->domain_attr->resource_mgmt = FI_RM_ENABLED;
     hints->domain_attr->mr_mode = FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY;
-    if (options->cuda) {
+    if (cuda) {
         hints->caps |= FI_HMEM;
         hints->domain_attr->mr_mode |= FI_MR_HMEM;
     }
@@ -88,12 +98,12 @@ static struct fi_info *make_hints(const pplx_libfabric *lib, const fabric_option
 
 /* All that this provider has; PPLX_UNAVAILABLE if nothing. */
 static pplx_status get_infos(const pplx_libfabric *lib, const fabric_options *options, const fabric_quirks *quirks,
-                             struct fi_info **infos) {
-    struct fi_info *hints = make_hints(lib, options, quirks);
+                             bool cuda, struct fi_info **infos) {
+    struct fi_info *hints = make_hints(lib, quirks, cuda);
     *infos = NULL;
     if (!hints) return PPLX_NO_MEMORY;
     const char *node = quirks->takes_node ? options->node : NULL;
-    int ret = lib->getinfo(FABRIC_API, node, NULL, node ? FI_SOURCE : 0, hints, infos);
+    int ret = lib->getinfo(fabric_api(lib, quirks), node, NULL, node ? FI_SOURCE : 0, hints, infos);
     lib->freeinfo(hints);
     return ret ? PPLX_UNAVAILABLE : PPLX_OK;
 }
@@ -173,7 +183,7 @@ pplx_status fabric_discover(const pplx_option *options, size_t noptions, pplx_de
         const fabric_quirks *quirks = &fabric_quirk_table[i];
         struct fi_info *infos = NULL;
         if (parsed.provider && parsed.provider != quirks) continue;
-        if (get_infos(lib, &parsed, quirks, &infos) == PPLX_NO_MEMORY)
+        if (get_infos(lib, &parsed, quirks, parsed.cuda, &infos) == PPLX_NO_MEMORY)
             return fabric_fail(error, PPLX_NO_MEMORY, 0, "out of memory");
         for (struct fi_info *info = infos; info; info = info->next) {
             if (!fits(info, quirks) || listed_before(infos, info, quirks)) continue;
@@ -192,23 +202,33 @@ pplx_status fabric_discover(const pplx_option *options, size_t noptions, pplx_de
                        parsed.cuda ? " for CUDA memory" : "");
 }
 
+/* *info: ours to free; NULL where there is none. */
+static pplx_status find_device(const pplx_libfabric *lib, const fabric_options *options, const fabric_quirks *quirks,
+                               bool cuda, const char *device, struct fi_info **info) {
+    struct fi_info *infos = NULL, *found;
+    *info = NULL;
+    if (get_infos(lib, options, quirks, cuda, &infos) == PPLX_NO_MEMORY) return PPLX_NO_MEMORY;
+    for (found = infos; found; found = found->next)
+        if (fits(found, quirks) && strcmp(found->domain_attr->name, device) == 0) break;
+    if (found) *info = lib->dupinfo(found);
+    if (infos) lib->freeinfo(infos);
+    return found && !*info ? PPLX_NO_MEMORY : PPLX_OK;
+}
+
 pplx_status fabric_find(const pplx_libfabric *lib, const char *file, const fabric_options *options, const char *device,
                         struct fi_info **info, const fabric_quirks **quirks, pplx_error *error) {
     for (size_t i = 0; i < FABRIC_NQUIRKS; i++) {
         const fabric_quirks *candidate = &fabric_quirk_table[i];
-        struct fi_info *infos = NULL, *found = NULL;
+        const bool cuda = options->cuda || (options->cuda_too && candidate->gpus);
         if (options->provider && options->provider != candidate) continue;
-        if (get_infos(lib, options, candidate, &infos) == PPLX_NO_MEMORY)
-            return fabric_fail(error, PPLX_NO_MEMORY, 0, "out of memory");
-        for (found = infos; found; found = found->next)
-            if (fits(found, candidate) && strcmp(found->domain_attr->name, device) == 0) break;
-        *info = found ? lib->dupinfo(found) : NULL;
-        if (infos) lib->freeinfo(infos);
+        pplx_status status = find_device(lib, options, candidate, cuda, device, info);
+        if (status == PPLX_OK && !*info && cuda && !options->cuda)
+            status = find_device(lib, options, candidate, false, device, info);
+        if (status != PPLX_OK) return fabric_fail(error, status, 0, "out of memory");
         if (*info) {
             *quirks = candidate;
             return PPLX_OK;
         }
-        if (found) return fabric_fail(error, PPLX_NO_MEMORY, 0, "out of memory");
     }
     if (had_no_descriptor(error)) return PPLX_NATIVE;
     return fabric_fail(error, PPLX_UNAVAILABLE, FI_ENODATA, "%s has no device \"%s\" of %s at %s%s", file, device,

@@ -1,7 +1,7 @@
 /* SPDX-FileCopyrightText: 2026 The pplx_async authors
  * SPDX-License-Identifier: Apache-2.0 */
 
-/* A NIC opened: fid_fabric, fid_domain, address vector, completion queues; its memory. */
+/* A NIC opened: fid_fabric, fid_domain, address vector, completion queues. */
 #if PPLX_HAVE_LIBFABRIC
 
 #include <errno.h>
@@ -9,14 +9,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 #include "fabric_internal.h"
 
 /* An enum, which no #ifdef can see; its numbers are ABI. Since 1.18 and 1.19. */
 enum { OPT_CUDA_API_PERMITTED = 10, OPT_SHARED_MEMORY_PERMITTED = 11 };
-enum { MAX_MESSAGE = 1 << 30, KEY_ATTEMPTS = 8 };
+enum { MAX_MESSAGE = 1 << 30 };
 
 static void close_fid(void *object) { /* a struct fid_*: begins with its fid */
     if (object) fi_close(object);
@@ -28,15 +27,20 @@ static pplx_status native_fail(fabric_domain *domain, pplx_error *error, int ret
 }
 
 /* EFA would carry traffic inside a host over its shm provider, which hangs when a peer dies, and
- * copy CUDA memory by CUDA calls, which can deadlock with kernels that wait for us. */
+ * copy CUDA memory by CUDA calls, which can deadlock with kernels that wait for us. Both options for
+ * that memory fail where the NIC can't reach it. */
 static pplx_status set_efa_options(fabric_domain *domain, struct fid_ep *ep, pplx_error *error) {
-    const bool no = false;
+    const bool no = false, gpus = domain->info->caps & FI_HMEM;
+    const int required = FI_HMEM_P2P_REQUIRED;
     uint32_t version = domain->lib->version();
     if (FI_VERSION_GE(version, FI_VERSION(1, 18))) {
         int ret = fi_setopt(&ep->fid, FI_OPT_ENDPOINT, OPT_CUDA_API_PERMITTED, &no, sizeof no);
         /* Without CUDA in the library it refuses the option, and there is nothing to forbid. */
-        if (ret && (domain->info->caps & FI_HMEM))
-            return native_fail(domain, error, ret, "fi_setopt(FI_OPT_CUDA_API_PERMITTED)");
+        if (ret && gpus) return native_fail(domain, error, ret, "fi_setopt(FI_OPT_CUDA_API_PERMITTED)");
+    }
+    if (gpus) {
+        int ret = fi_setopt(&ep->fid, FI_OPT_ENDPOINT, FI_OPT_FI_HMEM_P2P, &required, sizeof required);
+        if (ret) return native_fail(domain, error, ret, "fi_setopt(FI_OPT_FI_HMEM_P2P)");
     }
     if (FI_VERSION_GE(version, FI_VERSION(1, 19))) {
         int ret = fi_setopt(&ep->fid, FI_OPT_ENDPOINT, OPT_SHARED_MEMORY_PERMITTED, &no, sizeof no);
@@ -182,6 +186,7 @@ static void fill_caps(fabric_domain *domain, const char *file, bool exposed) {
     if (quirks->endpoint_per_peer) caps->flags |= PPLX_CAP_FENCE;
     if (quirks->stream) caps->flags |= PPLX_CAP_STREAM;
     if (info->caps & FI_HMEM) caps->flags |= PPLX_CAP_CUDA;
+    if (quirks->register_apart) caps->flags |= PPLX_CAP_REGISTER_APART | PPLX_CAP_CUDA_APART;
     caps->max_inflight = smaller(quirks->max_inflight, info->tx_attr->size);
     caps->max_inflight_bytes = quirks->max_inflight_bytes;
     const uint64_t most = quirks->max_message ? quirks->max_message : MAX_MESSAGE;
@@ -189,38 +194,41 @@ static void fill_caps(fabric_domain *domain, const char *file, bool exposed) {
     caps->eager_posts = quirks->eager_posts;
     caps->posts_per_turn = quirks->posts_per_turn;
     if (info->nic && info->nic->link_attr) caps->bits_per_second = info->nic->link_attr->speed;
-    snprintf(caps->description, sizeof caps->description, "%s of libfabric %u.%u (%s): %s, %s, %s, %s%s", quirks->name,
-             FI_MAJOR(version), FI_MINOR(version), file,
+    char gpus[sizeof domain->no_gpus + 16] = "";
+    if (info->caps & FI_HMEM)
+        snprintf(gpus, sizeof gpus, ", GPUs %s", fabric_cuda_by_dmabuf(domain) ? "by dma-buf" : "by address");
+    else if (*domain->no_gpus)
+        snprintf(gpus, sizeof gpus, ", no GPUs (%s)", domain->no_gpus);
+    snprintf(caps->description, sizeof caps->description, "%s of libfabric %u.%u (%s): %s, %s, %s, %s%s%s",
+             quirks->name, FI_MAJOR(version), FI_MINOR(version), file,
              quirks->endpoint_per_peer ? "an endpoint per peer" : "one endpoint for all peers",
              domain->wait_fd >= 0 ? wait : "no wait fd",
              info->domain_attr->mr_mode & FI_MR_VIRT_ADDR ? "virtual addresses" : "offsets",
              info->domain_attr->mr_mode & FI_MR_PROV_KEY ? "keys of the NIC" : "random keys",
              !exposed          ? ""
              : domain->guarded ? ", ports for the peers' hosts only"
-                               : ", ports open to whoever reaches them");
+                               : ", ports open to whoever reaches them",
+             gpus);
 }
 
-pplx_status fabric_domain_open_bare(const char *device, const pplx_option *options, size_t noptions,
-                                    fabric_domain **out, const char **file, pplx_error *error) {
-    fabric_options parsed;
-    const void *functions = NULL;
-    const char *call = NULL;
-    int ret = 0;
-    pplx_status status = fabric_options_parse(options, noptions, &parsed, error);
-    if (status == PPLX_OK) status = pplx_library_load(&pplx_library_libfabric, parsed.library, &functions, file, error);
+/* It takes the options of its endpoints that memory of GPUs depends on: the library says only then that the NIC can't
+ * reach it. */
+static pplx_status try_endpoint(fabric_domain *domain, pplx_error *error) {
+    struct fid_ep *ep = NULL;
+    const int ret = fi_endpoint(domain->domain, domain->info, &ep, domain);
+    if (ret) return native_fail(domain, error, ret, "fi_endpoint");
+    const pplx_status status = set_efa_options(domain, ep, error);
+    fi_close(&ep->fid);
+    return status;
+}
+
+/* What was opened before a failure, fabric_domain_close() or close_objects() closes. */
+static pplx_status open_objects(fabric_domain *domain, const fabric_options *options, const char *file,
+                                const char *device, pplx_error *error) {
+    const char *call = "fi_fabric";
+    const pplx_status status = fabric_find(domain->lib, file, options, device, &domain->info, &domain->quirks, error);
     if (status != PPLX_OK) return status;
-
-    fabric_domain *domain = calloc(1, sizeof *domain);
-    if (!domain) return fabric_fail(error, PPLX_NO_MEMORY, 0, "out of memory");
-    domain->lib = functions;
-    domain->wait_fd = -1;
-    fabric_list_init(&domain->endpoints);
-    fabric_list_init(&domain->kept);
-
-    status = fabric_find(domain->lib, *file, &parsed, device, &domain->info, &domain->quirks, error);
-    if (status != PPLX_OK) goto fail_said;
-    call = "fi_fabric";
-    ret = domain->lib->fabric(domain->info->fabric_attr, &domain->fabric, domain);
+    int ret = domain->lib->fabric(domain->info->fabric_attr, &domain->fabric, domain);
     if (ret) goto fail;
     call = "fi_domain";
     ret = fi_domain(domain->fabric, domain->info, &domain->domain, domain);
@@ -233,13 +241,70 @@ pplx_status fabric_domain_open_bare(const char *device, const pplx_option *optio
         ret = fi_eq_open(domain->fabric, &(struct fi_eq_attr){.wait_obj = FI_WAIT_NONE}, &domain->eq, domain);
         if (ret) goto fail;
     }
-    *out = domain;
-    return PPLX_OK;
+    return domain->quirks->efa_options && (domain->info->caps & FI_HMEM) ? try_endpoint(domain, error) : PPLX_OK;
 
 fail:
-    status = native_fail(domain, error, ret, call);
-fail_said:
-    fabric_domain_close((pplx_provider_domain *)domain);
+    return native_fail(domain, error, ret, call);
+}
+
+static void close_objects(fabric_domain *domain) {
+    close_fid(domain->shared_ep);
+    close_fid(domain->av);
+    close_fid(domain->cq);
+    close_fid(domain->eq);
+    close_fid(domain->domain);
+    close_fid(domain->fabric);
+    if (domain->info) domain->lib->freeinfo(domain->info);
+    domain->shared_ep = NULL;
+    domain->av = NULL;
+    domain->cq = NULL;
+    domain->eq = NULL;
+    domain->domain = NULL;
+    domain->fabric = NULL;
+    domain->info = NULL;
+}
+
+/* With memory of GPUs where there is one and the provider may reach it, otherwise without. */
+static pplx_status open_either(fabric_domain *domain, fabric_options *options, const char *file, const char *device,
+                               pplx_error *error) {
+    pplx_error refused = {0};
+    if (options->cuda || !domain->cuda) return open_objects(domain, options, file, device, error);
+    options->cuda_too = true;
+    pplx_status status = open_objects(domain, options, file, device, &refused);
+    if (error) *error = refused;
+    if (status != PPLX_OK && domain->info && (domain->info->caps & FI_HMEM)) {
+        snprintf(domain->no_gpus, sizeof domain->no_gpus, "%.120s: is there GPUDirect RDMA?", refused.text);
+        close_objects(domain);
+        options->cuda_too = false;
+        status = open_objects(domain, options, file, device, error);
+    } else if (status == PPLX_OK && domain->quirks->gpus && !(domain->info->caps & FI_HMEM)) {
+        snprintf(
+            domain->no_gpus, sizeof domain->no_gpus,
+            "this libfabric offers no FI_HMEM: it was built without CUDA (AWS's has it), or its variables forbid it");
+    }
+    return status;
+}
+
+pplx_status fabric_domain_open_bare(const char *device, const pplx_option *options, size_t noptions,
+                                    fabric_domain **out, const char **file, pplx_error *error) {
+    fabric_options parsed;
+    const void *functions = NULL;
+    pplx_status status = fabric_options_parse(options, noptions, &parsed, error);
+    if (status == PPLX_OK) status = pplx_library_load(&pplx_library_libfabric, parsed.library, &functions, file, error);
+    if (status != PPLX_OK) return status;
+
+    fabric_domain *domain = calloc(1, sizeof *domain);
+    if (!domain) return fabric_fail(error, PPLX_NO_MEMORY, 0, "out of memory");
+    domain->lib = functions;
+    domain->wait_fd = -1;
+    domain->cuda = pplx_cuda_found(parsed.libcuda);
+    fabric_list_init(&domain->endpoints);
+    fabric_list_init(&domain->kept);
+    status = open_either(domain, &parsed, *file, device, error);
+    if (status == PPLX_OK)
+        *out = domain;
+    else
+        fabric_domain_close((pplx_provider_domain *)domain);
     return status;
 }
 
@@ -276,96 +341,14 @@ pplx_status fabric_domain_open(const char *device, const pplx_option *options, s
 
 void fabric_domain_close(pplx_provider_domain *handle) {
     fabric_domain *domain = (fabric_domain *)handle;
-    close_fid(domain->shared_ep);
-    close_fid(domain->av);
-    close_fid(domain->cq);
-    close_fid(domain->eq);
-    close_fid(domain->domain);
-    close_fid(domain->fabric);
+    close_objects(domain);
     if (domain->quirks && domain->quirks->cq_per_endpoint && domain->wait_fd >= 0) close(domain->wait_fd);
-    if (domain->info) domain->lib->freeinfo(domain->info);
     free(domain->imms);
     free(domain->by_address);
     free(domain);
 }
 
 void fabric_domain_caps(pplx_provider_domain *handle, pplx_caps *caps) { *caps = ((fabric_domain *)handle)->caps; }
-
-/* Where the library lets us choose, a key that nobody can guess. */
-static int random_key(const fabric_domain *domain, uint64_t *key) {
-    size_t nbytes = domain->info->domain_attr->mr_key_size;
-    do {
-        if (getrandom(key, sizeof *key, 0) != sizeof *key) return -FI_EOTHER;
-        if (nbytes < sizeof *key) *key &= (1ull << (8 * nbytes)) - 1;
-    } while (*key == 0 || *key == FI_KEY_NOTAVAIL);
-    return 0;
-}
-
-static pplx_status check_memory(const fabric_domain *domain, const pplx_memory *memory, pplx_error *error) {
-    if (memory->kind == PPLX_MEMORY_DMABUF)
-        return fabric_fail(error, PPLX_UNSUPPORTED, 0, "dma-buf memory is not supported by the fabric provider");
-    if (memory->kind == PPLX_MEMORY_CUDA && !(domain->caps.flags & PPLX_CAP_CUDA))
-        return fabric_fail(error, PPLX_REGISTRATION, 0,
-                           "%s was opened for memory of the host only: a GPU's is reached by ipc inside a host, and "
-                           "by verbs, with dma-buf or nvidia_peermem",
-                           domain->info->domain_attr->name);
-    if (memory->kind != PPLX_MEMORY_HOST && memory->kind != PPLX_MEMORY_CUDA)
-        return fabric_fail(error, PPLX_INVALID, 0, "unknown kind of memory %u", memory->kind);
-    if (!memory->nbytes || !memory->address || memory->address + memory->nbytes < memory->address)
-        return fabric_fail(error, PPLX_INVALID, 0, "an empty range of memory, or one that wraps around");
-    return PPLX_OK;
-}
-
-pplx_status fabric_mr_open(pplx_provider_domain *handle, const pplx_memory *memory, uint32_t access,
-                           pplx_provider_mr **out, pplx_remote_key *key, pplx_error *error) {
-    fabric_domain *domain = (fabric_domain *)handle;
-    const int mode = domain->info->domain_attr->mr_mode;
-    pplx_status status = check_memory(domain, memory, error);
-    if (status != PPLX_OK) return status;
-    fabric_mr *mr = calloc(1, sizeof *mr);
-    if (!mr) return fabric_fail(error, PPLX_NO_MEMORY, 0, "out of memory");
-
-    struct iovec iov = {(void *)(uintptr_t)memory->address, memory->nbytes};
-    struct fi_mr_attr attr = {.mr_iov = &iov, .iov_count = 1, .access = FI_SEND | FI_RECV | FI_READ | FI_WRITE};
-    if (access & PPLX_ACCESS_REMOTE_READ) attr.access |= FI_REMOTE_READ;
-    if (access & PPLX_ACCESS_REMOTE_WRITE) attr.access |= FI_REMOTE_WRITE;
-    if (memory->kind == PPLX_MEMORY_CUDA) {
-        attr.iface = FI_HMEM_CUDA;
-        attr.device.cuda = memory->device;
-    }
-    int ret = -FI_ENOKEY;
-    for (int attempt = 0; ret == -FI_ENOKEY && attempt < KEY_ATTEMPTS; attempt++) {
-        if (!(mode & FI_MR_PROV_KEY) && (ret = random_key(domain, &attr.requested_key)) != 0) break;
-        ret = fi_mr_regattr(domain->domain, &attr, 0, &mr->mr); /* -FI_ENOKEY: the key is taken */
-    }
-    if (ret) {
-        status = fabric_fail(error, PPLX_REGISTRATION, -ret, "fi_mr_regattr of %llu B (%s): %s%s",
-                             (unsigned long long)memory->nbytes, domain->quirks->name, domain->lib->strerror(-ret),
-                             ret == -FI_ENOMEM ? "; raise the limit on locked memory (ulimit -l)" : "");
-        goto fail;
-    }
-    mr->desc = fi_mr_desc(mr->mr);
-    mr->address = memory->address;
-    mr->nbytes = memory->nbytes;
-    mr->domain = domain;
-    key->key = fi_mr_key(mr->mr);
-    key->base = mode & FI_MR_VIRT_ADDR ? memory->address : 0;
-    *out = (pplx_provider_mr *)mr;
-    return PPLX_OK;
-
-fail:
-    free(mr);
-    return status;
-}
-
-pplx_status fabric_mr_close(pplx_provider_mr *handle) {
-    fabric_mr *mr = (fabric_mr *)handle;
-    void *desc = mr->desc;
-    if (fi_close(&mr->mr->fid)) return PPLX_NATIVE; /* still registered, and still ours */
-    if (mr->domain->last.desc == desc) mr->domain->unrung = false; /* its work is done, so somebody has rung */
-    free(mr);
-    return PPLX_OK;
-}
 
 #else
 typedef int pplx_fabric_domain_left_out;

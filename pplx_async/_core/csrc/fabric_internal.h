@@ -13,11 +13,24 @@
 #include <rdma/fi_eq.h>
 #include <rdma/fi_errno.h>
 
+#include "cuda_driver.h"
 #include "dynload.h"
 #include "pplx_async/provider.h"
 
-/* The API that we speak to the library: that of the headers, which fixes the layout of structs. */
+/* The API that we speak to the library: that of the headers. With some providers a newer one, fabric_api(): the layout
+ * of what fi_getinfo() gives is fixed by the version of its symbol and not by this (dynload.c), but other structs grow
+ * with it at their ends. Those of them that we use are unions here, with room and with zeros where none is known of. */
 #define FABRIC_API FI_VERSION(FI_MAJOR_VERSION, FI_MINOR_VERSION)
+
+typedef union fabric_mr_attr {
+    struct fi_mr_attr attr;
+    unsigned char room[256];
+} fabric_mr_attr;
+
+typedef union fabric_cq_error {
+    struct fi_cq_err_entry entry;
+    unsigned char room[256];
+} fabric_cq_error;
 
 typedef struct fabric_quirks {
     const char *name;         /* fi_fabric_attr.prov_name, all of it */
@@ -29,6 +42,9 @@ typedef struct fabric_quirks {
     bool more;                /* FI_MORE on all posts of a batch but the last */
     bool event_queue;         /* wants an event queue bound to its endpoint */
     bool efa_options;         /* FI_OPT_SHARED_MEMORY_PERMITTED and FI_OPT_CUDA_API_PERMITTED to be false */
+    bool newer_api;           /* the API that is asked for decides what it does: see fabric_api() */
+    bool gpus;                /* the NIC itself reaches memory of GPUs: ask for FI_HMEM where there are some */
+    bool register_apart;      /* see PPLX_CAP_REGISTER_APART */
     bool warm_up;             /* post once when the domain is opened */
     bool takes_node;          /* is told the address to bind to */
     bool stream;              /* what a peer is sent goes through one connection */
@@ -46,7 +62,9 @@ typedef struct fabric_options {
     const char *library;
     const char *node;
     const fabric_quirks *provider; /* NULL: any of the table */
-    bool cuda;
+    const char *libcuda;           /* NULL: as the system finds it */
+    bool cuda;                     /* nothing that has no FI_HMEM */
+    bool cuda_too;                 /* with FI_HMEM where the quirks say so and the library has it, else without */
 } fabric_options;
 
 /* A list without allocation: a ring through its head. */
@@ -89,7 +107,7 @@ typedef struct fabric_endpoint {
 
 typedef struct fabric_mr {
     struct fid_mr *mr;
-    void *desc;
+    void *desc; /* with each work request: who has FI_MR_LOCAL or FI_MR_HMEM knows by it whose memory that is */
     uint64_t address, nbytes;
     fabric_domain *domain;
 } fabric_mr;
@@ -147,6 +165,10 @@ struct fabric_domain {
     int32_t broken; /* the native error that ended the CQ; 0 as long as it works */
     uint32_t waiting; /* length of all fabric_endpoint.waiting together */
     bool guarded; /* only the host of its peer may connect to an endpoint */
+
+    const pplx_libcuda *cuda; /* found, and not initialised before there is memory of a GPU to register; or NULL */
+    char no_gpus[160];        /* why it takes no memory of GPUs, if there are some and it might */
+
     fabric_link endpoints;
     fabric_peer *peers;
 
@@ -167,6 +189,7 @@ struct fabric_domain {
     bool unrung, doorbell_out;
     fabric_op doorbell;
     struct fabric_last {
+        const fabric_op *op; /* has rung, or somebody has for it, when it completes */
         fi_addr_t peer;
         uint64_t local_address, remote_address, remote_key;
         void *desc;
@@ -184,15 +207,13 @@ pplx_status fabric_find(const pplx_libfabric *lib, const char *file, const fabri
                         struct fi_info **info, const fabric_quirks **quirks, pplx_error *error);
 pplx_status fabric_fail(pplx_error *error, pplx_status status, int native, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
+uint32_t fabric_api(const pplx_libfabric *lib, const fabric_quirks *quirks);
 
 /* fabric_domain.c */
 pplx_status fabric_domain_open(const char *device, const pplx_option *options, size_t noptions,
                                pplx_provider_domain **domain, pplx_error *error);
 void fabric_domain_close(pplx_provider_domain *handle);
 void fabric_domain_caps(pplx_provider_domain *handle, pplx_caps *caps);
-pplx_status fabric_mr_open(pplx_provider_domain *handle, const pplx_memory *memory, uint32_t access,
-                           pplx_provider_mr **mr, pplx_remote_key *key, pplx_error *error);
-pplx_status fabric_mr_close(pplx_provider_mr *handle);
 /* Fabric, domain, address vector and event queue of a device: no completion queue and no endpoint
  * yet. *file: the library's. fabric_domain_close() closes it. */
 pplx_status fabric_domain_open_bare(const char *device, const pplx_option *options, size_t noptions,
@@ -210,6 +231,20 @@ pplx_status fabric_ep_open(fabric_domain *domain, struct fid_ep **ep, struct fid
 bool fabric_cq_wakes(struct fid_cq *cq);
 /* Close such a CQ; the domain's stays open. */
 void fabric_cq_close(fabric_domain *domain, struct fid_cq *cq);
+
+/* fabric_memory.c */
+pplx_status fabric_mr_open(pplx_provider_domain *handle, const pplx_memory *memory, uint32_t access,
+                           pplx_provider_mr **mr, pplx_remote_key *key, pplx_error *error);
+pplx_status fabric_mr_close(pplx_provider_mr *handle);
+/* fi_mr_regattr(), with a key that nobody can guess where the library lets us choose. 0, or the negative error. */
+int fabric_register(fabric_domain *domain, fabric_mr_attr *attr, uint64_t flags, struct fid_mr **mr);
+
+/* fabric_cuda.c */
+/* Whether memory of GPUs is registered as dma-bufs. */
+bool fabric_cuda_by_dmabuf(const fabric_domain *domain);
+/* Register it, with `access`: libfabric's. */
+pplx_status fabric_cuda_register(fabric_domain *domain, const pplx_memory *memory, uint64_t access, struct fid_mr **mr,
+                                 pplx_error *error);
 
 /* fabric_endpoint.c */
 pplx_status fabric_endpoint_open(pplx_provider_domain *handle, pplx_provider_endpoint **endpoint, void *address,

@@ -165,12 +165,14 @@ void fabric_ring(fabric_domain *domain) {
 }
 
 /* Nothing that was posted may wait for a request that will perhaps never come: the engine may drop
- * it. Those behind the doorbell keep its regions open, so they are valid as long as it matters. */
+ * it. Those behind the doorbell keep its regions open: until the last of them completes, and then
+ * somebody has rung (fabric_finish()). */
 static void note_bell(fabric_endpoint *endpoint, const pplx_work_request *request, bool more) {
     fabric_domain *domain = endpoint->domain;
     domain->unrung = more;
     if (more)
-        domain->last = (struct fabric_last){.peer = endpoint->peer->address,
+        domain->last = (struct fabric_last){.op = (const fabric_op *)request->op,
+                                            .peer = endpoint->peer->address,
                                             .local_address = request->local_address,
                                             .remote_address = request->remote_address,
                                             .remote_key = request->remote_key,

@@ -15,13 +15,18 @@ static const fabric_quirks fabric_quirk_table[] = {
         /* The NIC completes in any order and each queue pair serves every peer: one endpoint for
          * all. Its CQ has no wait object. fi_writemsg with FI_MORE saves doorbells. Fatal errors
          * go to the event queue, and without one the library calls abort() (by its source). Few
-         * eager posts: the published TransferEngine measured 1, then 32 per turn, as best. */
+         * eager posts: the published TransferEngine measured 1, then 32 per turn, as best. It may register beside
+         * all else: fi_domain(3) has control interfaces thread-safe under any threading model, and its domain's lock is
+         * a mutex under each. */
         .name = "efa",
         .endpoint_per_peer = false,
         .wait_fd = false,
         .more = true,
         .event_queue = true,
         .efa_options = true,
+        .newer_api = true,
+        .gpus = true,
+        .register_apart = true,
         .takes_node = false,
         .extra_caps = FI_DIRECTED_RECV,
         .max_inflight = 1024,

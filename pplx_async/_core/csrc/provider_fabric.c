@@ -6,7 +6,9 @@
  *   dynload.c          finds libfabric and binds its few exported functions
  *   fabric_discover.c  options -> hints -> fi_getinfo(): which devices there are
  *   fabric_quirks.h    what differs between efa, tcp and tcp;ofi_rxm, in one table
- *   fabric_domain.c    a NIC: fabric, domain, completion queue, address vector; memory and keys
+ *   fabric_domain.c    a NIC: fabric, domain, completion queue, address vector
+ *   fabric_memory.c    memory and keys
+ *   fabric_cuda.c      memory of GPUs
  *   fabric_endpoint.c  the way to one peer; closing it
  *   fabric_guard.c     who may connect to its port
  *   fabric_post.c      work requests -> fi_*msg()
