@@ -282,11 +282,12 @@ def _choose_fabric(options: EngineOptions, node: str) -> Choice:
         why.insert(0, "the best of what the library offers" + (f" (also: {', '.join(rest)})" if rest else ""))
     else:
         why.insert(0, f'fabric="{options.fabric}" was asked for')
+    cuda = {} if options.cuda_library is None else {"libcuda": options.cuda_library}
     part = Part(
         "fabric",
         fabric,
         _cycle(options.devices or _by_distance(names, options, why), options.domains),
-        _fabric_options(file, node) | {"provider": fabric},
+        _fabric_options(file, node) | {"provider": fabric} | cuda,
     )
     return Choice((part,), tuple(why))
 

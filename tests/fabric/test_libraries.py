@@ -4,7 +4,7 @@
 
 ``tcp;ofi_rxm`` is the system library's, ``efa`` the tests' own, which speaks EFA's rules: unordered
 delivery, address handles on both sides, EAGAIN, no wait fd, no immediate without a target. ``verbs-fake`` is the
-tests' own libibverbs, as strict as a device; so is the libcuda of ``ipc-gpu``.
+tests' own libibverbs, as strict as a device; so is the libcuda of ``ipc-gpu`` and ``efa-gpu``.
 """
 
 import subprocess
@@ -32,6 +32,7 @@ def loop(request):
     [
         *product(["api", "lowlevel"], ["rxm", "efa"]),
         *product(["api", "verbs", "verbs_lowlevel", "rdma_vm"], ["verbs-fake"]),
+        *product(["api", "efa"], ["efa-gpu"]),
         ("api", "ipc-gpu"),
     ],
 )

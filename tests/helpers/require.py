@@ -9,6 +9,7 @@ nothing that a test does can turn into a skip.
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,19 @@ def _efa() -> Fabric:
     return _from_library("efa", "efa", str(FAKE_LIBRARY))
 
 
+def _efa_gpu() -> Fabric:
+    """Take the same where it was built with CUDA, with what a pair moves on a GPU: that of the tests' own libcuda."""
+    efa = _efa()
+    reason = efa.missing or _build_fake(FAKE_CUDA_LIBRARY, FAKE_CUDA_SOURCES, "pthread.h", "libc6-dev")
+    if reason is not None:
+        return Fabric("efa-gpu", "efa", missing=reason)
+    library = str(FAKE_CUDA_LIBRARY)
+    os.environ["FAKE_EFA_CUDA"] = library
+    return Fabric(
+        "efa-gpu", "efa", efa.options | {"cuda_library": library}, wrap=lambda array: _on_device(array, library)
+    )
+
+
 def _verbs() -> Fabric:
     try:
         rt.discover("verbs", {})
@@ -149,6 +163,7 @@ _FIND = {
     "tcp": _tcp,
     "rxm": _rxm,
     "efa": _efa,
+    "efa-gpu": _efa_gpu,
     "verbs": _verbs,
     "verbs-fake": _verbs_fake,
 }
