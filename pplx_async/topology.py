@@ -316,7 +316,8 @@ def survey(options: EngineOptions) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        ``library``, ``origin``, ``devices`` (as `lowlevel.discover` gives them) and ``reason``.
+        ``library``, ``origin``, ``devices`` (as `lowlevel.discover` gives them) and ``reason``; ``gpus`` where it has
+        EFA: whether it offers memory of GPUs there.
     """
     import json  # these three are needed here only, and importing the package is to be quick
     import subprocess
@@ -357,10 +358,17 @@ def survey_verbs(options: EngineOptions) -> dict[str, Any]:
 
 
 def _survey_one(path: str, node: str) -> dict[str, Any]:
+    given = {"library": path, "node": node}
     try:
-        return {"devices": rt.discover("fabric", {"library": path, "node": node})}
+        devices = rt.discover("fabric", given)
     except PplxAsyncError as error:
         return {"reason": str(error)}
+    if not any(device["provider"] == "efa" for device in devices):
+        return {"devices": devices}
+    try:
+        return {"devices": devices, "gpus": bool(rt.discover("fabric", given | {"provider": "efa", "hmem": "cuda"}))}
+    except PplxAsyncError:
+        return {"devices": devices, "gpus": False}
 
 
 if __name__ == "__main__":

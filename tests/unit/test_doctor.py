@@ -314,6 +314,27 @@ def test_efa_says_what_its_security_group_needs(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("version", "gpus", "level", "words"),
+    [
+        ("1.22", True, "ok", "takes memory of GPUs"),
+        ("2.1", None, "ok", "takes memory of GPUs"),  # a recording from before this was asked
+        ("1.18", True, "ok", "no dma-bufs"),
+        ("1.22", False, "problem", "built without CUDA"),
+    ],
+)
+def test_a_libfabric_that_gives_efa_memory_of_gpus_or_not(tmp_path, version, gpus, level, words):
+    root = host(tmp_path, AWS)
+    row = hosts.PROBES["libfabric"][0] | {"providers": ["efa"], "version": version, "gpus": gpus}
+    probes(root, libfabric=[row])
+    (finding,) = [finding for name, finding in examine(System(root)) if name == "EFA and GPUs"]
+    assert (str(finding.level), words in finding.text) == (level, True)
+    assert (ask(root) == {}) == (level == "ok")
+    laptop = host(tmp_path / "laptop", LAPTOP)  # without such a NIC nobody minds
+    probes(laptop, libfabric=[row])
+    assert "EFA and GPUs" not in ask(laptop)
+
+
+@pytest.mark.parametrize(
     ("variable", "value", "level"),
     [
         ("FI_PROVIDER", "tcp", "problem"),
@@ -325,6 +346,10 @@ def test_efa_says_what_its_security_group_needs(tmp_path):
         ("FI_EFA_USE_DEVICE_RDMA", "Off", "problem"),
         ("FI_EFA_USE_DEVICE_RDMA", "1", "warning"),
         ("FI_EFA_USE_UNSOLICITED_WRITE_RECV", "1", None),
+        ("FI_HMEM", "system", "problem"),
+        ("FI_HMEM", "System;CUDA", None),
+        ("FI_HMEM_DISABLE_P2P", "1", "problem"),
+        ("FI_HMEM_DISABLE_P2P", "0", None),
     ],
 )
 def test_variables_that_spoil_efa(tmp_path, variable, value, level):

@@ -1,18 +1,20 @@
 # SPDX-FileCopyrightText: 2026 The pplx_async authors
 # SPDX-License-Identifier: Apache-2.0
-"""EFA: AWS's NIC, its driver, its libfabric, huge pages, and variables that make it slow."""
+"""EFA: AWS's NIC, its driver, its libfabric, huge pages, memory of GPUs, and variables that make it slow."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from pplx_async.cli.doctor.finding import Finding, ok, problem, warning
 from pplx_async.cli.doctor.system import System
 from pplx_async.pci import Device
 
-__all__ = ["efa", "efa_variables"]
+__all__ = ["efa", "efa_gpus", "efa_variables"]
 
-_AMAZON = 0x1D0F
+_AMAZON, _NVIDIA = 0x1D0F, 0x10DE
+_DMA_BUF_VERSION = (1, 20)
 _EFA_DEVICES = range(0xEFA0, 0xEFB0)
 _OFF, _ON = frozenset({"0", "no", "off", "false"}), frozenset({"1", "yes", "on", "true"})  # to libfabric
 _INSTALL = (
@@ -59,8 +61,25 @@ def efa(system: System) -> Iterator[Finding]:
         yield ok(f"{pages} huge pages")
 
 
+def efa_gpus(system: System) -> Iterator[Finding]:
+    """Look for a libfabric that gives EFA memory of GPUs; whether the machine has a way is asked elsewhere."""
+    able = [row for row in system.probe("libfabric") or () if "efa" in row["providers"]]
+    if not able or not _has_gpus(system):
+        return
+    library, version = able[0]["library"], tuple(int(part) for part in re.findall(r"\d+", able[0]["version"] or ""))
+    if able[0].get("gpus") is False:
+        yield problem(
+            f"{library} offers EFA no memory of GPUs: it was built without CUDA, or finds no libcudart.so",
+            f"sudo ldconfig /usr/local/cuda/lib64  # or: {_INSTALL}",
+        )
+    elif version and version < _DMA_BUF_VERSION:
+        yield ok(f"{library} is older than 1.20: it is given addresses in memory of GPUs, and no dma-bufs")
+    else:
+        yield ok(f"{library} takes memory of GPUs for EFA")
+
+
 def efa_variables(system: System) -> Iterator[Finding]:
-    """Look for variables of libfabric's that keep EFA from being used, or from using RDMA."""
+    """Look for variables of libfabric's that keep EFA from being used, from using RDMA, or from memory of GPUs."""
     environ = system.environ
     if not _nics(system):
         return
@@ -85,6 +104,18 @@ def efa_variables(system: System) -> Iterator[Finding]:
             "FI_EFA_USE_UNSOLICITED_WRITE_RECV is off: with peers where it is on, writes are emulated by messages",
             "unset FI_EFA_USE_UNSOLICITED_WRITE_RECV",
         )
+
+    if _has_gpus(system) and "FI_HMEM" in environ and "cuda" not in environ["FI_HMEM"].lower():
+        yield problem(f"FI_HMEM={environ['FI_HMEM']} keeps libfabric from memory of GPUs", "unset FI_HMEM")
+    if _has_gpus(system) and _says(system, "FI_HMEM_DISABLE_P2P", _ON):
+        yield problem(
+            f"FI_HMEM_DISABLE_P2P={environ['FI_HMEM_DISABLE_P2P']} keeps EFA from memory of GPUs",
+            "unset FI_HMEM_DISABLE_P2P",
+        )
+
+
+def _has_gpus(system: System) -> bool:
+    return bool(_nics(system)) and any(gpu.model[0] == _NVIDIA for gpu in system.machine.gpus)
 
 
 def _says(system: System, variable: str, words: frozenset[str]) -> bool:

@@ -27,6 +27,7 @@ CHECKS: tuple[Check, ...] = (
     ("MTU", check_rdma.mtu),
     ("PCI links", check_rdma.pci_links),
     ("EFA", check_efa.efa),
+    ("EFA and GPUs", check_efa.efa_gpus),
     ("EFA variables", check_efa.efa_variables),
     ("locked memory", check_memory.memlock),
     ("GPU memory", check_memory.gpu_memory),

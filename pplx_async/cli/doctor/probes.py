@@ -45,7 +45,7 @@ def _built(options: EngineOptions) -> dict[str, str | None]:
 
 
 def _libfabric(options: EngineOptions) -> list[dict[str, Any]]:
-    """Each libfabric: library, version, providers, reason."""
+    """Each libfabric: library, version, providers, reason; and whether it offers memory of GPUs on EFA."""
     rows = []
     for row in topology.survey(options):
         words = " ".join(str(device["description"]) for device in row["devices"])
@@ -56,6 +56,7 @@ def _libfabric(options: EngineOptions) -> list[dict[str, Any]]:
                 "version": version[1] if version else None,
                 "providers": sorted({str(device["provider"]) for device in row["devices"]}),
                 "reason": row["reason"],
+                "gpus": row.get("gpus"),
             }
         )
     return rows
