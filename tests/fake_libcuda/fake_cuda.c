@@ -10,6 +10,7 @@
  *
  *   FAKE_CUDA_DEVICES=2        how many there are; 0: none, as on a machine whose driver finds no GPU
  *   FAKE_CUDA_COPY_US=0        each copy takes so long
+ *   FAKE_CUDA_SKIP_COPIES=1    none is done, and nobody told
  *   FAKE_CUDA_DMABUF=0         it gives none
  *   FAKE_CUDA_FAIL=NAME:CODE   that call fails
  *
@@ -38,6 +39,7 @@ enum {
     INVALID_DEVICE = 101,
     INVALID_CONTEXT = 201,
     NOT_READY = 600,
+    PEER_ACCESS_ALREADY_ENABLED = 704,
     CAPTURE_UNSUPPORTED = 900,
     ALREADY_REGISTERED = 712,
     NOT_REGISTERED = 713
@@ -428,8 +430,8 @@ API cuMemHostGetDevicePointer_v2(uint64_t *pointer, void *memory, unsigned flags
 /* ------------------------------------------------------------------ streams */
 
 typedef struct op {
-    enum { COPY, KERNEL, WRITE, WRITE_32, WAIT } kind;
-    uint64_t to, from, nbytes; /* or: address, value, flags */
+    enum { COPY, KERNEL, WRITE, WRITE_32, WAIT, COUNT, NAP } kind;
+    uint64_t to, from, nbytes; /* or: address, value, flags; or: address, another one, count; or: -, -, us */
 } op;
 
 enum { MOST_CAPTURED = 256 };
@@ -465,22 +467,42 @@ static bool waited(uint64_t value, uint64_t wanted, uint64_t flags) {
     }
 }
 
-/* A kernel reaches the memory of its own device, and what was opened of others'; a copy reaches all. */
+static atomic_bool peers[MOST_DEVICES][MOST_DEVICES]; /* the first may use memory of the second */
+
+/* A kernel reaches the memory of its own device and of its peers, and what was opened of others'; a copy reaches all. */
 static bool kernel_reaches(const stream *stream, uint64_t pointer) {
     pthread_mutex_lock(&lock);
     const range *range = find(pointer);
-    const bool reaches = !range || range->opened || range->device == stream->device;
+    const bool reaches = !range || range->opened || range->device == stream->device ||
+                         atomic_load(&peers[stream->device][range->device]);
     pthread_mutex_unlock(&lock);
     return reaches;
 }
 
+/* benchmarks/gpu/kernels.cu: add 1 to a word, and wait until another one says that this was seen; `count` times. */
+static int count_up(stream *stream, _Atomic uint64_t *word, _Atomic uint64_t *seen, uint64_t count) {
+    if (!word || !seen) return 700;
+    for (uint64_t i = 1; i <= count && !stream->ended; i++) {
+        atomic_fetch_add(word, 1);
+        while (!stream->ended && atomic_load(seen) < i) nap_us(20);
+    }
+    return OK;
+}
+
 static int execute(stream *stream, const op *op) {
+    if (op->kind == NAP) {
+        nap_us((int)op->nbytes);
+        return OK;
+    }
+    if (op->kind == COUNT)
+        return count_up(stream, (_Atomic uint64_t *)(void *)translate(op->to, 8, true),
+                        (_Atomic uint64_t *)(void *)translate(op->from, 8, true), op->nbytes);
     if (op->kind == KERNEL && !(kernel_reaches(stream, op->to) && kernel_reaches(stream, op->from))) return 700;
     if (op->kind == COPY || op->kind == KERNEL) {
         unsigned char *to = translate(op->to, op->nbytes, false), *from = translate(op->from, op->nbytes, false);
         if (!to || !from) return 700;
         nap_us(env("FAKE_CUDA_COPY_US", 0));
-        memcpy(to, from, op->nbytes);
+        if (!env("FAKE_CUDA_SKIP_COPIES", 0)) memcpy(to, from, op->nbytes);
         return OK;
     }
     _Atomic uint64_t *word = (_Atomic uint64_t *)(void *)translate(op->to, 8, true);
@@ -761,7 +783,18 @@ API cuDeviceGetUuid_v2(unsigned char uuid[16], int device) {
 
 API cuDeviceGetAttribute(int *value, int attribute, int device) {
     REFUSE();
-    *value = attribute == 122 ? env("FAKE_CUDA_WORDS", 1) : attribute == 124 ? env("FAKE_CUDA_DMABUF", 1) : 0;
+    switch (attribute) {
+    case 16: *value = 2; break; /* multiprocessors */
+    case 122: *value = env("FAKE_CUDA_WORDS", 1); break;
+    case 124: *value = env("FAKE_CUDA_DMABUF", 1); break;
+    default: *value = 0;
+    }
+    return device < devices() ? OK : INVALID_DEVICE;
+}
+
+API cuDeviceGetName(char *name, int nbytes, int device) {
+    REFUSE();
+    snprintf(name, (size_t)nbytes, "the tests' own");
     return device < devices() ? OK : INVALID_DEVICE;
 }
 
@@ -785,6 +818,20 @@ API cuCtxPushCurrent_v2(uintptr_t context) {
     return OK;
 }
 
+API cuCtxSetCurrent(uintptr_t context) {
+    REFUSE();
+    if (depth == 0) return cuCtxPushCurrent_v2(context);
+    contexts[depth - 1] = context;
+    return context ? OK : INVALID_CONTEXT;
+}
+
+API cuCtxEnablePeerAccess(uintptr_t peer, unsigned flags) {
+    NEED_CONTEXT();
+    const uintptr_t ours = contexts[depth - 1];
+    if (flags || !peer || peer > MOST_DEVICES || peer == ours) return INVALID_VALUE;
+    return atomic_exchange(&peers[ours - 1][peer - 1], true) ? PEER_ACCESS_ALREADY_ENABLED : OK;
+}
+
 API cuCtxGetDevice(int *device) {
     NEED_CONTEXT();
     *device = (int)contexts[depth - 1] - 1;
@@ -800,27 +847,64 @@ API cuCtxPopCurrent_v2(uintptr_t *context) {
 
 /* ------------------------------------------------------------------ kernels */
 
-/* There are two that it knows, by name: what pplx_async's own kernels do is done by copies, and by words. */
+/* It knows some by name. What pplx_async's own do is done by copies, and by words; those of benchmarks/gpu/kernels.cu,
+ * which are in one module, are below. */
 static const char known_kernel[] = "pplx_copy", words_kernel[] = "pplx_words";
+static const char bench_kernels[4][16] = {"bench_store", "bench_count", "bench_gather", "bench_compute"};
 
 API cuModuleLoadData(void **module, const char *image) {
     NEED_CONTEXT();
     wait_for_kernels();
     if (forbidden()) return CAPTURE_UNSUPPORTED;
-    const char *name = strstr(image, words_kernel) ? words_kernel : known_kernel;
+    const char *name = strstr(image, words_kernel)       ? words_kernel
+                       : strstr(image, bench_kernels[0]) ? bench_kernels[0]
+                                                         : known_kernel;
     *module = (void *)(uintptr_t)name;
-    return strncmp(image, ".version", 8) == 0 && strstr(image, name) ? OK : 218; /* no PTX */
+    return strstr(image, ".version") && strstr(image, name) ? OK : 218; /* no PTX */
 }
 
 API cuModuleGetFunction(void **function, void *module, const char *name) {
     REFUSE();
     *function = module;
-    return strcmp(name, module) == 0 ? OK : 500;
+    for (int i = 0; module == bench_kernels[0] && i < 4; i++)
+        if (strcmp(name, bench_kernels[i]) == 0) *function = (void *)(uintptr_t)bench_kernels[i];
+    return strcmp(name, *function) == 0 ? OK : 500;
 }
 
 API cuModuleUnload(void *module) {
     REFUSE();
-    return module == known_kernel || module == words_kernel ? OK : INVALID_VALUE;
+    return module == known_kernel || module == words_kernel || module == bench_kernels[0] ? OK : INVALID_VALUE;
+}
+
+static uint64_t argument(void **arguments, int i) {
+    uint64_t value;
+    memcpy(&value, arguments[i], sizeof value);
+    return value;
+}
+
+/* A copy for each page; `pages`, which lies on the device, is looked at now. */
+static int gather(stream *stream, void **arguments, unsigned count) {
+    const uint64_t to = argument(arguments, 0), from = argument(arguments, 1), places = argument(arguments, 2);
+    uint32_t nbytes, place[2];
+    memcpy(&nbytes, arguments[3], sizeof nbytes);
+    const unsigned char *table = translate(places, count * sizeof place, true);
+    if (!table) return INVALID_VALUE;
+    for (unsigned i = 0; i < count; i++) {
+        memcpy(place, table + i * sizeof place, sizeof place);
+        const op copy = {KERNEL, to + (uint64_t)place[1] * nbytes, from + (uint64_t)place[0] * nbytes, nbytes};
+        const int result = enqueue(stream, copy);
+        if (result != OK) return result;
+    }
+    return OK;
+}
+
+static int launch_bench(const char *name, stream *stream, void **arguments, unsigned blocks) {
+    if (name == bench_kernels[0])
+        return enqueue(stream, (op){WRITE, argument(arguments, 0), argument(arguments, 1), 0});
+    if (name == bench_kernels[1])
+        return enqueue(stream, (op){COUNT, argument(arguments, 0), argument(arguments, 1), argument(arguments, 2)});
+    if (name == bench_kernels[2]) return gather(stream, arguments, blocks);
+    return enqueue(stream, (op){NAP, 0, 0, 200});
 }
 
 API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
@@ -847,6 +931,11 @@ API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
         }
         return OK;
     }
+    for (int i = 0; i < 4; i++)
+        if (function == bench_kernels[i])
+            return !gx || gy != 1 || gz != 1 || !bx || bx > 1024 || by != 1 || bz != 1 || shared || extra
+                       ? INVALID_VALUE
+                       : launch_bench(function, stream, arguments, gx);
     if (function != known_kernel || !gx || !gy || gz != 1 || !bx || bx > 1024 || by != 1 || bz != 1 || shared || extra)
         return INVALID_VALUE;
     atomic_fetch_add(&launched, 1);
