@@ -37,14 +37,15 @@ PIP_INSTALL := $(PY) -m pip --disable-pip-version-check install -qq
 
 CORE      := pplx_async/_core
 C_SOURCES  = $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] tests/c/*.[ch] tests/*/*.[ch] tests/fuzz/c/*.[ch] \
-	benchmarks/c/*.[ch])
+	benchmarks/c/*.[ch] benchmarks/gpu/c/*.[ch])
 EXT_DEPS  := setup.py $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] $(CORE)/*.pyx $(CORE)/*.pxd $(CORE)/includes/*.pxd)
 # Most tests wait most of the time. A file stays together: its tests share engines. The files come in their order,
 # not by their numbers of tests: the longest one has few.
 AT_ONCE   := --numprocesses $(strip $(JOBS)) --dist loadfile --no-loadscope-reorder
 # No event loop in these: once is enough.
 LOOP_FREE := $(wildcard tests/unit/test_exports.py tests/unit/test_layering.py tests/unit/test_packaging.py \
-	tests/unit/test_benchmarks.py tests/unit/test_bench.py tests/soak/test_soak.py tests/fuzz/test_targets.py)
+	tests/unit/test_benchmarks.py tests/unit/test_bench.py \
+	tests/unit/test_bench_gpu.py tests/soak/test_soak.py tests/fuzz/test_targets.py)
 
 export PIP_ROOT_USER_ACTION ?= ignore
 
@@ -80,6 +81,10 @@ bench-peers: bench-c $(STAMP)/ext $(STAMP)/bench  ## Measure it, what one would 
 	done; done; \
 	$(PY) -m benchmarks.peers.run $$ours $(ARGS); status=$$?; $(PY) -m benchmarks.figures; exit $$status
 
+.PHONY: bench-gpu
+bench-gpu: $(STAMP)/ext $(STAMP)/test $(STAMP)/bench  ## On a machine with GPUs: test, measure beside plain CUDA C, figures into docs/gpu.md (ARGS="measure --quick")
+	benchmarks/gpu.sh --python $(PY) $(ARGS); status=$$?; $(PY) -m benchmarks.gpu.figures; exit $$status
+
 ##@ Build
 .PHONY: ext
 ext: $(STAMP)/ext  ## Build the extension modules in place (the default)
@@ -93,7 +98,7 @@ sdist: $(STAMP)/dev  ## Build dist/*.tar.gz, and from it dist/*.whl
 .PHONY: clean
 clean:  ## Remove what was built; keeps $(VENV)
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info $(STAMP)/ext
-	rm -rf benchmarks/__pycache__ benchmarks/peers/__pycache__
+	rm -rf benchmarks/__pycache__ benchmarks/peers/__pycache__ benchmarks/gpu/__pycache__
 	find pplx_async tests examples -name '*.so' -delete -o -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 ##@ Test
@@ -149,6 +154,7 @@ lint: $(STAMP)/dev lint-c  ## All linters, as the commit hook and CI run them
 lint-c: $(STAMP)/system  ## Compile all C with every warning an error, -Wconversion included
 	$(MAKE) -f tests/c/Makefile PY=$(PY) strict
 	$(MAKE) -f benchmarks/c/Makefile strict
+	$(MAKE) -f benchmarks/gpu/Makefile strict
 
 .PHONY: format
 format: $(STAMP)/dev  ## Let the formatters rewrite Python and C

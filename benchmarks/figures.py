@@ -87,13 +87,13 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def insert(page: str, figures: str) -> str:
+def insert(page: str, figures: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
     """Replace what is between the marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = page.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not begin or not end:
-        raise ValueError(f"the page has no place between {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n\n{figures}\n{END}{after}"
+        raise ValueError(f"the page has no place between {marks[0]!r} and {marks[1]!r}")
+    return f"{before}{begin}\n\n{figures}\n{end}{after}"
 
 
 def main() -> None:
