@@ -154,7 +154,7 @@ lint: $(STAMP)/dev lint-c  ## All linters, as the commit hook and CI run them
 lint-c: $(STAMP)/system  ## Compile all C with every warning an error, -Wconversion included
 	$(MAKE) -f tests/c/Makefile PY=$(PY) strict
 	$(MAKE) -f benchmarks/c/Makefile strict
-	$(MAKE) -f benchmarks/gpu/Makefile strict
+	benchmarks/gpu/build.sh strict
 
 .PHONY: format
 format: $(STAMP)/dev  ## Let the formatters rewrite Python and C

@@ -83,7 +83,7 @@ do_build() {
             "$WHEELS"/*.whl
     fi
     "$PYTHON" setup.py --quiet build_ext --inplace
-    make -f benchmarks/gpu/Makefile
+    benchmarks/gpu/build.sh
 }
 
 do_test() {

@@ -39,7 +39,7 @@ class Given:
     library : str
         The libcuda.
     kernels, stamps : str
-        Files that ``Makefile`` makes.
+        Files that ``build.sh`` makes.
     ordinal : int
         Of the GPU.
     wakeup : str

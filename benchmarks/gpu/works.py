@@ -3,7 +3,8 @@
 """What is measured between GPUs: sizes, counts and aims. ``c/works.c`` does the same in plain CUDA C.
 
 - *write*: from the call to the count at the receiver.
-- *gated*: from the call to the first instruction of a kernel behind a gate at the receiver.
+- *gated*: from the call to the first instruction of a kernel behind a gate at the receiver. (In C the host polls for
+  the store behind the copy, and then lets the stream go: counting is the host's.)
 - *gate*: the same of a write of 8 B in shared memory of the host: from the last immediate, that is.
 - *doorbell*: from a kernel's store, which the host sees, to bytes of the host that arrive because the stream has come
   to the doorbell behind that kernel.
