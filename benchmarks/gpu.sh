@@ -64,6 +64,8 @@ done
 
 mkdir -p "$RESULTS" || exit
 export PYTHONPATH="$PWD/build/gpu-packages:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+# Streams share so many queues of the GPU, 8 if nothing is said: one that waits in a gate holds up those behind it.
+export CUDA_DEVICE_MAX_CONNECTIONS=32
 export RESULTS WHEELS LIBRARY PYTHON
 ABSENT=77
 # What is written in Python alone, such as streams of the host, is the same everywhere.

@@ -28,7 +28,7 @@ def describe(cuda: Cuda, gpus: int, libraries: Sequence[str]) -> dict[str, Any]:
     """Name the cards, the driver, and the versions of these Python packages, where they are installed."""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "command": command_of(sys.orig_argv),
         "machine": machine.describe(),
         "gpus": gpus,
         "cards": [cuda.name(ordinal) for ordinal in range(gpus)],
@@ -36,6 +36,11 @@ def describe(cuda: Cuda, gpus: int, libraries: Sequence[str]) -> dict[str, Any]:
         "cuda": cuda.version,
         "versions": {"pplx_async": pplx_async.__version__} | versions(libraries),
     }
+
+
+def command_of(arguments: Sequence[str]) -> str:
+    """Write a command line without the folders of this machine."""
+    return shlex.join(Path(each).name if each.startswith("/") else each for each in arguments)
 
 
 def driver_of(text: str) -> str | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ _LINE = 64
 _MULTIPROCESSORS = 16
 # Pinned memory stays: a stream of a repetition that has failed may still look there.
 _pinned: list[mmap.mmap] = []
+# Streams share so many queues of the GPU, 8 if nothing is said: who waits there holds up those that come behind.
+_MOST_QUEUES = "32"
 
 
 class CudaFailed(Exception):
@@ -29,7 +32,7 @@ class Cuda:
     """The driver."""
 
     def __init__(self, library: str = "libcuda.so.1") -> None:
-        self.library = library
+        os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] = _MOST_QUEUES  # here, and in the processes that we start
         self._driver = ctypes.CDLL(library)
         self("cuInit", 0)
 
@@ -144,6 +147,7 @@ class Gpu:
         self.store = self._kernel(b"bench_store")
         self.count = self._kernel(b"bench_count")
         self.compute = self._kernel(b"bench_compute")
+        self.streams = [cuda.pointer("cuStreamCreate", 1) for _ in range(2)]  # they wait for no other one
         self._warm_up(Words(cuda))
 
     def _kernel(self, name: bytes) -> Kernel:
@@ -151,7 +155,7 @@ class Gpu:
 
     def _warm_up(self, words: Words) -> None:
         """Run each kernel once: at its first launch the driver loads it, and may wait for streams that wait for us."""
-        stream, memory = self.stream(), self.array(_PAGE)
+        stream, memory = self.streams[0], self.array(_PAGE)
         word, none, out = (ctypes.c_uint64(each) for each in (words.device_address(0), 0, memory.address))
         self.store.launch(1, 1, stream, word, none)
         self.count.launch(1, 1, stream, word, word, none)
@@ -164,13 +168,7 @@ class Gpu:
 
     def array(self, nbytes: int) -> Array:
         """Allocate there."""
-        self.use()
         return Array(self.cuda, nbytes)
-
-    def stream(self) -> int:
-        """Make a stream that waits for no other one."""
-        self.use()
-        return self.cuda.pointer("cuStreamCreate", 1)
 
     def synchronize(self, stream: int) -> None:
         """Wait until a stream has done what is queued on it."""

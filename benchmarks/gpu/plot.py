@@ -32,7 +32,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
     for number, unit in enumerate(panels, 1):
         axes = figure.add_subplot(len(panels), 1, number)
         axes.set_title(_PANELS[unit], loc="left", fontsize="medium")
-        axes.set_yscale("log")
+        if unit == "us":
+            axes.set_yscale("log")
         rows = [row for row in result["rows"] if row["unit"] == unit]
         works = list(dict.fromkeys(key(row) for row in rows))
         for place, name in enumerate(NAMES):

@@ -70,7 +70,7 @@ class Side:
         self.cuda = Cuda(given.library)
         self.gpu = Gpu(self.cuda, given.ordinal, Path(given.kernels))
         self.words = Words(self.cuda)
-        self.stream, self.other_stream = self.gpu.stream(), self.gpu.stream()
+        self.stream, self.other_stream = self.gpu.streams
         self.memory = self.gpu.array(given.arena_nbytes)
         self.engine = TransferEngine(fabric="ipc", wakeup=given.wakeup, cuda_library=given.library, drain_timeout=5.0)
         self._stamps = Path(given.stamps)

@@ -385,6 +385,7 @@ def test_what_a_result_was_measured_with():
     said = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (dvs)"
     assert about.driver_of(said) == "580.159.04"
     assert about.driver_of("nothing") is None
+    assert about.command_of(["/usr/bin/python3", "-m", "x", "--a b"]) == "python3 -m x '--a b'"
     assert about.versions(["pytest", "no-such-package"]).keys() == {"pytest"}
 
 
