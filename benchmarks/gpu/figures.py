@@ -51,7 +51,7 @@ def render_peers(result: dict[str, Any]) -> str:
     for work in works:
         found = [rows.get((name, work)) for name in names]
         unit = next(row["unit"] for row in found if row)
-        lines.append(_row([TITLES[work].split(",")[0], unit, *(_times(row) for row in found)]))
+        lines.append(_row([TITLES.get(work, work).split(",")[0], unit, *(_times(row) for row in found)]))
     return "\n".join([*lines, *_notes(result["absent"], "is absent"), *_notes(result["failed"], "failed"), ""])
 
 

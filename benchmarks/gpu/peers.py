@@ -26,7 +26,7 @@ __all__ = ["PEERS", "absence", "main", "run"]
 
 #: The module that measures it, and what has to be installed.
 PEERS = {"nccl": "torch", "ucxx": "ucxx"}
-_SECONDS = 60
+_SECONDS = 42
 
 
 class PeerFailed(Exception):

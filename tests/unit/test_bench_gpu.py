@@ -332,6 +332,9 @@ def test_peers_that_are_absent_say_why():
     assert "---" not in text
     with_rows = figures.render_peers(result(rows=rows("write-8", nccl={"value": 60.0, "p50": 60.0, "p99": 99.0})))
     assert "| write of 8 B | us | 60 (99) |" in with_rows
+    about_it = {"name": "ucxx", "provider": "p", "wait": "w", "run": 1, "runs": 1}
+    quick = row_of([make_line(SMALL[-2], about_it, {"value": 2.0})], "ucxx")
+    assert "| stream-4M | GB/s | 2 |" in figures.render_peers(result(rows=[quick]))
 
 
 def test_without_results_the_page_is_left_alone(monkeypatch, tmp_path):
