@@ -107,12 +107,13 @@ do_peers() {
 do_sanitize() {
     local tool
     tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null) ||
-        { echo "there is no compute-sanitizer on this machine"; return $ABSENT; }
+        { echo "there is no compute-sanitizer on this machine"; return "$ABSENT"; }
     need_gpu && "$tool" --target-processes all --error-exitcode 9 \
         "$PYTHON" -m pytest -q -p no:cacheprovider "${TESTS[@]}"
 }
 
-status=0
+status=0 section=""
+trap '[ -z "$section" ] || kill "$section"; exit 130' INT TERM
 : >"$RESULTS/gpu-sections.txt"
 for name in "${SECTIONS[@]}"; do
     case $name in
@@ -125,7 +126,9 @@ for name in "${SECTIONS[@]}"; do
     # In a process group of its own: what a section has started ends with it.
     timeout --kill-after=5 "${LIMITS[$name]}" \
         bash -c "$(declare -f need_gpu "do_$name"; declare -p TESTS ABSENT); do_$name \"\$@\"" "$name" \
-        ${arguments[@]+"${arguments[@]}"} </dev/null 2>&1
+        ${arguments[@]+"${arguments[@]}"} </dev/null 2>&1 &
+    section=$!
+    wait $section
     code=$?
     case $code in
     0) how="fine" ;;

@@ -26,7 +26,8 @@ __all__ = ["PEERS", "absence", "main", "run"]
 
 #: The module that measures it, and what has to be installed.
 PEERS = {"nccl": "torch", "ucxx": "ucxx"}
-_SECONDS = 42
+_SECONDS = 40
+_GRACE = 5
 
 
 class PeerFailed(Exception):
@@ -62,10 +63,9 @@ def run(name: str, arguments: Sequence[str], seconds: float = _SECONDS) -> list[
             out = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
             why = "it took too long"
         finally:
-            if why is not None:
-                other.kill()
+            # Whose failure the first one only suffers from may have something to say of it.
             try:
-                _, said = other.communicate(timeout=10)
+                _, said = other.communicate(timeout=min(seconds, _GRACE))
             except subprocess.TimeoutExpired:
                 other.kill()
                 _, said = other.communicate()
