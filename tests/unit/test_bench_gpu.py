@@ -60,18 +60,19 @@ def gpu_sh(*arguments, timeout=50):
 # ---- all of it, in small ----
 
 
+@pytest.mark.deadline(150)
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_all_works_are_measured(built, kernels, tmp_path, gpus):
     """On one GPU in one process, on two in two."""
     options = ["--quick", "--gpus", gpus, "--library", FAKE_CUDA_LIBRARY, "--kernels", kernels, "--results", tmp_path]
-    result = gpu_sh(*options, "measure")
+    result = gpu_sh(*options, "measure", timeout=140)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "measure: fine" in (tmp_path / "gpu-sections.txt").read_text()
     found = json.loads((tmp_path / f"gpu-{gpus}.json").read_text())
     assert found["failed"] == {}
     assert [(key(row), row["name"]) for row in found["rows"]] == [(w.key, name) for w in SMALL for name in NAMES]
     for row in found["rows"]:
-        assert len(row["runs"]) == 2
+        assert len(row["runs"]) == 1
         if row["unit"] == "GB/s":
             assert row["value"] > 0
         else:
@@ -402,10 +403,10 @@ def test_a_peer_that_fails_says_why():
         peers.run("measure", [])
 
 
-def test_a_peer_that_hangs_is_ended():
+def test_a_peer_that_hangs_is_ended(tmp_path):
     with pytest.raises(peers.PeerFailed, match="it took too long"):
-        peers.run("measure", ["the hanging one"], seconds=0.0)
-    assert running("the hanging one") == []
+        peers.run("measure", [str(tmp_path)], seconds=0.0)
+    assert running(tmp_path) == []
 
 
 # ---- about ----

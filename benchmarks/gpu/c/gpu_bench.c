@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <getopt.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { LINE = 64, PAGE = 4096 };
+enum { LINE = 64, PAGE = 4096, TURNS_BEFORE_YIELD = 1 << 14 };
 
 static const char usage[] =
     "usage: gpu_bench WORK [options]\n"
@@ -47,8 +48,9 @@ void gpu_set(enum gpu_word word, uint64_t value) { __atomic_store_n(word_of(word
 CUdeviceptr gpu_address(enum gpu_word word) { return words_address + (CUdeviceptr)word * LINE; }
 
 void gpu_await(enum gpu_word word, uint64_t value) {
-    while (gpu_load(word) < value) {
-    }
+    unsigned turns = 0;
+    while (gpu_load(word) < value)
+        if (++turns % TURNS_BEFORE_YIELD == 0) sched_yield();
 }
 
 uint64_t gpu_next(void) {
