@@ -12,7 +12,12 @@
  *   FAKE_CUDA_COPY_US=0        each copy takes so long
  *   FAKE_CUDA_SKIP_COPIES=1    none is done, and nobody told
  *   FAKE_CUDA_DMABUF=0         it gives none
+ *   FAKE_CUDA_ORDERING=100     for whom it orders what a NIC writes: nobody (0), its own work, all devices (200)
+ *   FAKE_CUDA_FLUSH=1          how that is flushed: 1, by a call, 2, by waits of streams, 3, by both, 0, not at all
  *   FAKE_CUDA_FAIL=NAME:CODE   that call fails
+ *
+ * What a NIC has written into a dma-buf, and the device does not order, is seen by work on streams when it was flushed,
+ * and not before; or, as the manual has it, when the program submits work or waits for some.
  *
  * and functions of its own, for tests alone, whose names begin with fake_cuda. */
 #define _GNU_SOURCE
@@ -40,16 +45,21 @@ enum {
     INVALID_CONTEXT = 201,
     NOT_READY = 600,
     PEER_ACCESS_ALREADY_ENABLED = 704,
+    NOT_SUPPORTED = 801,
     CAPTURE_UNSUPPORTED = 900,
     ALREADY_REGISTERED = 712,
     NOT_REGISTERED = 713
 };
 enum { MOST_RANGES = 4096, MOST_OPS = 16384, MOST_DEVICES = 8 };
+enum { NOBODY = 0, OWNER = 100, ALL_DEVICES = 200 }; /* FAKE_CUDA_ORDERING, and how far a flush goes */
+enum { BY_CALL = 1, BY_WAIT = 2 };                   /* FAKE_CUDA_FLUSH */
+enum { FLUSH = 1 << 30 };                            /* a flag of a wait */
 static const uint64_t PINNED = UINT64_C(1) << 62; /* added to a host address: as the device sees it */
 
 typedef struct range {
     uint64_t start, nbytes; /* as the program knows it */
-    unsigned char *alias;   /* as this file reads it */
+    unsigned char *alias;   /* as this file reads it, and as a NIC does */
+    unsigned char *near, *far; /* as work of its own device and of others' reads it; NULL: as it is */
     int fd, device;
     bool opened;
     int opens;
@@ -69,9 +79,9 @@ static __thread uintptr_t contexts[64]; /* device + 1 */
 static __thread int depth;
 
 static _Atomic uint64_t kernel_until_ns;
-static atomic_int opened, retained, launched, handles, exported, queued;
+static atomic_int opened, retained, launched, handles, exported, queued, flushes, flushing_waits;
 static _Atomic uint64_t last_id;
-static atomic_bool opens_own;
+static atomic_bool opens_own, shared_with_nics;
 
 /* A kernel of the program's runs for so long from now on (0: no more). Some calls of the driver wait for it. */
 API fake_cuda_run_kernel(int ms);
@@ -81,6 +91,8 @@ API fake_cuda_launched(void); /* kernels so far */
 API fake_cuda_handles(void);  /* made so far, for other processes */
 API fake_cuda_queued(void);   /* of all streams, and not done */
 API fake_cuda_exported(void); /* dma-bufs made so far */
+API fake_cuda_flushes(void);  /* of what NICs have written: by calls, so far */
+API fake_cuda_flushing_waits(void); /* ... and waits of streams that flush, queued so far */
 API fake_cuda_renew(uint64_t pointer); /* as if it had been freed, and given out again */
 API fake_cuda_open_own(int yes); /* take handles of this process as if they were another's */
 API fake_cuda_alias(uint64_t pointer, size_t nbytes, int device, void **alias); /* where a NIC finds that memory */
@@ -139,6 +151,10 @@ API fake_cuda_queued(void) { return atomic_load(&queued); }
 
 API fake_cuda_exported(void) { return atomic_load(&exported); }
 
+API fake_cuda_flushes(void) { return atomic_load(&flushes); }
+
+API fake_cuda_flushing_waits(void) { return atomic_load(&flushing_waits); }
+
 API fake_cuda_handles(void) { return atomic_load(&handles); }
 
 API fake_cuda_open_own(int yes) {
@@ -174,6 +190,63 @@ static unsigned char *translate(uint64_t pointer, uint64_t nbytes, bool device_o
     return found;
 }
 
+/* ---- what NICs have written, and who sees it */
+
+static int ordering(void) { return env("FAKE_CUDA_ORDERING", OWNER); }
+
+/* A NIC may write there from now on. */
+static void share_with_nics(range *range) {
+    if (range->near || ordering() == ALL_DEVICES) return;
+    atomic_store(&shared_with_nics, true);
+    range->near = malloc(range->nbytes);
+    range->far = malloc(range->nbytes);
+    if (!range->near || !range->far) abort();
+    memcpy(range->near, range->alias, range->nbytes);
+    memcpy(range->far, range->alias, range->nbytes);
+}
+
+/* As work on a stream of that device reads it. */
+static const unsigned char *seen(const range *range, uint64_t pointer, int device) {
+    const bool owns = range->device == device;
+    const bool ordered = !range->near || ordering() >= (owns ? OWNER : ALL_DEVICES);
+    return (ordered ? range->alias : owns ? range->near : range->far) + (pointer - range->start);
+}
+
+/* `device`: whose memory; -1: everybody's. */
+static void flush(int device, int scope) {
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < MOST_RANGES; i++) {
+        const range *range = &ranges[i];
+        if (!range->near || (device >= 0 && range->device != device)) continue;
+        memcpy(range->near, range->alias, range->nbytes);
+        if (scope == ALL_DEVICES) memcpy(range->far, range->alias, range->nbytes);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+/* Work that the program submits sees what came before, as does what it waits for. */
+static void submit(void) {
+    if (atomic_load(&shared_with_nics)) flush(-1, ALL_DEVICES);
+}
+
+/* What work on a stream of that device writes is seen by all. */
+static void move(unsigned char *to, uint64_t at, const unsigned char *from, uint64_t source, uint64_t nbytes,
+                 int device) {
+    if (!atomic_load(&shared_with_nics)) {
+        memcpy(to, from, nbytes);
+        return;
+    }
+    pthread_mutex_lock(&lock);
+    const range *target = find(at), *origin = find(source);
+    if (origin) from = seen(origin, source, device);
+    memcpy(to, from, nbytes);
+    if (target && target->near) {
+        memcpy(target->near + (at - target->start), to, nbytes);
+        memcpy(target->far + (at - target->start), to, nbytes);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
 static range *new_range(void) {
     for (int i = 0; i < MOST_RANGES; i++)
         if (!ranges[i].start) return &ranges[i];
@@ -201,6 +274,8 @@ static int map_range(int fd, uint64_t nbytes, int device, bool opened, uint64_t 
 }
 
 static void unmap_range(range *range) {
+    free(range->near);
+    free(range->far);
     munmap(range->alias, range->nbytes);
     munmap((void *)(uintptr_t)range->start, range->nbytes);
     close(range->fd);
@@ -272,8 +347,9 @@ API fake_cuda_adopt(uint64_t *pointer, void *memory, size_t nbytes) {
 
 API fake_cuda_alias(uint64_t pointer, size_t nbytes, int device, void **alias) {
     pthread_mutex_lock(&lock);
-    const range *range = find(pointer);
+    range *range = find(pointer);
     const bool there = range && range->device == device;
+    if (there) share_with_nics(range);
     pthread_mutex_unlock(&lock);
     *alias = there ? translate(pointer, nbytes, true) : NULL;
     return *alias ? OK : INVALID_VALUE;
@@ -376,9 +452,10 @@ API cuMemGetHandleForAddressRange(void *handle, uint64_t pointer, size_t nbytes,
     NEED_CONTEXT();
     if (type != 1 || flags || pointer % 4096 || nbytes % 4096) return INVALID_VALUE;
     pthread_mutex_lock(&lock);
-    const range *range = find(pointer);
+    range *range = find(pointer);
     const bool fine = range && !range->opened && range->fd >= 0 && pointer == range->start && nbytes == range->nbytes;
     const int fd = fine ? fcntl(range->fd, F_DUPFD_CLOEXEC, 0) : -1;
+    if (fine) share_with_nics(range);
     pthread_mutex_unlock(&lock);
     memcpy(handle, &fd, sizeof fd);
     if (fd >= 0) atomic_fetch_add(&exported, 1);
@@ -502,7 +579,7 @@ static int execute(stream *stream, const op *op) {
         unsigned char *to = translate(op->to, op->nbytes, false), *from = translate(op->from, op->nbytes, false);
         if (!to || !from) return 700;
         nap_us(env("FAKE_CUDA_COPY_US", 0));
-        if (!env("FAKE_CUDA_SKIP_COPIES", 0)) memcpy(to, from, op->nbytes);
+        if (!env("FAKE_CUDA_SKIP_COPIES", 0)) move(to, op->to, from, op->from, op->nbytes, stream->device);
         return OK;
     }
     _Atomic uint64_t *word = (_Atomic uint64_t *)(void *)translate(op->to, 8, true);
@@ -513,6 +590,7 @@ static int execute(stream *stream, const op *op) {
         atomic_store((_Atomic uint32_t *)(void *)word, (uint32_t)op->from);
     else
         while (!stream->ended && !waited(atomic_load(word), op->from, op->nbytes)) nap_us(20);
+    if (op->kind == WAIT && op->nbytes & FLUSH) flush(stream->device, OWNER);
     return OK;
 }
 
@@ -542,6 +620,7 @@ static int enqueue(stream *stream, op op) {
         stream->capturing->ops[stream->capturing->count++] = op;
         return OK;
     }
+    submit();
     pthread_mutex_lock(&stream->lock);
     while (stream->tail - stream->head == MOST_OPS) pthread_cond_wait(&stream->changed, &stream->lock);
     const int failed = stream->failed;
@@ -595,6 +674,7 @@ API cuStreamSynchronize(stream *stream) {
     while (stream->head != stream->tail) pthread_cond_wait(&stream->changed, &stream->lock);
     const int result = stream->failed;
     pthread_mutex_unlock(&stream->lock);
+    submit();
     return result;
 }
 
@@ -632,6 +712,9 @@ API cuStreamBatchMemOp_v2(stream *stream, unsigned count, const memory_op *ops, 
         const uint32_t operation = ops[i].word.operation; /* 32-bit writes, 64-bit waits and writes */
         if (operation != 2 && operation != 4 && operation != 5) return INVALID_VALUE;
         if (ops[i].word.address % (operation == 2 ? 4 : 8)) return INVALID_VALUE;
+        if (ops[i].word.flags & ~(operation == 4 ? 3u | FLUSH : 0)) return INVALID_VALUE;
+        if (ops[i].word.flags & FLUSH && !(env("FAKE_CUDA_FLUSH", BY_CALL) & BY_WAIT)) return NOT_SUPPORTED;
+        if (ops[i].word.flags & FLUSH) atomic_fetch_add(&flushing_waits, 1);
     }
     for (unsigned i = 0; i < count; i++) {
         const uint32_t operation = ops[i].word.operation;
@@ -720,7 +803,8 @@ static bool forbidden(void) { return atomic_load(&captures) && capture_mode != 2
 static int copy_now(uint64_t to, uint64_t from, size_t nbytes) {
     unsigned char *target = translate(to, nbytes, false), *source = translate(from, nbytes, false);
     if (!target || !source) return INVALID_VALUE;
-    memcpy(target, source, nbytes);
+    submit();
+    move(target, to, source, from, nbytes, -1);
     return OK;
 }
 
@@ -785,9 +869,12 @@ API cuDeviceGetAttribute(int *value, int attribute, int device) {
     REFUSE();
     switch (attribute) {
     case 16: *value = 2; break; /* multiprocessors */
+    case 98: *value = (env("FAKE_CUDA_FLUSH", BY_CALL) & BY_WAIT) != 0; break;
+    case 117: *value = env("FAKE_CUDA_FLUSH", BY_CALL); break;
+    case 118: *value = ordering(); break;
     case 122: *value = env("FAKE_CUDA_WORDS", 1); break;
     case 124: *value = env("FAKE_CUDA_DMABUF", 1); break;
-    default: *value = 0;
+    default: *value = 0; break;
     }
     return device < devices() ? OK : INVALID_DEVICE;
 }
@@ -835,6 +922,17 @@ API cuCtxEnablePeerAccess(uintptr_t peer, unsigned flags) {
 API cuCtxGetDevice(int *device) {
     NEED_CONTEXT();
     *device = (int)contexts[depth - 1] - 1;
+    return OK;
+}
+
+/* Nobody says that a capture allows it. */
+API cuFlushGPUDirectRDMAWrites(int target, int scope) {
+    NEED_CONTEXT();
+    if (forbidden()) return CAPTURE_UNSUPPORTED;
+    if (target != 0 || (scope != OWNER && scope != ALL_DEVICES)) return INVALID_VALUE;
+    if (!(env("FAKE_CUDA_FLUSH", BY_CALL) & BY_CALL)) return NOT_SUPPORTED;
+    atomic_fetch_add(&flushes, 1);
+    if (scope > ordering()) flush((int)contexts[depth - 1] - 1, scope);
     return OK;
 }
 
