@@ -120,9 +120,10 @@ class HostStream(Stream):
         """Whether what is queued now becomes part of a graph."""
         return self._captured is not None
 
-    def push(self, page: Page, offset: int, steps: Sequence[tuple[int, int]]) -> None:
+    def push(self, page: Page, offset: int, steps: Sequence[tuple[int, int]]) -> int:
         """Queue steps on a word."""
         self._add([self._step(page, offset, kind, value) for kind, value in steps])
+        return 0
 
     # ---- the thread ----
 

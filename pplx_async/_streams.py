@@ -38,8 +38,11 @@ class Stream(abc.ABC):
         """Whether what is queued now becomes part of a graph."""
 
     @abc.abstractmethod
-    def push(self, page: Page, offset: int, steps: Sequence[tuple[int, int]]) -> None:
-        """Queue steps (`Word.steps`) on the cell at an offset of a page: all of them, or none and raise."""
+    def push(self, page: Page, offset: int, steps: Sequence[tuple[int, int]]) -> int:
+        """Queue steps (`Word.steps`) on the cell at an offset of a page: all of them, or none and raise.
+
+        Returns which GPU's stream it is, for `Word.arm`; 0, it is the host's.
+        """
 
 
 class CudaStream(Stream):
@@ -55,10 +58,10 @@ class CudaStream(Stream):
         """Whether what is queued now becomes part of a graph."""
         return cuda_capturing(self._library, self._handle)
 
-    def push(self, page: Page, offset: int, steps: Sequence[tuple[int, int]]) -> None:
+    def push(self, page: Page, offset: int, steps: Sequence[tuple[int, int]]) -> int:
         """Queue steps on a word."""
         page.pin(self._library, self._handle)
-        cuda_push(self._library, self._handle, page.device_address + offset, steps)
+        return cuda_push(self._library, self._handle, page.device_address + offset, steps)
 
 
 def _handle_of(stream: Any) -> int | None:

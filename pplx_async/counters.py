@@ -64,9 +64,10 @@ class ImmCounter(CounterCore):
         counter.
 
         If it can't open any more it lets the stream go all the same: the peer that the counter is bound to is lost or
-        has closed, the counter is broken or closed, the gate or the engine is closed. What runs behind it then has not
-        what it waited for. So the stream is poisoned: transfers and gates that were queued there fail, and nothing of
-        them is posted; those that are queued later raise, until `TransferEngine.rearm`.
+        has closed, the counter is broken or closed, the gate or the engine is closed, or what NICs have written into
+        memory of a GPU can't be flushed. What runs behind it then has not what it waited for. So the stream is
+        poisoned: transfers and gates that were queued there fail, and nothing of them is posted; those that are queued
+        later raise, until `TransferEngine.rearm`.
 
         Parameters
         ----------

@@ -174,6 +174,7 @@ class TransferEngine(Operations, StreamOperations):
                 "message_nbytes": options.message_nbytes,
                 "message_slots": options.message_slots,
                 "rail_failover": options.rail_failover,
+                "libcuda": options.cuda_library,
                 "owner_drives": options.progress == "loop" or (options.progress == "auto" and cores < 4),
                 "cpu": -1 if self._choice.cpu is None else self._choice.cpu,
             },

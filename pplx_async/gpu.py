@@ -51,21 +51,21 @@ class StreamOperations:
         bell = BellCore(self._core.words, self._lane(target), target.is_capturing())
         try:
             transfer = submit(*arguments, bell)
-            target.push(self._core.words.page, bell.offset, bell.steps())
+            gpu = target.push(self._core.words.page, bell.offset, bell.steps())
         except BaseException:
             bell.undo()
             raise
-        bell.arm()
+        bell.arm(gpu)
         return transfer
 
     def _put(self, target: Stream, word: GateCore | BellCore) -> None:
         """Queue the stream's part of a word, then have the proxy look at it."""
         try:
-            target.push(self._core.words.page, word.offset, word.steps())
+            gpu = target.push(self._core.words.page, word.offset, word.steps())
         except BaseException:
             word.undo()
             raise
-        word.arm()
+        word.arm(gpu)
 
     def reached(self, stream: Streamlike) -> WordWait:
         """Wait until a stream has done what is queued on it now.

@@ -23,6 +23,11 @@ __all__ = ["Choice", "Explanation", "Part", "choose", "survey", "survey_verbs"]
 # Best first. The native tcp provider beats the layered one of older libraries in latency and width.
 _PREFERENCE = ("efa", "tcp", "tcp;ofi_rxm")
 _SURVEY_SECONDS = 30
+_GPU_FLUSH = {
+    "none": "GPU {} orders what NICs write there, for its own streams: no gate flushes it",
+    "stream": "GPU {} is flushed of what NICs have written there by its streams, in each gate",
+    "proxy": "GPU {} is flushed of what NICs have written there by the proxy thread, before it opens a gate",
+}
 # What the core puts before a message, and the rounding of its buffers.
 _MESSAGE_HEAD_NBYTES = 128
 
@@ -116,6 +121,8 @@ class Explanation:
                 f"{'wakes by fd' if domain['wait_fd'] else 'polled on a timer'}, "
                 f"{'closing an endpoint fences' if domain['fence'] else 'no fence: memory is released by completions'}"
             )
+            for gpu, how in domain["gpu_flush"].items():
+                lines.append(f"  {_GPU_FLUSH[how].format(gpu)}")
         for peer in self.peers:
             lines.append(f"peer {peer['peer']}: {peer['state']}, {peer['links']} link(s) over {peer['fabric']}")
             lines += [f"  {link}" for link in peer["route"]]

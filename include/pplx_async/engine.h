@@ -65,6 +65,7 @@ typedef struct pplx_engine_config {
     int32_t cpu;                    /* pin the proxy thread to it; -1: don't */
     uint32_t owner_drives;          /* the owner listens to the NICs too, see pplx_engine_wait_fd() */
     uint32_t rail_failover;         /* what a lost link had in flight goes over others, where that is safe */
+    const char *libcuda;            /* its path, which is copied; NULL: as the system finds it */
 } pplx_engine_config;
 
 pplx_status pplx_engine_open(const pplx_engine_config *config, pplx_engine **engine, pplx_error *error);
@@ -133,6 +134,19 @@ typedef struct pplx_remote {
 
 /* Whether every link to the peer can use it: not every NIC reaches memory of a GPU. Owner; while the peer is there. */
 bool pplx_reaches(const pplx_mr *local, const pplx_peer *peer);
+
+/* A GPU whose memory NICs write into (PPLX_CAP_GPU_FLUSH), and what streams that wait in gates see of that. */
+enum { PPLX_MAX_GPUS = 16 };
+
+typedef struct pplx_gpu_told {
+    int32_t ordinal;
+    uint32_t ordered; /* 0: it orders nothing; 100: what its own streams see; 200: and those of other GPUs */
+    uint32_t by_wait; /* the waits of its own streams flush what it doesn't order */
+    uint32_t by_call; /* so may the proxy: for those that don't, and for streams of other GPUs */
+} pplx_gpu_told;
+
+/* Fills at most `capacity`, returns how many there are. Any thread. */
+size_t pplx_engine_gpus(const pplx_engine *engine, pplx_gpu_told *told, size_t capacity);
 
 /* ---- counters -------------------------------------------------------------------------------- */
 

@@ -47,7 +47,9 @@ enum pplx_capability {
     PPLX_CAP_STREAM = 128, /* an endpoint's work requests leave in turn: a long one holds up the others */
     PPLX_CAP_DEATH = 256,  /* PPLX_PEER_LOST says that the peer's process has ended, and not only this way to it */
     PPLX_CAP_REGISTER_APART = 512, /* mr_open() and mr_close() may be called by any thread, beside all other calls */
-    PPLX_CAP_CUDA_APART = 1024 /* with PPLX_CAP_REGISTER_APART: for PPLX_MEMORY_CUDA, too, and better so */
+    PPLX_CAP_CUDA_APART = 1024, /* with PPLX_CAP_REGISTER_APART: for PPLX_MEMORY_CUDA, too, and better so */
+    PPLX_CAP_GPU_FLUSH = 2048 /* besides CUDA: a GPU may hold back what it has written there from work that was queued
+                               * before, and the engine flushes it before it lets a stream go */
 };
 
 /* Heartbeats and returned credits may not wait until data has left: for so many immediates alone

@@ -16,6 +16,8 @@
  * graph is launched: the proxy answers a request that it has seen, and what it has not taken stays in the counter.
  * A doorbell that repeats is answered when its request may be posted again; until then the stream waits.
  *
+ * What NICs have written into memory of GPUs is flushed before OPEN is stored, or by the wait itself: csrc/gpus.c.
+ *
  * A gate that can't open any more (its peer is lost, its counter closed or broken, it is cancelled) lets the stream go
  * all the same, with ABORTED, and what runs there has not what it waited for. So it poisons its lane, one engine's
  * view of one stream: all that was put there before, and all that comes until the owner heals it, is answered and not
@@ -102,6 +104,9 @@ typedef struct pplx_word {
     uint64_t seen;      /* watch: the number that the owner was told of last */
     struct pplx_word *next, *prev; /* all that are armed */
     struct pplx_word *next_gate;   /* of those that wait for the same counter */
+    /* later ones */
+    uint32_t gpu;   /* owner, before it is armed: the stream's, as pplx_cuda_push() says; 0: it is the host's */
+    int32_t native; /* proxy, before `status`: of PPLX_NATIVE, CUDA's code */
 } pplx_word;
 
 /* Hand it to the proxy; whether the stream comes first does not matter. */
@@ -138,13 +143,15 @@ void pplx_lane_heal(pplx_lane *lane);           /* owner: what is queued from no
 
 /* ---- the stream's side ----------------------------------------------------------------------- */
 
-enum pplx_step_kind { PPLX_STEP_WRITE = 0, PPLX_STEP_WAIT = 1 };
+/* WAIT_FLUSH: what NICs have written before into memory of its GPU is seen by what is behind it, if a wait can do that
+ * there; else the proxy has to see to it (csrc/gpus.c). */
+enum pplx_step_kind { PPLX_STEP_WRITE = 0, PPLX_STEP_WAIT = 1, PPLX_STEP_WAIT_FLUSH = 2 };
 
 /* What a stream does in its turn. */
 typedef struct pplx_step {
     uint32_t kind;
     uint32_t value;   /* WRITE: into the first 32 bits there */
-    uint64_t mask;    /* WAIT: until one of these bits of the 64 is set */
+    uint64_t mask;    /* WAITs: until one of these bits of the 64 is set */
     uint64_t address; /* of the cell, as the stream sees it */
 } pplx_step;
 
@@ -165,8 +172,8 @@ pplx_status pplx_cuda_pin(const char *libcuda, uint64_t stream, void *memory, si
                           pplx_error *error);
 void pplx_cuda_unpin(const char *libcuda, void *memory, const pplx_pinned *pinned); /* no stream looks there any more */
 
-/* Queue up to four steps: all of them or none. */
-pplx_status pplx_cuda_push(const char *libcuda, uint64_t stream, const pplx_step *steps, size_t count,
+/* Queue up to four steps: all of them or none. `gpu`: whose stream it is, for pplx_word. */
+pplx_status pplx_cuda_push(const char *libcuda, uint64_t stream, const pplx_step *steps, size_t count, uint32_t *gpu,
                            pplx_error *error);
 
 #ifdef __cplusplus

@@ -33,9 +33,11 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_CAP_CUDA,
     PPLX_CAP_DMABUF,
     PPLX_CAP_FENCE,
+    PPLX_CAP_GPU_FLUSH,
     PPLX_CAP_READ,
     PPLX_CAP_WAIT_FD,
     PPLX_LATENCY_BUCKETS,
+    PPLX_MAX_GPUS,
     PPLX_MAX_LINKS,
     PPLX_NO_COUNTER,
     PPLX_NODE_COUNTER,
@@ -56,6 +58,7 @@ from pplx_async._core.includes.pplx cimport (
     pplx_engine_config,
     pplx_engine_stats,
     pplx_error,
+    pplx_gpu_told,
     pplx_link_address,
     pplx_link_stats,
     pplx_message,
@@ -140,7 +143,7 @@ cdef class Engine(Waker):
     ----------
     loop : asyncio.AbstractEventLoop
         The loop whose thread owns the engine.
-    config : dict of int
+    config : dict
         The fields of ``pplx_engine_config``.
     parts : sequence of (str, sequence of str, dict of str)
         A built-in provider or the path of one, its devices, of which one domain each is opened, and
@@ -181,6 +184,8 @@ cdef class Engine(Waker):
         c_config.cpu = config["cpu"]
         c_config.owner_drives = config["owner_drives"]
         c_config.rail_failover = config["rail_failover"]
+        cdef bytes libcuda = None if config["libcuda"] is None else config["libcuda"].encode()
+        c_config.libcuda = NULL if libcuda is None else <const char *>libcuda
         self.loop = loop
         self.loop_runs = loop.is_running
         self.spins = spins
@@ -790,6 +795,15 @@ cdef class Engine(Waker):
 
     # ---- telling ----
 
+    def gpu_flush(self) -> dict[int, str]:
+        """How a stream comes to see what NICs have written into its GPU's memory, by the GPU's number."""
+        cdef pplx_gpu_told gpus[PPLX_MAX_GPUS]
+        cdef size_t i, count = api.engine_gpus(self.ptr, gpus, PPLX_MAX_GPUS)
+        return {
+            gpus[i].ordinal: "none" if gpus[i].ordered >= 100 else "stream" if gpus[i].by_wait else "proxy"
+            for i in range(count)
+        }
+
     def caps(self) -> list[dict[str, object]]:
         """What each domain can do, and its limits."""
         cdef pplx_caps caps
@@ -814,6 +828,7 @@ cdef class Engine(Waker):
                     "fence": bool(caps.flags & PPLX_CAP_FENCE),
                     "cuda": bool(caps.flags & PPLX_CAP_CUDA),
                     "dmabuf": bool(caps.flags & PPLX_CAP_DMABUF),
+                    "gpu_flush": self.gpu_flush() if caps.flags & PPLX_CAP_GPU_FLUSH else {},
                 }
             )
         return result

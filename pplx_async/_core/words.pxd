@@ -33,6 +33,7 @@ cdef class Lane:
 cdef class Words:
     cdef Waker engine
     cdef readonly Page page
+    cdef readonly bint flushes  # what NICs have written into memory of GPUs
     cdef dict lanes
     cdef set armed
 

@@ -16,11 +16,12 @@ from heapq import heapify, heappop, heappush
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from pplx_async._core.arguments cimport whole
 from pplx_async._core.counters cimport CounterCore
 from pplx_async._core.includes.pplx cimport (
+    PPLX_CAP_GPU_FLUSH,
     PPLX_CELL_ANSWERED,
     PPLX_CELL_FREE,
     PPLX_CELL_IDLE,
@@ -30,15 +31,18 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_CELL_RUNG,
     PPLX_CLOSED,
     PPLX_EIGHTHS,
+    PPLX_NATIVE,
     PPLX_OK,
     PPLX_PEER_LOST,
     PPLX_POISONED,
     PPLX_STEP_WAIT,
+    PPLX_STEP_WAIT_FLUSH,
     PPLX_STEP_WRITE,
     PPLX_WORD_DOORBELL,
     PPLX_WORD_GATE,
     PPLX_WORD_WATCH,
     pplx_bool,
+    pplx_caps,
     pplx_cell,
     pplx_error,
     pplx_step,
@@ -49,7 +53,7 @@ from pplx_async._core.rt cimport api, check
 from pplx_async._core.transfer cimport Transfer
 from pplx_async._core.waker cimport Waker
 
-from pplx_async.errors import BrokenResourceError, ClosedResourceError
+from pplx_async.errors import BrokenResourceError, ClosedResourceError, completion_error
 
 __all__ = [
     "BellCore",
@@ -101,20 +105,22 @@ def cuda_capturing(str library, uint64_t stream) -> bool:
     return capturing
 
 
-def cuda_push(str library, uint64_t stream, uint64_t address, steps) -> None:
-    """Queue steps on a stream of CUDA's, on the cell at this address, as the GPU sees it."""
+def cuda_push(str library, uint64_t stream, uint64_t address, steps) -> int:
+    """Queue steps on a stream of CUDA's, on the cell at this address, as the GPU sees it; return whose stream it is."""
     cdef pplx_error error
     cdef bytes path = None if library is None else library.encode()
     cdef pplx_step c_steps[4]
     cdef size_t count = 0
+    cdef uint32_t gpu = 0
     for kind, value in steps:
         c_steps[count].kind = kind
         c_steps[count].value = <unsigned int>(<uint64_t>value & 0xffffffff)
         c_steps[count].mask = value
         c_steps[count].address = address
         count += 1
-    error.status = api.cuda_push(path_of(path), stream, c_steps, count, &error)
+    error.status = api.cuda_push(path_of(path), stream, c_steps, count, &gpu, &error)
     check(&error, "queue on a stream", "cuda")
+    return gpu
 
 
 cdef class Page:
@@ -207,12 +213,24 @@ cdef class Lane:
                 (<Word>word).reason = None
 
 
+cdef bint flushes_gpus(Waker engine) noexcept:
+    """Whether an engine has NICs whose writes a GPU may hold back."""
+    cdef pplx_caps caps
+    cdef size_t i
+    for i in range(api.engine_domains(engine.ptr)):
+        api.engine_caps(engine.ptr, i, &caps)
+        if caps.flags & PPLX_CAP_GPU_FLUSH:
+            return True
+    return False
+
+
 cdef class Words:
     """All words of an engine."""
 
     def __init__(self, Waker engine) -> None:
         self.engine = engine
         self.page = Page()
+        self.flushes = flushes_gpus(engine)
         self.lanes = {}
         self.armed = set()
 
@@ -328,8 +346,9 @@ cdef class Word:
         """It was not armed, and no stream knows of it."""
         self.give_back()
 
-    def arm(self) -> None:
-        """Its part is queued on the stream: let the proxy look at it."""
+    def arm(self, unsigned int gpu=0) -> None:
+        """Its part is queued on the stream, of that GPU (`Stream.push`): let the proxy look at it."""
+        self.word.gpu = gpu
         self.armed = True
         self.home.armed.add(self)
         Py_INCREF(self)  # the core's; given back when it comes back retired
@@ -430,14 +449,14 @@ cdef class GateCore(Word):
         """What the stream does: (a step's kind, its value or mask) each."""
         return (
             (PPLX_STEP_WRITE, PPLX_CELL_REQUEST),
-            (PPLX_STEP_WAIT, PPLX_CELL_ANSWERED),
+            (PPLX_STEP_WAIT_FLUSH if self.home.flushes else PPLX_STEP_WAIT, PPLX_CELL_ANSWERED),
             (PPLX_STEP_WRITE, PPLX_CELL_PASSED),
         )
 
-    def arm(self) -> None:
+    def arm(self, unsigned int gpu=0) -> None:
         """As of every word."""
         self.counter._gates.add(self)
-        Word.arm(self)
+        Word.arm(self, gpu)
 
     @property
     def opened(self) -> int:
@@ -463,6 +482,14 @@ cdef class GateCore(Word):
                 return 0
             self.reason = fresh(self.counter._lost, "gate")
             self.final = True
+        elif self.reason is None and status == PPLX_NATIVE:
+            self.reason = completion_error(
+                "NATIVE",
+                "what NICs have written into memory of GPUs can't be flushed",
+                operation="gate",
+                provider_error=self.word.native,
+                provider="cuda",
+            )
         elif self.reason is None:
             self.reason = self.lane.failure()
         if self.lane.reason is None and status != PPLX_POISONED:
@@ -547,11 +574,11 @@ cdef class BellCore(Word):
             self.transfer._release()
         Word.undo(self)
 
-    def arm(self) -> None:
+    def arm(self, unsigned int gpu=0) -> None:
         """As of every word; what rings once gives its transfer over to the core."""
         if self.transfer is not None and not self.word.repeats:
             Py_INCREF(self.transfer)  # as Transfer.submit does
-        Word.arm(self)
+        Word.arm(self, gpu)
 
     def wait(self) -> WordWait:
         """Wait until the stream has been there."""

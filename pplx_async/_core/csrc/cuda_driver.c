@@ -36,6 +36,7 @@ static const pplx_symbol symbols[] = {
     SYMBOL(capture_mode, "ThreadExchangeStreamCaptureMode"),
     SYMBOL(stream_batch, "StreamBatchMemOp_v2"),
     SYMBOL(copy, "MemcpyAsync"),
+    {"cuFlushGPUDirectRDMAWrites", NULL, false, offsetof(pplx_libcuda, flush_rdma)},
     SYMBOL(host_register, "MemHostRegister_v2"),
     SYMBOL(host_unregister, "MemHostUnregister"),
     SYMBOL(host_device_pointer, "MemHostGetDevicePointer_v2"),
@@ -69,6 +70,18 @@ cu_result pplx_cuda_look_up(const pplx_libcuda *cuda, cu_pointer pointer, cuda_r
                     &range->start, &range->nbytes,  &range->id};
     *range = (cuda_range){0};
     return cuda->pointer_attributes(sizeof data / sizeof *data, attributes, data, pointer);
+}
+
+cu_result pplx_cuda_rdma(const pplx_libcuda *cuda, cu_device device, cuda_rdma *rdma) {
+    int waits = 0, words = 0, options = 0;
+    *rdma = (cuda_rdma){0};
+    cu_result result = cuda->device_attribute(&rdma->ordered, CU_GPU_DIRECT_RDMA_WRITES_ORDERING, device);
+    if (result == CU_OK) result = cuda->device_attribute(&waits, CU_CAN_FLUSH_REMOTE_WRITES, device);
+    if (result == CU_OK) result = cuda->device_attribute(&words, CU_CAN_USE_64_BIT_STREAM_MEM_OPS, device);
+    if (result == CU_OK) result = cuda->device_attribute(&options, CU_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS, device);
+    rdma->by_wait = waits && words;
+    rdma->by_call = options & CU_RDMA_FLUSH_BY_CALL && cuda->flush_rdma;
+    return result;
 }
 
 /* NVIDIA's device files; and that of WSL, where there are none of those. */

@@ -28,9 +28,17 @@ typedef struct cu_ipc_handle {
 enum { CU_OK = 0, CU_ERROR_NOT_READY = 600, CU_ERROR_NOT_SUPPORTED = 801 };
 
 enum cu_device_attribute {
+    CU_CAN_FLUSH_REMOTE_WRITES = 98,
+    CU_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS = 117,
+    CU_GPU_DIRECT_RDMA_WRITES_ORDERING = 118, /* enum cu_rdma_scope */
     CU_CAN_USE_64_BIT_STREAM_MEM_OPS = 122, /* of the interface of CUDA 12 */
     CU_DMA_BUF_SUPPORTED = 124
 };
+
+/* Whose work sees what NICs have written into a device's memory. */
+enum cu_rdma_scope { CU_RDMA_NOBODY = 0, CU_RDMA_OWNER = 100, CU_RDMA_ALL_DEVICES = 200 };
+
+enum { CU_RDMA_FLUSH_BY_CALL = 1, CU_RDMA_CURRENT_CONTEXT = 0 };
 
 enum cu_range_handle { CU_RANGE_DMA_BUF_FD = 1 };
 
@@ -56,7 +64,7 @@ enum {
 /* One of an array for cuStreamBatchMemOp; the driver's union, as far as it is used. */
 enum cu_memory_operation { CU_WRITE_VALUE_32 = 2, CU_WAIT_VALUE_64 = 4, CU_WRITE_VALUE_64 = 5 };
 
-enum { CU_WAIT_VALUE_AND = 2, CU_CAPTURE_MODE_RELAXED = 2 };
+enum { CU_WAIT_VALUE_AND = 2, CU_WAIT_VALUE_FLUSH = 1 << 30, CU_CAPTURE_MODE_RELAXED = 2 };
 
 typedef union cu_memory_op {
     struct {
@@ -93,6 +101,7 @@ typedef struct pplx_libcuda {
     cu_result (*capture_mode)(int *mode);                           /* of this thread; the one of before comes back */
     cu_result (*stream_batch)(cu_stream stream, unsigned count, cu_memory_op *ops, unsigned flags);
     cu_result (*copy)(cu_pointer to, cu_pointer from, size_t nbytes, cu_stream stream);
+    cu_result (*flush_rdma)(int target, int scope); /* NULL before 11.3 */
     cu_result (*host_register)(void *memory, size_t nbytes, unsigned flags);
     cu_result (*host_unregister)(void *memory);
     cu_result (*host_device_pointer)(cu_pointer *pointer, void *memory, unsigned flags);
@@ -134,6 +143,15 @@ static inline bool cuda_holds(const cuda_range *range, cu_pointer address, uint6
 /* A dma-buf of the allocation's pages, for the caller to close; `offset`: of the allocation's first byte in it. Not
  * CU_OK: the driver, the device or this memory has none. */
 cu_result pplx_cuda_export(const pplx_libcuda *cuda, const cuda_range *range, int *fd, uint64_t *offset);
+
+/* What a device does about writes of NICs. */
+typedef struct cuda_rdma {
+    int ordered;  /* enum cu_rdma_scope: for whom they need no flush */
+    bool by_wait; /* a wait of its streams may flush them */
+    bool by_call; /* flush_rdma() may */
+} cuda_rdma;
+
+cu_result pplx_cuda_rdma(const pplx_libcuda *cuda, cu_device device, cuda_rdma *rdma);
 
 /* What the regions of one allocation have in common: the first of them makes it, the last one ends it. It is the first
  * field of whatever that is. An address that was freed and given out again is another allocation's: the id says so. */

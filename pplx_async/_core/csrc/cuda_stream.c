@@ -116,25 +116,31 @@ static cu_result launch(const pplx_libcuda *cuda, cu_context context, cu_stream 
 }
 
 static cu_result push(const pplx_libcuda *cuda, cu_context context, cu_stream stream, const pplx_step *steps,
-                      size_t count) {
+                      size_t count, uint32_t *gpu) {
     cu_memory_op ops[CUDA_STEPS] = {0};
     cu_device device;
+    cuda_rdma rdma = {0};
     int has_words = 0;
     cu_result result = cuda->context_device(&device);
     if (result == CU_OK) result = cuda->device_attribute(&has_words, CU_CAN_USE_64_BIT_STREAM_MEM_OPS, device);
+    for (size_t i = 0; i < count && result == CU_OK; i++)
+        if (steps[i].kind == PPLX_STEP_WAIT_FLUSH) result = pplx_cuda_rdma(cuda, device, &rdma);
     if (result != CU_OK) return result;
+    *gpu = (uint32_t)device + 1;
     if (!has_words) return launch(cuda, context, stream, steps, count);
+    const uint32_t flush = rdma.by_wait && rdma.ordered < CU_RDMA_OWNER ? CU_WAIT_VALUE_FLUSH : 0;
     for (size_t i = 0; i < count; i++) {
         const bool write = steps[i].kind == PPLX_STEP_WRITE;
         ops[i].word.operation = write ? CU_WRITE_VALUE_32 : CU_WAIT_VALUE_64;
         ops[i].word.address = steps[i].address;
         ops[i].word.value = write ? steps[i].value : steps[i].mask;
-        ops[i].word.flags = write ? 0 : CU_WAIT_VALUE_AND;
+        ops[i].word.flags = write ? 0 : CU_WAIT_VALUE_AND | (steps[i].kind == PPLX_STEP_WAIT_FLUSH ? flush : 0);
     }
     return cuda->stream_batch(stream, (unsigned)count, ops, 0);
 }
 
-pplx_status pplx_cuda_push(const char *path, uint64_t stream, const pplx_step *steps, size_t count, pplx_error *error) {
+pplx_status pplx_cuda_push(const char *path, uint64_t stream, const pplx_step *steps, size_t count, uint32_t *gpu,
+                           pplx_error *error) {
     const pplx_libcuda *cuda;
     cu_context context;
     int mode;
@@ -143,7 +149,7 @@ pplx_status pplx_cuda_push(const char *path, uint64_t stream, const pplx_step *s
     if (status != PPLX_OK) return status;
     cu_result result = enter(cuda, (cu_stream)(uintptr_t)stream, &context, &mode);
     if (result != CU_OK) return failed(cuda, result, "no context of that stream", error);
-    result = push(cuda, context, (cu_stream)(uintptr_t)stream, steps, count);
+    result = push(cuda, context, (cu_stream)(uintptr_t)stream, steps, count, gpu);
     leave(cuda, mode);
     return result == CU_OK ? PPLX_OK : failed(cuda, result, "the stream takes no words", error);
 }

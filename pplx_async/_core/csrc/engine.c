@@ -43,10 +43,16 @@ pplx_status pplx_engine_open(const pplx_engine_config *config, pplx_engine **out
     pplx_engine *engine = calloc(1, sizeof *engine);
     if (!engine) return pplx_fail(error, PPLX_NO_MEMORY, ENOMEM, "no memory for an engine");
     engine->config = *config;
+    engine->config.libcuda = NULL; /* the caller's */
     engine->submit_fd = engine->done_fd = -1;
     pthread_mutex_init(&engine->pending_lock, NULL);
+    pthread_mutex_init(&engine->gpus_lock, NULL);
     pplx_aside_init(&engine->registrar, "pplx-register", NULL, NULL);
     pplx_done_init(&engine->done);
+    if (config->libcuda && !(engine->libcuda = strdup(config->libcuda))) {
+        pplx_fail(error, PPLX_NO_MEMORY, ENOMEM, "no memory for an engine");
+        goto fail;
+    }
     if (!pplx_ring_valid(config->ring_entries)) {
         pplx_fail(error, PPLX_INVALID, 0, "ring_entries must be a power of two, at least 2, not %u",
                   config->ring_entries);
@@ -142,12 +148,15 @@ void pplx_engine_close(pplx_engine *engine) {
     pplx_mr_close_all(engine, &engine->landing);
     for (uint32_t i = 0; i < engine->ndomains; i++)
         engine->domains[i].provider->domain_close(engine->domains[i].handle);
+    pplx_gpus_close(engine);
     if (engine->submit_fd >= 0) close(engine->submit_fd);
     if (engine->done_fd >= 0) close(engine->done_fd);
     if (engine->landing_page) munmap(engine->landing_page, LANDING_BYTES);
     pplx_counters_free(engine);
     pplx_ring_free(&engine->ring);
     pthread_mutex_destroy(&engine->pending_lock);
+    pthread_mutex_destroy(&engine->gpus_lock);
+    free(engine->libcuda);
     free(engine);
 }
 

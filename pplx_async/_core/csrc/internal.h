@@ -212,6 +212,15 @@ struct pplx_peer {
     pplx_link links[PPLX_MAX_LINKS];
 };
 
+/* A GPU whose memory NICs write into, see gpus.c. */
+typedef struct pplx_gpu {
+    pplx_gpu_told told; /* constant */
+    const struct pplx_libcuda *driver;
+    struct cu_context_object *context; /* the primary one, retained */
+    int32_t device;
+    uint32_t seen; /* for whom what has come is flushed, enum cu_rdma_scope; as long as nothing has landed since */
+} pplx_gpu;
+
 /* Calls that the thread of register.c hands in. */
 enum { PPLX_CALL_MR_OPENED = 1 << 16, PPLX_CALL_MR_CLOSED };
 
@@ -257,6 +266,13 @@ struct pplx_engine {
     pplx_word *words; /* that are armed, see words.c */
     _Atomic uint32_t nwords; /* of them; holder writes, anyone reads */
     pplx_engine_stats stats;
+
+    /* gpus.c */
+    char *libcuda; /* constant */
+    pthread_mutex_t gpus_lock;
+    pplx_gpu gpus[PPLX_MAX_GPUS]; /* who registers adds to them, under gpus_lock; the rest of each is the holder's */
+    _Atomic uint32_t ngpus;       /* written under gpus_lock, read by anyone */
+    bool landed;            /* NICs may have written there since the last flush */
 
     /* Tables: owner writes on open, proxy on close and reads. */
     _Atomic(pplx_counter *) *_Atomic chunks[PPLX_MAX_COUNTERS / PPLX_CHUNK];
@@ -402,8 +418,21 @@ static inline bool pplx_words_armed(const pplx_engine *engine) {
     return atomic_load_explicit(&engine->nwords, memory_order_relaxed) != 0;
 }
 
+/* gpus.c */
+/* A NIC is to write there; any thread. REGISTRATION: that would not be seen by streams that wait in gates. */
+pplx_status pplx_gpus_add(pplx_engine *engine, const pplx_memory *memory, pplx_error *error);
+/* A stream of that one (as pplx_word has it) is let go next. CUDA's code if it would not see what has landed. */
+int32_t pplx_gpus_flush(pplx_engine *engine, uint32_t gpu);
+void pplx_gpus_close(pplx_engine *engine);
+
+static inline bool pplx_gpus_any(const pplx_engine *engine) {
+    /* relaxed: nothing lands there before the holder has settled the registration, and so seen it */
+    return atomic_load_explicit(&engine->ngpus, memory_order_relaxed) != 0;
+}
+
 /* memory.c */
 pplx_status pplx_mr_open_all(pplx_engine *engine, pplx_mr *mr, pplx_error *error);
+pplx_status pplx_mr_open_at(pplx_engine *engine, uint32_t domain, pplx_mr *mr, pplx_error *error);
 /* This failure of one NIC is none of the region. */
 bool pplx_may_lack(const pplx_mr *mr, pplx_status status);
 pplx_status pplx_mr_close_all(pplx_engine *engine, pplx_mr *mr);

@@ -9,16 +9,28 @@ bool pplx_may_lack(const pplx_mr *mr, pplx_status status) {
     return mr->memory.kind == PPLX_MEMORY_CUDA && (status == PPLX_UNSUPPORTED || status == PPLX_REGISTRATION);
 }
 
+/* Whether what the NIC writes there will be seen by streams. */
+static pplx_status may_write(pplx_engine *engine, const pplx_domain *domain, const pplx_mr *mr, pplx_error *error) {
+    const uint32_t needed = PPLX_CAP_CUDA | PPLX_CAP_GPU_FLUSH;
+    if (mr->memory.kind != PPLX_MEMORY_CUDA || (domain->caps.flags & needed) != needed) return PPLX_OK;
+    return pplx_gpus_add(engine, &mr->memory, error);
+}
+
+pplx_status pplx_mr_open_at(pplx_engine *engine, uint32_t i, pplx_mr *mr, pplx_error *error) {
+    pplx_domain *domain = &engine->domains[i];
+    const pplx_status status = may_write(engine, domain, mr, error);
+    if (status != PPLX_OK) return status;
+    return domain->provider->mr_open(domain->handle, &mr->memory, mr->access, &mr->handles[i], &mr->keys[i], error);
+}
+
 pplx_status pplx_mr_open_all(pplx_engine *engine, pplx_mr *mr, pplx_error *error) {
     const uint64_t start = pplx_now_ns();
     pplx_status failed = PPLX_OK;
     bool open = false;
     mr->domains = 0;
     for (uint32_t i = 0; i < engine->ndomains; i++) {
-        pplx_domain *domain = &engine->domains[i];
         pplx_error refused;
-        const pplx_status status = domain->provider->mr_open(domain->handle, &mr->memory, mr->access, &mr->handles[i],
-                                                             &mr->keys[i], &refused);
+        const pplx_status status = pplx_mr_open_at(engine, i, mr, &refused);
         if (status != PPLX_OK) {
             const bool decides = !pplx_may_lack(mr, status);
             mr->handles[i] = NULL;

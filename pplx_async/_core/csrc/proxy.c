@@ -148,6 +148,7 @@ static bool post_all(pplx_engine *engine) {
 static size_t poll_domain(pplx_engine *engine, const pplx_domain *domain) {
     pplx_completion completions[PPLX_POLL_BATCH];
     size_t n = domain->provider->poll(domain->handle, completions, PPLX_POLL_BATCH);
+    if (n && pplx_gpus_any(engine) && domain->caps.flags & PPLX_CAP_GPU_FLUSH) engine->landed = true;
     for (size_t i = 0; i < n; i++) {
         const pplx_completion *c = &completions[i];
         if (c->kind == PPLX_COMPLETION_IMM)

@@ -35,11 +35,9 @@ static bool is_long(const pplx_engine *engine, const pplx_mr *mr) {
 static pplx_status open_at(pplx_engine *engine, pplx_mr *mr, bool apart, pplx_error *error) {
     const uint64_t start = pplx_now_ns();
     for (uint32_t i = 0; i < engine->ndomains; i++) {
-        pplx_domain *domain = &engine->domains[i];
         pplx_error refused = {0};
-        if (is_apart(domain, mr) != apart) continue;
-        const pplx_status status = domain->provider->mr_open(domain->handle, &mr->memory, mr->access, &mr->handles[i],
-                                                             &mr->keys[i], &refused);
+        if (is_apart(&engine->domains[i], mr) != apart) continue;
+        const pplx_status status = pplx_mr_open_at(engine, i, mr, &refused);
         if (status == PPLX_OK) continue;
         const bool decides = !pplx_may_lack(mr, status);
         mr->handles[i] = NULL;

@@ -119,7 +119,7 @@ static void fill_caps(verbs_domain *domain, const char *file) {
     char address[PPLX_NAME_BYTES], gid[PPLX_NAME_BYTES + 32] = "";
     caps->flags = PPLX_CAP_READ | PPLX_CAP_WAIT_FD | PPLX_CAP_FENCE | PPLX_CAP_STREAM | PPLX_CAP_REGISTER_APART;
     if (verbs_has_dmabuf(domain)) caps->flags |= PPLX_CAP_DMABUF;
-    if (verbs_cuda_by_dmabuf(domain) || verbs_has_peer_memory()) caps->flags |= PPLX_CAP_CUDA;
+    if (verbs_cuda_by_dmabuf(domain) || verbs_has_peer_memory()) caps->flags |= PPLX_CAP_CUDA | PPLX_CAP_GPU_FLUSH;
     caps->max_inflight = least(VERBS_MAX_INFLIGHT, domain->attr.max_qp_wr - PPLX_RESERVED_IMMS - VERBS_CONTROLS);
     caps->max_inflight_bytes = MAX_INFLIGHT_BYTES;
     caps->max_message = port->attr.max_msg_sz && port->attr.max_msg_sz < MAX_MESSAGE ? port->attr.max_msg_sz

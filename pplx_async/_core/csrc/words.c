@@ -125,7 +125,21 @@ static void let_through(const pplx_word *word, bool aborted) {
     answer(word, aborted ? PPLX_CELL_ABORTED : PPLX_CELL_OPEN);
 }
 
+/* Without what it waited for. */
+static void give_up(pplx_engine *engine, pplx_word *word, int32_t status) {
+    word->phase = ANSWERED;
+    poison(word->lane); /* before the answer: see the head */
+    let_through(word, true);
+    tell_status(engine, word, status);
+}
+
 static void open_gate(pplx_engine *engine, pplx_word *word) {
+    const int32_t native = pplx_gpus_any(engine) ? pplx_gpus_flush(engine, word->gpu) : 0;
+    if (native) {
+        word->native = native;
+        give_up(engine, word, PPLX_NATIVE);
+        return;
+    }
     word->phase = ANSWERED;
     let_through(word, false);
     count(engine, word);
@@ -168,10 +182,7 @@ static void unqueue_gate(pplx_word *word) {
 static void abort_gate(pplx_engine *engine, pplx_word *word, int32_t status) {
     const bool queued = word->phase == WAITING;
     if (queued) unqueue_gate(word);
-    word->phase = ANSWERED;
-    poison(word->lane); /* before the answer: see the head */
-    let_through(word, true);
-    tell_status(engine, word, status);
+    give_up(engine, word, status);
     if (queued) pplx_gates_serve(engine, word->counter);
 }
 

@@ -27,9 +27,11 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         PPLX_INVALID
         PPLX_FLUSHED
         PPLX_POISONED
+        PPLX_NATIVE
 
     enum:
         PPLX_MAX_DOMAINS
+        PPLX_MAX_GPUS
         PPLX_MAX_LINKS
         PPLX_ADDRESS_BYTES
         PPLX_MAX_COUNTERS
@@ -51,6 +53,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         PPLX_CAP_FENCE
         PPLX_CAP_CUDA
         PPLX_CAP_DMABUF
+        PPLX_CAP_GPU_FLUSH
         PPLX_NODE_REQUEST
         PPLX_NODE_COUNTER
         PPLX_NODE_MESSAGE
@@ -80,6 +83,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         PPLX_WORD_WATCH
         PPLX_STEP_WRITE
         PPLX_STEP_WAIT
+        PPLX_STEP_WAIT_FLUSH
 
     const uint64_t PPLX_CELL_ANSWERED
     const uint64_t PPLX_CELL_MAY_RING
@@ -161,6 +165,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         int32_t cpu
         uint32_t owner_drives
         uint32_t rail_failover
+        const char *libcuda
 
     ctypedef struct pplx_engine_stats:
         uint64_t turns
@@ -292,6 +297,8 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         pplx_request *request
         uint64_t notify_at
         uint32_t spent
+        uint32_t gpu
+        int32_t native
 
     ctypedef struct pplx_step:
         uint32_t kind
@@ -302,6 +309,12 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
     ctypedef struct pplx_pinned:
         uint64_t address
         uint64_t context
+
+    ctypedef struct pplx_gpu_told:
+        int32_t ordinal
+        uint32_t ordered
+        uint32_t by_wait
+        uint32_t by_call
 
     ctypedef struct pplx_api:
         size_t size
@@ -379,6 +392,8 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         pplx_status (*cuda_capturing)(const char *, uint64_t, pplx_bool *, pplx_error *) noexcept nogil
         pplx_status (*cuda_pin)(const char *, uint64_t, void *, size_t, pplx_pinned *, pplx_error *) noexcept nogil
         void (*cuda_unpin)(const char *, void *, const pplx_pinned *) noexcept nogil
-        pplx_status (*cuda_push)(const char *, uint64_t, const pplx_step *, size_t, pplx_error *) noexcept nogil
+        pplx_status (*cuda_push)(const char *, uint64_t, const pplx_step *, size_t, uint32_t *,
+                                 pplx_error *) noexcept nogil
+        size_t (*engine_gpus)(const pplx_engine *, pplx_gpu_told *, size_t) noexcept nogil
 
     const pplx_api *pplx_core_api()
