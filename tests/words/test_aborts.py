@@ -139,7 +139,7 @@ async def test_engine_closes_with_armed_words(fabric, streams, captured):
     """Streams that wait are let go, at once and for good; what was not rung for is flushed."""
     waits, rings, go = streams(), streams(), threading.Event()
     ran = []
-    async with open_pair(fabric, drain_timeout=0.2) as pair:
+    async with open_pair(fabric, drain_timeout=1) as pair:
         source, target = await pair.source(64), await pair.target(64)
         counter, _ = pair.counter(bound=False)
 
