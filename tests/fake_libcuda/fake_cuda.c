@@ -367,6 +367,8 @@ API fake_cuda_forget(uint64_t pointer) {
     pthread_mutex_lock(&lock);
     range *range = find(pointer);
     if (range) {
+        free(range->near);
+        free(range->far);
         munmap((void *)(uintptr_t)range->start, range->nbytes);
         memset(range, 0, sizeof *range);
     }
