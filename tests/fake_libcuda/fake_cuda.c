@@ -6,11 +6,13 @@
  * Memory of a device is a memfd. Its address is reserved and can't be touched by the processor, as that of a GPU
  * can't; copies go through a second mapping. Another process opens it by /proc, its own can't, as with CUDA. A
  * stream is a thread with a queue. What the device sees of pinned host memory has another address, so that
- * who gives a host address to a stream is found out. Calls that need a context refuse without one.
+ * who gives a host address to a stream is found out. Calls that need a context refuse without one. A copy from or to
+ * memory of the host that is not pinned has the caller wait for it.
  *
  *   FAKE_CUDA_DEVICES=2        how many there are; 0: none, as on a machine whose driver finds no GPU
  *   FAKE_CUDA_COPY_US=0        each copy takes so long
  *   FAKE_CUDA_SKIP_COPIES=1    none is done, and nobody told
+ *   FAKE_CUDA_PIN_US=0         so long it takes to pin memory
  *   FAKE_CUDA_DMABUF=0         it gives none
  *   FAKE_CUDA_ORDERING=100     for whom it orders what a NIC writes: nobody (0), its own work, all devices (200)
  *   FAKE_CUDA_FLUSH=1          how that is flushed: 1, by a call, 2, by waits of streams, 3, by both, 0, not at all
@@ -81,7 +83,7 @@ static __thread int depth;
 static _Atomic uint64_t kernel_until_ns;
 static atomic_int opened, retained, launched, handles, exported, queued, flushes, flushing_waits;
 static _Atomic uint64_t last_id;
-static atomic_bool opens_own, shared_with_nics;
+static atomic_bool opens_own, shared_with_nics, held;
 
 /* A kernel of the program's runs for so long from now on (0: no more). Some calls of the driver wait for it. */
 API fake_cuda_run_kernel(int ms);
@@ -90,6 +92,8 @@ API fake_cuda_retained(void); /* primary contexts */
 API fake_cuda_launched(void); /* kernels so far */
 API fake_cuda_handles(void);  /* made so far, for other processes */
 API fake_cuda_queued(void);   /* of all streams, and not done */
+API fake_cuda_pinned(void);   /* ranges of the host's memory */
+API fake_cuda_hold(int yes);  /* no copy of a stream ends until it is taken back */
 API fake_cuda_exported(void); /* dma-bufs made so far */
 API fake_cuda_flushes(void);  /* of what NICs have written: by calls, so far */
 API fake_cuda_flushing_waits(void); /* ... and waits of streams that flush, queued so far */
@@ -156,6 +160,11 @@ API fake_cuda_flushes(void) { return atomic_load(&flushes); }
 API fake_cuda_flushing_waits(void) { return atomic_load(&flushing_waits); }
 
 API fake_cuda_handles(void) { return atomic_load(&handles); }
+
+API fake_cuda_hold(int yes) {
+    atomic_store(&held, yes);
+    return OK;
+}
 
 API fake_cuda_open_own(int yes) {
     atomic_store(&opens_own, yes);
@@ -467,12 +476,28 @@ API cuMemGetHandleForAddressRange(void *handle, uint64_t pointer, size_t nbytes,
 /* ------------------------------------------------------------------ pinned memory */
 
 static bool forbidden(void);
+static void nap_us(int us);
+
+static bool is_pinned(uint64_t host) {
+    for (int i = 0; i < MOST_RANGES; i++)
+        if (pins[i].nbytes && host >= pins[i].host && host - pins[i].host < pins[i].nbytes) return true;
+    return false;
+}
+
+API fake_cuda_pinned(void) {
+    int count = 0;
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < MOST_RANGES; i++) count += pins[i].nbytes > 0;
+    pthread_mutex_unlock(&lock);
+    return count;
+}
 
 API cuMemHostRegister_v2(void *memory, size_t nbytes, unsigned flags) {
     NEED_CONTEXT();
     if (forbidden()) return CAPTURE_UNSUPPORTED;
     if (!nbytes || (uintptr_t)memory % 4096 || flags > 15) return INVALID_VALUE;
     int result = OUT_OF_MEMORY;
+    nap_us(env("FAKE_CUDA_PIN_US", 0));
     pthread_mutex_lock(&lock);
     const uint64_t host = (uintptr_t)memory;
     for (int i = 0; i < MOST_RANGES; i++)
@@ -581,6 +606,7 @@ static int execute(stream *stream, const op *op) {
         unsigned char *to = translate(op->to, op->nbytes, false), *from = translate(op->from, op->nbytes, false);
         if (!to || !from) return 700;
         nap_us(env("FAKE_CUDA_COPY_US", 0));
+        while (atomic_load(&held)) nap_us(100);
         if (!env("FAKE_CUDA_SKIP_COPIES", 0)) move(to, op->to, from, op->from, op->nbytes, stream->device);
         return OK;
     }
@@ -680,9 +706,19 @@ API cuStreamSynchronize(stream *stream) {
     return result;
 }
 
+/* Memory of the host as the system may move it. */
+static bool is_pageable(uint64_t pointer) {
+    pthread_mutex_lock(&lock);
+    const bool pageable = !(pointer & PINNED) && !find(pointer) && !is_pinned(pointer);
+    pthread_mutex_unlock(&lock);
+    return pageable;
+}
+
 API cuMemcpyAsync(uint64_t to, uint64_t from, size_t nbytes, stream *stream) {
     NEED_CONTEXT();
-    return enqueue(stream, (op){COPY, to, from, nbytes});
+    const int result = enqueue(stream, (op){COPY, to, from, nbytes});
+    if (result != OK || stream->capturing || !(is_pageable(to) || is_pageable(from))) return result;
+    return cuStreamSynchronize(stream);
 }
 
 API cuStreamWriteValue64_v2(stream *stream, uint64_t address, uint64_t value, unsigned flags) {
