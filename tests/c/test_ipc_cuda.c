@@ -10,11 +10,11 @@
 #include "ipc_internal.h"
 #include "ipc_sides.h"
 
-enum { GPU = 64 << 10 };
+enum { GPU = 64 << 10, LARGE = 3 << 20 };
 
 typedef struct device {
     unsigned char *shows; /* what lies there */
-    uint64_t address;
+    uint64_t address, nbytes;
     pplx_provider_mr *mr;
     pplx_remote_key key;
 } device;
@@ -25,13 +25,20 @@ static int (*forget)(uint64_t);
 static int (*run_kernel)(int ms);
 static int (*queued)(void), (*opened)(void), (*retained)(void), (*launched)(void);
 static int (*handles)(void), (*renew)(uint64_t);
-static int (*open_own)(int yes);
+static int (*open_own)(int yes), (*hold)(int yes), (*pinned)(void);
 static int (*allocate)(uint64_t *, size_t), (*release)(uint64_t);
 static int (*to_device)(uint64_t, const void *, size_t), (*from_device)(void *, uint64_t, size_t);
 static int (*retain)(uintptr_t *, int), (*push)(uintptr_t);
 
+/* Of this libcuda's, whose threads look at them at any time: so they are there from the beginning, for what is added to
+ * the environment may move it. */
+static void set(const char *name, const char *value) { CHECK(setenv(name, value, 1) == 0); }
+
 /* It lies beside this program. */
 static void load(void) {
+    set("FAKE_CUDA_FAIL", "");
+    set("FAKE_CUDA_COPY_US", "0");
+    set("FAKE_CUDA_PIN_US", "0");
     const ssize_t length = readlink("/proc/self/exe", libcuda, sizeof libcuda - 32);
     CHECK(length > 0);
     libcuda[length] = 0;
@@ -47,7 +54,7 @@ static void load(void) {
         {&open_own, "fake_cuda_open_own"}, {&allocate, "cuMemAlloc_v2"},      {&release, "cuMemFree_v2"},
         {&to_device, "cuMemcpyHtoD_v2"},   {&from_device, "cuMemcpyDtoH_v2"}, {&retain, "cuDevicePrimaryCtxRetain"},
         {&push, "cuCtxPushCurrent_v2"},    {&queued, "fake_cuda_queued"},     {&handles, "fake_cuda_handles"},
-        {&renew, "fake_cuda_renew"},
+        {&renew, "fake_cuda_renew"},       {&hold, "fake_cuda_hold"},         {&pinned, "fake_cuda_pinned"},
     };
     for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
         void *function = dlsym(library, functions[i].name);
@@ -58,17 +65,20 @@ static void load(void) {
 
 static void device_register(device *d, side *s) {
     pplx_error error = {0};
-    const pplx_memory memory = {.kind = PPLX_MEMORY_CUDA, .address = d->address, .nbytes = GPU, .fd = -1};
+    const pplx_memory memory = {.kind = PPLX_MEMORY_CUDA, .address = d->address, .nbytes = d->nbytes, .fd = -1};
     if (ipc->mr_open(s->domain, &memory, PPLX_ACCESS_REMOTE_READ | PPLX_ACCESS_REMOTE_WRITE, &d->mr, &d->key, &error) !=
         PPLX_OK)
         check_failed(__FILE__, __LINE__, error.text);
 }
 
-static void device_open(device *d, side *s) {
-    d->shows = calloc(1, GPU);
-    CHECK(d->shows && adopt(&d->address, d->shows, GPU) == 0);
+static void device_open_of(device *d, side *s, uint64_t nbytes) {
+    d->nbytes = nbytes;
+    d->shows = calloc(1, nbytes);
+    CHECK(d->shows && adopt(&d->address, d->shows, nbytes) == 0);
     device_register(d, s);
 }
+
+static void device_open(device *d, side *s) { device_open_of(d, s, GPU); }
 
 static void device_close(device *d) {
     CHECK_EQ(ipc->mr_close(d->mr), PPLX_OK);
@@ -150,7 +160,7 @@ static void test_goodbye_comes_after_the_stream(void) {
     gpus_open(&p, "64");
     warm_up(&p);
     memset(p.at_a.shows, 0x5a, GPU);
-    setenv("FAKE_CUDA_COPY_US", "1600000", 1);
+    set("FAKE_CUDA_COPY_US", "1600000");
     pplx_work_request request = write_of(&p, &w, GPU, 1);
     CHECK_EQ(post(&p.a, NULL, &request), PPLX_OK);
     uint64_t start = check_now_ns();
@@ -165,7 +175,7 @@ static void test_goodbye_comes_after_the_stream(void) {
         check_patience(start, PATIENCE);
     }
     p.a.endpoint = p.b.endpoint = NULL;
-    unsetenv("FAKE_CUDA_COPY_US");
+    set("FAKE_CUDA_COPY_US", "0");
     gpus_close(&p);
 }
 
@@ -177,7 +187,7 @@ static void test_a_revoke_that_takes_its_time(void) {
     gpus_open(&p, "64");
     warm_up(&p);
     memset(p.at_a.shows, 0x5a, GPU);
-    setenv("FAKE_CUDA_COPY_US", "1600000", 1);
+    set("FAKE_CUDA_COPY_US", "1600000");
     pplx_work_request request = write_of(&p, &w, GPU, 1);
     CHECK_EQ(post(&p.a, NULL, &request), PPLX_OK);
     uint64_t start = check_now_ns();
@@ -188,7 +198,7 @@ static void test_a_revoke_that_takes_its_time(void) {
     }
     CHECK(polls > 20); /* were they to wait for the stream, it would be one or two */
     CHECK(memcmp(p.at_b.shows, p.at_a.shows, GPU) == 0);
-    unsetenv("FAKE_CUDA_COPY_US");
+    set("FAKE_CUDA_COPY_US", "0");
     CHECK_EQ(wait_for(&p.a, &p.b, &w), PPLX_OK);
     request = request_of(&p.a, PLAIN, &p.b, PLAIN, &w, PPLX_WRITE_IMM, 0, 8, 2);
     CHECK_EQ(perform(&p.a, &p.b, &request), PPLX_OK); /* still connected */
@@ -209,39 +219,17 @@ static void test_what_can_not_be_staged(void) {
     CHECK_EQ(perform(&p.a, &p.b, &request), PPLX_OK); /* this lies in the staging area now */
     wait_imms(&p.b, &p.a, 2);
     memset(p.b.arena[PLAIN], 0, ARENA);
-    setenv("FAKE_CUDA_FAIL", "cuMemcpyAsync:719", 1);
+    set("FAKE_CUDA_FAIL", "cuMemcpyAsync:719");
     for (uint64_t nbytes = 4096; nbytes <= GPU; nbytes += GPU - 4096) {
         request = write_of(&p, &w, nbytes, 8);
         request.remote_key = p.b.key[PLAIN].key;
         CHECK_EQ(perform(&p.a, &p.b, &request), PPLX_LOCAL_ACCESS);
     }
-    unsetenv("FAKE_CUDA_FAIL");
+    set("FAKE_CUDA_FAIL", "");
     run_for(&p.a, &p.b, 0.05);
     CHECK_EQ(p.b.nimms, 2);
     for (size_t i = 0; i < ARENA; i++) CHECK(p.b.arena[PLAIN][i] == 0);
     gpus_close(&p);
-}
-
-/* A copy between GPU and host that takes 1.5 s. */
-static pplx_status copy_slowly(const char *gpu_ms) {
-    static pair p;
-    static watched w;
-    const pplx_option options[] = {{"libcuda", libcuda}, {"gpu_ms", gpu_ms}};
-    pair_open_with(&p.a, &p.b, options, 2);
-    device_open(&p.at_a, &p.a);
-    device_open(&p.at_b, &p.b);
-    setenv("FAKE_CUDA_COPY_US", "1500000", 1);
-    pplx_work_request request = write_of(&p, &w, 4096, 8);
-    request.remote_key = p.b.key[PLAIN].key;
-    const pplx_status status = perform(&p.a, &p.b, &request);
-    unsetenv("FAKE_CUDA_COPY_US");
-    gpus_close(&p);
-    return status;
-}
-
-static void test_a_slow_copy_is_waited_for_as_long_as_we_are_told(void) {
-    CHECK_EQ(copy_slowly("10"), PPLX_LOCAL_ACCESS);
-    CHECK_EQ(copy_slowly("60000"), PPLX_OK);
 }
 
 /* A context that is gone fails what it was to do; nothing is taken for done. */
@@ -251,19 +239,19 @@ static void test_a_lost_context(void) {
     gpus_open(&p, "64");
     warm_up(&p);
     const uint64_t start = check_now_ns();
-    setenv("FAKE_CUDA_COPY_US", "6000000", 1);
+    set("FAKE_CUDA_COPY_US", "6000000");
     pplx_work_request request = write_of(&p, &slow, 8, 1);
     CHECK_EQ(post(&p.a, NULL, &request), PPLX_OK);
     run_for(&p.a, &p.b, 0.05);
     CHECK_EQ(slow.completions, 0);
-    setenv("FAKE_CUDA_FAIL", "cuCtxPushCurrent_v2:709", 1);
+    set("FAKE_CUDA_FAIL", "cuCtxPushCurrent_v2:709");
     request = request_of(&p.a, PLAIN, &p.b, PLAIN, &w, PPLX_WRITE_IMM, 0, 8, 2);
     request.remote_key = p.at_b.key.key; /* from the host */
     CHECK_EQ(perform(&p.a, &p.b, &request), PPLX_LOCAL_ACCESS);
     CHECK_EQ(wait_for(&p.a, &p.b, &slow), PPLX_LOCAL_ACCESS);
     CHECK(check_now_ns() - start < UINT64_C(5000000000)); /* it didn't wait for the copy */
-    unsetenv("FAKE_CUDA_FAIL");
-    unsetenv("FAKE_CUDA_COPY_US");
+    set("FAKE_CUDA_FAIL", "");
+    set("FAKE_CUDA_COPY_US", "0");
     while (queued()) usleep(1000); /* this libcuda's stream knows nothing of that, and copies */
     gpus_close(&p);
 }
@@ -299,6 +287,7 @@ static ipc_endpoint *inside(const side *s) { return (ipc_endpoint *)s->endpoint;
 static void device_allocate(device *d, side *s) {
     uintptr_t context;
     if (retained() == 0) CHECK(retain(&context, 0) == 0 && push(context) == 0); /* this thread's, for good */
+    d->nbytes = GPU;
     CHECK_EQ(allocate(&d->address, GPU), 0);
     device_register(d, s);
 }
@@ -634,47 +623,447 @@ static void test_a_region_for_nobody_has_no_handle(void) {
     gpus_close(&p);
 }
 
-/* ------------------------------------------------------------------ what a peer has us do */
+/* ------------------------------------------------------------------ between GPU and host */
 
-/* Who asks for many copies of a byte, each of which costs as much as one of many, doesn't keep others waiting: in one
- * poll() everybody has as much of it. */
-static void test_small_copies_for_one_peer_keep_no_other_waiting(void) {
-    static pair p;
-    static side a[2], b[2];
-    enum { MANY = 64 };
-    static watched w[2][MANY];
-    strangers_open_with(&p, false);
-    a[0] = a[1] = p.a;
-    b[0] = b[1] = p.b;
-    side_listen(&a[1]);
-    side_listen(&b[1]);
-    side_connect(&a[1], &b[1]);
-    side_connect(&b[1], &a[1]);
-    watched first;
-    for (int i = 0; i < 2; i++) { /* so that both know the key */
-        pplx_work_request request = request_of(&a[i], PLAIN, &b[i], PLAIN, &first, PPLX_WRITE, 0, 1, 0);
-        request.remote_key = p.at_b.key.key;
-        CHECK_EQ(perform(&a[i], &b[i], &request), PPLX_OK);
+/* A side with memory of a GPU, which has several peers without any. */
+enum { PEERS = 12 };
+
+typedef struct star {
+    side a[PEERS], b[PEERS]; /* the first of each holds all that they have in common */
+    int peers;
+    device gpu;
+} star;
+
+static void star_open(star *s, int peers, const char *staging_nbytes) {
+    const pplx_option options[] = {{"libcuda", libcuda}, {"staging_nbytes", staging_nbytes}, {"gpu_ms", "20"}};
+    memset(s, 0, sizeof *s);
+    s->peers = peers;
+    pair_open_with(&s->a[0], &s->b[0], options, 3);
+    for (int i = 1; i < peers; i++) {
+        side_open_with(&s->b[i], options, 3);
+        s->a[i] = s->a[0];
+        s->a[i].nimms = 0;
+        side_listen(&s->a[i]);
+        side_listen(&s->b[i]);
+        side_connect(&s->a[i], &s->b[i]);
+        side_connect(&s->b[i], &s->a[i]);
     }
-    uint64_t before[2];
-    for (int i = 0; i < 2; i++) {
-        before[i] = inside(&b[i])->command_head;
-        for (int j = 0; j < MANY; j++) {
-            pplx_work_request request = request_of(&a[i], PLAIN, &b[i], PLAIN, &w[i][j], PPLX_WRITE, 0, 1, 0);
-            request.remote_key = p.at_b.key.key;
-            CHECK_EQ(post(&a[i], NULL, &request), PPLX_OK);
+    device_open_of(&s->gpu, &s->a[0], LARGE);
+    for (int i = 0; i < peers; i++) { /* each knows the keys */
+        for (enum kind kind = MAPPED; kind <= PLAIN; kind++) {
+            watched w;
+            pplx_work_request request = request_of(&s->a[i], PLAIN, &s->b[i], kind, &w, PPLX_WRITE, 0, 8, 0);
+            CHECK_EQ(perform(&s->a[i], &s->b[i], &request), PPLX_OK);
         }
     }
-    side_poll(&p.b);
-    for (int i = 0; i < 2; i++) {
-        const uint64_t served = inside(&b[i])->command_head - before[i];
-        CHECK(served >= 4 && served <= 12);
+}
+
+static void star_close(star *s) {
+    for (int i = s->peers - 1; i >= 0; i--) {
+        if (s->a[i].endpoint) close_endpoint(&s->a[i], &s->b[i]);
+        if (s->b[i].endpoint) close_endpoint(&s->b[i], &s->a[i]);
+        if (i) side_close(&s->b[i]);
     }
+    if (s->gpu.mr) device_close(&s->gpu);
+    pair_close(&s->a[0], &s->b[0]);
+}
+
+/* What there is between a GPU of a's and host memory of b's. */
+enum { IMM = 77 };
+enum way { WRITE_OUT, READ_IN, SEND_OUT, RECEIVE_IN, WRITTEN_BY_B, READ_BY_B, WAYS };
+
+/* `bytes` of b's: what lies there is to be the same as on the GPU. */
+static const unsigned char *begin_way(star *s, enum way way, enum kind kind, watched *w, watched *other) {
+    const bool in = way == READ_IN || way == RECEIVE_IN || way == WRITTEN_BY_B;
+    unsigned char *host = s->b[0].arena[kind];
+    pplx_work_request request;
+    fill(in ? host : s->gpu.shows, LARGE, 7 + way);
+    memset(in ? s->gpu.shows : host, 0, LARGE);
+    if (way == WRITE_OUT || way == READ_IN || way == SEND_OUT || way == RECEIVE_IN) {
+        static const uint32_t opcodes[] = {PPLX_WRITE_IMM, PPLX_READ, PPLX_SEND, PPLX_RECV};
+        request = request_of(&s->a[0], PLAIN, &s->b[0], kind, w, opcodes[way], 0, LARGE, IMM);
+        request.local_mr = s->gpu.mr;
+        request.local_address = s->gpu.address;
+        CHECK_EQ(post(&s->a[0], &s->b[0], &request), PPLX_OK);
+    }
+    if (way >= SEND_OUT) {
+        static const uint32_t opcodes[] = {PPLX_RECV, PPLX_SEND, PPLX_WRITE_IMM, PPLX_READ};
+        request = request_of(&s->b[0], kind, &s->a[0], PLAIN, other, opcodes[way - SEND_OUT], 0, LARGE, IMM);
+        request.remote_key = s->gpu.key.key;
+        request.remote_address = s->gpu.key.base;
+        CHECK_EQ(post(&s->b[0], &s->a[0], &request), PPLX_OK);
+    } else {
+        other->completions = 1;
+        other->status = PPLX_OK;
+    }
+    if (way >= WRITTEN_BY_B) {
+        w->completions = 1;
+        w->status = PPLX_OK;
+    }
+    return host;
+}
+
+/* The GPU has a piece, and keeps it. */
+static void wait_queued(star *s) {
+    const uint64_t start = check_now_ns();
+    while (queued() == 0) {
+        poll_both(&s->a[0], &s->b[0]);
+        check_patience(start, PATIENCE);
+    }
+}
+
+static bool has_counted(const side *s, uint32_t imm) {
+    for (size_t i = 0; i < s->nimms; i++)
+        if (s->imms[i] == imm) return true;
+    return false;
+}
+
+/* A GPU takes long: its own transfers wait, whichever way they go, and nobody else does. Nothing is counted before it
+ * is there. */
+static void test_a_slow_gpu_keeps_nobody_waiting(void) {
+    static star s;
+    static watched w, other, neighbour, heartbeat;
+    star_open(&s, 2, "65536");
+    for (int i = 0; i < WAYS * KINDS; i++) {
+        const enum way way = i / KINDS;
+        CHECK_EQ(hold(1), 0);
+        const unsigned char *host = begin_way(&s, way, i % KINDS, &w, &other);
+        wait_queued(&s);
+        for (int round = 0; round < 100; round++) {
+            pplx_work_request request = request_of(&s.a[1], PLAIN, &s.b[1], MAPPED, &neighbour, PPLX_WRITE_IMM, 0, 4096,
+                                                   7);
+            CHECK_EQ(perform(&s.a[1], &s.b[1], &request), PPLX_OK);
+            request = request_of(&s.a[0], PLAIN, &s.b[0], PLAIN, &heartbeat, PPLX_WRITE_IMM, 0, 0, 9);
+            CHECK_EQ(perform(&s.a[0], &s.b[0], &request), PPLX_OK);
+        }
+        CHECK(!(w.completions && other.completions));
+        CHECK_EQ(queued(), 4); /* two pieces, each with a store behind it */
+        CHECK(!has_counted(&s.a[0], IMM) && !has_counted(&s.b[0], IMM));
+        CHECK_EQ(hold(0), 0);
+        CHECK_EQ(wait_for(&s.a[0], &s.b[0], &w), PPLX_OK);
+        CHECK_EQ(wait_for(&s.b[0], &s.a[0], &other), PPLX_OK);
+        CHECK(memcmp(host, s.gpu.shows, LARGE) == 0);
+        s.a[0].nimms = s.b[0].nimms = 0;
+    }
+    star_close(&s);
+}
+
+/* As much as ever may be under way, to a peer that counts: at each immediate its bytes are there. */
+static void test_data_comes_before_its_immediate(void) {
+    enum { MANY = 24, EACH = LARGE / MANY };
+    static star s;
+    static watched w[MANY];
+    star_open(&s, 1, "65536");
+    fill(s.gpu.shows, LARGE, 3);
+    for (enum kind kind = MAPPED; kind <= PLAIN; kind++) {
+        const uint64_t start = check_now_ns();
+        s.b[0].nimms = 0;
+        memset(s.b[0].arena[kind], 0, LARGE);
+        for (uint32_t i = 0; i < MANY; i++) {
+            pplx_work_request request = request_of(&s.a[0], PLAIN, &s.b[0], kind, &w[i], PPLX_WRITE_IMM,
+                                                   (uint64_t)i * EACH, EACH, i);
+            request.local_mr = s.gpu.mr;
+            request.local_address = s.gpu.address + (uint64_t)i * EACH;
+            CHECK_EQ(post(&s.a[0], NULL, &request), PPLX_OK);
+        }
+        for (size_t seen = 0; seen < MANY;) {
+            poll_both(&s.a[0], &s.b[0]);
+            for (; seen < s.b[0].nimms; seen++) {
+                const size_t at = (size_t)s.b[0].imms[seen] * EACH;
+                CHECK(memcmp(s.b[0].arena[kind] + at, s.gpu.shows + at, EACH) == 0);
+            }
+            check_patience(start, PATIENCE);
+        }
+        for (int i = 0; i < MANY; i++) CHECK_EQ(wait_for(&s.a[0], &s.b[0], &w[i]), PPLX_OK);
+    }
+    star_close(&s);
+}
+
+/* The region is closed: nobody has it back as long as the GPU copies into it, for whomever. */
+static void test_a_region_is_free_when_the_gpu_has_done(void) {
+    static const enum way ways[] = {READ_IN, RECEIVE_IN, WRITTEN_BY_B};
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        static star s;
+        static watched w, other;
+        star_open(&s, 1, "65536");
+        CHECK_EQ(hold(1), 0);
+        begin_way(&s, ways[i], PLAIN, &w, &other);
+        wait_queued(&s);
+        for (int round = 0; round < 20; round++) {
+            CHECK_EQ(ipc->mr_close(s.gpu.mr), PPLX_UNRELEASED);
+            poll_both(&s.a[0], &s.b[0]);
+        }
+        CHECK(ways[i] == WRITTEN_BY_B || !w.completions); /* nor has it ended */
+        CHECK_EQ(hold(0), 0);
+        const uint64_t start = check_now_ns();
+        while (ipc->mr_close(s.gpu.mr) == PPLX_UNRELEASED) {
+            poll_both(&s.a[0], &s.b[0]);
+            check_patience(start, PATIENCE);
+        }
+        CHECK_EQ(queued(), 0);
+        CHECK_EQ(wait_for(&s.a[0], &s.b[0], &w), ways[i] == WRITTEN_BY_B ? PPLX_OK : PPLX_LOCAL_ACCESS);
+        if (ways[i] == WRITTEN_BY_B) CHECK_EQ(wait_for(&s.b[0], &s.a[0], &other), PPLX_REMOTE_ACCESS);
+        CHECK_EQ(forget(s.gpu.address), 0);
+        free(s.gpu.shows);
+        s.gpu.mr = NULL;
+        star_close(&s);
+    }
+}
+
+/* An endpoint is closed, or its peer dies: what the GPU copies for it ends first, and the host's memory is not touched
+ * any more. */
+static void test_an_endpoint_is_free_when_the_gpu_has_done(void) {
+    for (int i = 0; i < 2 * WAYS; i++) {
+        const bool dies = i % 2;
+        static star s;
+        static watched w, other;
+        star_open(&s, 1, "65536");
+        CHECK_EQ(hold(1), 0);
+        begin_way(&s, i / 2, MAPPED, &w, &other);
+        wait_queued(&s);
+        if (dies) pplx_ipc_peer_died(inside(&s.a[0]));
+        const uint64_t start = check_now_ns();
+        while (dies && inside(&s.a[0])->state != IPC_BROKEN) { /* what it left is waited for a while */
+            side_poll(&s.a[0]);
+            check_patience(start, PATIENCE);
+        }
+        for (int round = 0; round < 20; round++) {
+            CHECK_EQ(ipc->endpoint_close(s.a[0].endpoint), PPLX_UNRELEASED);
+            poll_both(&s.a[0], &s.b[0]);
+        }
+        CHECK(i / 2 >= WRITTEN_BY_B || !w.completions);
+        CHECK_EQ(hold(0), 0);
+        if (i / 2 < WRITTEN_BY_B) CHECK_EQ(wait_for(&s.a[0], NULL, &w), dies ? PPLX_PEER_LOST : PPLX_FLUSHED);
+        close_endpoint(&s.a[0], &s.b[0]);
+        CHECK_EQ(queued(), 0);
+        star_close(&s);
+    }
+}
+
+/* The peer closes a region on its own GPU, into which ours copies from the host. */
+static void test_a_peers_gpu_is_free_when_ours_has_done(void) {
+    static pair p;
+    static watched w;
+    gpus_open(&p, "64");
+    warm_up(&p);
+    CHECK_EQ(hold(1), 0);
+    pplx_work_request request = request_of(&p.a, PLAIN, &p.b, PLAIN, &w, PPLX_WRITE, 0, GPU, 0);
+    request.remote_key = p.at_b.key.key;
+    CHECK_EQ(post(&p.a, NULL, &request), PPLX_OK);
+    const uint64_t start = check_now_ns();
+    while (queued() == 0) {
+        poll_both(&p.a, &p.b);
+        check_patience(start, PATIENCE);
+    }
+    for (int round = 0; round < 20; round++) {
+        CHECK_EQ(ipc->mr_close(p.at_b.mr), PPLX_UNRELEASED);
+        poll_both(&p.a, &p.b);
+    }
+    CHECK_EQ(hold(0), 0);
+    while (ipc->mr_close(p.at_b.mr) == PPLX_UNRELEASED) {
+        poll_both(&p.a, &p.b);
+        check_patience(start, PATIENCE);
+    }
+    CHECK_EQ(queued(), 0);
+    CHECK_EQ(wait_for(&p.a, &p.b, &w), PPLX_REMOTE_ACCESS); /* the last of it was not seen to be there */
+    CHECK_EQ(forget(p.at_b.address), 0);
+    free(p.at_b.shows);
+    device_open(&p.at_b, &p.b);
+    gpus_close(&p);
+}
+
+/* The peer takes its memory back in the middle: it has it at once, and the GPU's copy goes nowhere. */
+static void test_a_peer_that_revokes_waits_for_no_gpu(void) {
+    static star s;
+    static watched w, other;
+    star_open(&s, 1, "65536");
+    CHECK_EQ(hold(1), 0);
+    begin_way(&s, WRITE_OUT, MAPPED, &w, &other);
+    wait_queued(&s);
+    CHECK(queued() > 0);
+    CHECK_EQ(ipc->mr_close(s.b[0].mr[MAPPED]), PPLX_OK);
+    s.b[0].mr[MAPPED] = NULL;
+    run_for(&s.a[0], &s.b[0], 0.01);
+    CHECK(!w.completions); /* our memory is in use yet */
+    CHECK_EQ(hold(0), 0);
+    CHECK_EQ(wait_for(&s.a[0], &s.b[0], &w), PPLX_REMOTE_ACCESS);
+    for (size_t i = 0; i < LARGE; i++) CHECK_EQ(s.b[0].arena[MAPPED][i], 0);
+    star_close(&s);
+}
+
+/* The driver says that the GPU has failed: everything that waits for it ends so. */
+static void test_a_gpu_that_fails_ends_what_it_copies(void) {
+    for (int i = 0; i < WAYS; i++) {
+        static star s;
+        static watched w, other;
+        star_open(&s, 1, "65536");
+        CHECK_EQ(hold(1), 0);
+        begin_way(&s, i, PLAIN, &w, &other);
+        wait_queued(&s);
+        set("FAKE_CUDA_FAIL", "cuStreamQuery:719");
+        if (i < WRITTEN_BY_B) CHECK_EQ(wait_for(&s.a[0], &s.b[0], &w), PPLX_LOCAL_ACCESS);
+        if (i >= WRITTEN_BY_B) CHECK_EQ(wait_for(&s.b[0], &s.a[0], &other), PPLX_TRANSPORT);
+        CHECK(!has_counted(&s.a[0], IMM) && !has_counted(&s.b[0], IMM));
+        set("FAKE_CUDA_FAIL", "");
+        CHECK_EQ(hold(0), 0);
+        while (queued()) usleep(1000); /* this libcuda's stream knows nothing of that, and copies */
+        star_close(&s);
+    }
+}
+
+/* To pin takes long, too, and is done once, when it is first needed; what fails is tried again. */
+static void test_pinning_keeps_nobody_waiting(void) {
+    static star s;
+    static watched w, other, heartbeat;
+    star_open(&s, 1, "65536");
+    const int before = pinned();
+    set("FAKE_CUDA_FAIL", "cuMemHostRegister_v2:2");
+    begin_way(&s, WRITE_OUT, MAPPED, &w, &other);
+    CHECK_EQ(wait_for(&s.a[0], &s.b[0], &w), PPLX_LOCAL_ACCESS);
+    set("FAKE_CUDA_FAIL", "");
+    set("FAKE_CUDA_PIN_US", "300000");
+    begin_way(&s, WRITE_OUT, MAPPED, &w, &other);
+    int beats = 0;
+    for (; pinned() == before; beats++) {
+        pplx_work_request request = request_of(&s.a[0], PLAIN, &s.b[0], PLAIN, &heartbeat, PPLX_WRITE_IMM, 0, 0, 9);
+        CHECK_EQ(perform(&s.a[0], &s.b[0], &request), PPLX_OK);
+    }
+    set("FAKE_CUDA_PIN_US", "0");
+    CHECK(beats > 5 && !w.completions);
+    CHECK_EQ(wait_for(&s.a[0], &s.b[0], &w), PPLX_OK);
+    for (int i = 0; i < WAYS; i++) {
+        begin_way(&s, i, PLAIN, &w, &other);
+        CHECK_EQ(wait_for(&s.a[0], &s.b[0], &w), PPLX_OK);
+        CHECK_EQ(wait_for(&s.b[0], &s.a[0], &other), PPLX_OK);
+        CHECK_EQ(pinned(), before + 1);
+    }
+    star_close(&s);
+    CHECK_EQ(pinned(), 0);
+}
+
+static pplx_work_request large_write_to(star *s, int peer, enum kind kind, watched *w) {
+    pplx_work_request request = request_of(&s->a[peer], PLAIN, &s->b[peer], kind, w, PPLX_WRITE, 0, LARGE, 0);
+    request.local_mr = s->gpu.mr;
+    request.local_address = s->gpu.address;
+    return request;
+}
+
+/* Peers that stand still leave the pinned memory to the others: also where a message has taken the last room of their
+ * staging areas after the GPU had begun. */
+static void test_peers_that_are_stopped_keep_no_pinned_memory(void) {
+    static star s;
+    static watched written[PEERS], sent[PEERS], received[PEERS], w;
+    const uint64_t start = check_now_ns();
+    pplx_work_request request;
+    star_open(&s, PEERS, "65536");
+    CHECK_EQ(hold(1), 0);
+    for (int i = 1; i < PEERS; i++) {
+        request = request_of(&s.b[i], MAPPED, NULL, PLAIN, &received[i], PPLX_RECV, 0, ARENA, 0);
+        CHECK_EQ(post(&s.b[i], NULL, &request), PPLX_OK);
+        request = large_write_to(&s, i, PLAIN, &written[i]);
+        CHECK_EQ(post(&s.a[i], NULL, &request), PPLX_OK);
+    }
+    while (queued() < 16) { /* all pieces are taken */
+        side_poll(&s.a[0]);
+        check_patience(start, PATIENCE);
+    }
+    for (int i = 1; i < PEERS; i++) {
+        request = request_of(&s.a[i], PLAIN, NULL, PLAIN, &sent[i], PPLX_SEND, 0, ARENA, 0);
+        CHECK_EQ(post(&s.a[i], NULL, &request), PPLX_OK);
+    }
+    run_for(&s.a[0], NULL, 0.02);
+    CHECK_EQ(hold(0), 0);
+    for (int i = 0; i < 3; i++) {
+        request = large_write_to(&s, 0, i % KINDS, &w);
+        CHECK_EQ(perform(&s.a[0], &s.b[0], &request), PPLX_OK);
+    }
+    for (int i = 1; i < PEERS; i++) CHECK(!written[i].completions && !sent[i].completions);
+    for (int i = 1; i < PEERS; i++) {
+        CHECK_EQ(wait_for(&s.a[i], &s.b[i], &written[i]), PPLX_OK);
+        CHECK_EQ(wait_for(&s.a[i], &s.b[i], &sent[i]), PPLX_OK);
+        CHECK_EQ(wait_for(&s.b[i], &s.a[i], &received[i]), PPLX_OK);
+    }
+    star_close(&s);
+}
+
+/* Nor do those that we have broken with, in the middle of what they had us do. */
+static void test_peers_that_are_broken_with_keep_no_pinned_memory(void) {
+    static star s;
+    static watched w[PEERS];
+    const uint64_t start = check_now_ns();
+    star_open(&s, PEERS, "65536");
+    CHECK_EQ(hold(1), 0);
+    for (int i = 1; i < PEERS; i++) {
+        pplx_work_request request = request_of(&s.b[i], PLAIN, &s.a[i], PLAIN, &w[i], PPLX_WRITE, 0, LARGE, 0);
+        request.remote_key = s.gpu.key.key;
+        CHECK_EQ(post(&s.b[i], NULL, &request), PPLX_OK);
+    }
+    while (queued() < 16) { /* all pieces are taken */
+        for (int i = 1; i < PEERS; i++) side_poll(&s.b[i]);
+        side_poll(&s.a[0]);
+        check_patience(start, PATIENCE);
+    }
+    for (int i = 1; i < PEERS; i++) pplx_ipc_break(inside(&s.a[i]), PPLX_CONNECTION);
+    CHECK_EQ(hold(0), 0);
+    pplx_work_request request = large_write_to(&s, 0, MAPPED, &w[0]);
+    CHECK_EQ(perform(&s.a[0], &s.b[0], &request), PPLX_OK);
+    for (int i = 1; i < PEERS; i++) pplx_ipc_peer_died(inside(&s.a[i])); /* or our memory would be theirs for good */
+    star_close(&s);
+}
+
+/* More peers than there are pinned pieces, each with more to do than these hold: they have turns. */
+static void test_peers_take_turns_at_the_pinned_memory(void) {
+    enum { EACH = 8 };
+    static star s;
+    static watched w[PEERS][EACH];
+    star_open(&s, PEERS, "65536");
+    for (int i = 0; i < PEERS; i++) {
+        for (int j = 0; j < EACH; j++) {
+            pplx_work_request request = large_write_to(&s, i, MAPPED, &w[i][j]);
+            CHECK_EQ(post(&s.a[i], NULL, &request), PPLX_OK);
+        }
+    }
+    const uint64_t start = check_now_ns();
+    for (bool ended = false; !ended;) {
+        side_poll(&s.a[0]);
+        for (int i = 0; i < PEERS; i++) ended |= w[i][EACH - 1].completions > 0;
+        check_patience(start, PATIENCE);
+    }
+    for (int i = 0; i < PEERS; i++) CHECK(w[i][EACH / 2 - 1].completions);
+    for (int i = 0; i < PEERS; i++)
+        for (int j = 0; j < EACH; j++) CHECK_EQ(wait_for(&s.a[i], &s.b[i], &w[i][j]), PPLX_OK);
+    star_close(&s);
+}
+
+/* ------------------------------------------------------------------ what a peer has us do */
+
+/* Who asks for many copies of a byte, each of which costs as much as one of many, doesn't keep others waiting: they have
+ * turns. */
+static void test_small_copies_for_one_peer_keep_no_other_waiting(void) {
+    enum { MANY = 64 };
+    static star s;
+    static watched w[2][MANY];
+    uint64_t before[2], served[2] = {0};
+    star_open(&s, 2, "65536");
+    for (int j = 0; j < MANY; j++) { /* the first asks for the key */
+        for (int i = 0; i < 2; i++) {
+            pplx_work_request request = request_of(&s.b[i], PLAIN, NULL, PLAIN, &w[i][j], PPLX_WRITE, 0, 1, 0);
+            request.remote_key = s.gpu.key.key;
+            CHECK_EQ(post(&s.b[i], NULL, &request), PPLX_OK);
+            if (j == 0) CHECK_EQ(wait_for(&s.b[i], &s.a[0], &w[i][j]), PPLX_OK);
+            before[i] = inside(&s.a[i])->command_head;
+        }
+    }
+    const uint64_t start = check_now_ns();
+    while (served[0] + served[1] < MANY) {
+        side_poll(&s.a[0]);
+        for (int i = 0; i < 2; i++) served[i] = inside(&s.a[i])->command_head - before[i];
+        check_patience(start, PATIENCE);
+    }
+    CHECK(served[0] > MANY / 4 && served[1] > MANY / 4);
     for (int i = 0; i < 2; i++)
-        for (int j = 0; j < MANY; j++) CHECK_EQ(wait_for(&a[i], &b[i], &w[i][j]), PPLX_OK);
-    close_endpoint(&a[1], &b[1]);
-    close_endpoint(&b[1], &a[1]);
-    strangers_close(&p);
+        for (int j = 1; j < MANY; j++) CHECK_EQ(wait_for(&s.b[i], &s.a[0], &w[i][j]), PPLX_OK);
+    star_close(&s);
 }
 
 /* A message is received into memory of a GPU, and sent from there. */
@@ -695,9 +1084,9 @@ static void test_messages_between_gpus(void) {
         request.local_address = p.at_a.address;
         CHECK_EQ(post(&p.a, &p.b, &request), PPLX_OK);
         while (!sent.completions && inside(&p.a)->sends.head) side_poll(&p.a);
-        if (fails) setenv("FAKE_CUDA_FAIL", "cuMemcpyAsync:719", 1);
+        if (fails) set("FAKE_CUDA_FAIL", "cuMemcpyAsync:719");
         const int status = wait_for(&p.b, &p.a, &received);
-        unsetenv("FAKE_CUDA_FAIL");
+        set("FAKE_CUDA_FAIL", "");
         CHECK_EQ(status, fails ? PPLX_LOCAL_ACCESS : PPLX_OK);
         if (!fails) CHECK_EQ(received.nbytes, GPU - 100);
         CHECK((memcmp(p.at_a.shows, p.at_b.shows, GPU - 100) == 0) == !fails);
@@ -713,7 +1102,6 @@ int main(void) {
     RUN(test_goodbye_comes_after_the_stream);
     RUN(test_a_revoke_that_takes_its_time);
     RUN(test_what_can_not_be_staged);
-    RUN(test_a_slow_copy_is_waited_for_as_long_as_we_are_told);
     RUN(test_a_lost_context);
     RUN(test_a_message_whose_region_is_closed);
     RUN(test_small_pieces_do_without_the_kernel_until_it_is_there);
@@ -727,6 +1115,17 @@ int main(void) {
     RUN(test_a_first_gpu_region_comes_in_the_middle);
     RUN(test_regions_of_one_allocation_share_its_handle);
     RUN(test_a_region_for_nobody_has_no_handle);
+    RUN(test_a_slow_gpu_keeps_nobody_waiting);
+    RUN(test_data_comes_before_its_immediate);
+    RUN(test_a_region_is_free_when_the_gpu_has_done);
+    RUN(test_an_endpoint_is_free_when_the_gpu_has_done);
+    RUN(test_a_peers_gpu_is_free_when_ours_has_done);
+    RUN(test_a_peer_that_revokes_waits_for_no_gpu);
+    RUN(test_a_gpu_that_fails_ends_what_it_copies);
+    RUN(test_pinning_keeps_nobody_waiting);
+    RUN(test_peers_that_are_stopped_keep_no_pinned_memory);
+    RUN(test_peers_that_are_broken_with_keep_no_pinned_memory);
+    RUN(test_peers_take_turns_at_the_pinned_memory);
     RUN(test_small_copies_for_one_peer_keep_no_other_waiting);
     RUN(test_messages_between_gpus);
     return check_done();

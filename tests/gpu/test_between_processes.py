@@ -195,39 +195,41 @@ async def test_many_small_writes_are_counted_exactly(library, device):
         assert await x.other.ask("counted") == 5000
 
 
-async def test_nothing_is_written_after_a_revoke(library, device):
-    async with sides(library, device, ours=("gpu",), theirs=("gpu",)) as x:
+@pytest.mark.parametrize("kind", KINDS)
+async def test_nothing_is_written_after_a_revoke(library, device, kind):
+    async with sides(library, device, ours=("gpu",), theirs=(kind,)) as x:
         failed = 0
 
         async def stream():
             nonlocal failed
             try:
                 while True:
-                    await asyncio.gather(*(x.engine.write(x.regions["gpu"], x.remote["gpu"]) for _ in range(4)))
+                    await asyncio.gather(*(x.engine.write(x.regions["gpu"], x.remote[kind]) for _ in range(4)))
             except (RemoteAccessError, BrokenResourceError):
                 failed += 1
 
         streams = [asyncio.create_task(stream()) for _ in range(3)]
         await asyncio.sleep(0.2)
-        await x.other.ask("revoke", kind="gpu")
+        await x.other.ask("revoke", kind=kind)
         async with asyncio.timeout(SOON):
             await asyncio.gather(*streams)
         assert failed == 3
         await x.peer.send(b"and still connected")
 
 
-async def test_death_ends_what_is_under_way(library, device):
+@pytest.mark.parametrize("kind", KINDS)
+async def test_death_ends_what_is_under_way(library, device, kind):
     async with (
         helper("gpu_peer", json.dumps({"library": library})) as other,
         TransferEngine(fabric="ipc", cuda_library=library) as engine,
     ):
         x = Sides(engine, device, other)
         await x.open(("gpu",))
-        await x.connect(("gpu",))
+        await x.connect((kind,))
 
         async def stream():
             while True:
-                await x.engine.write(x.regions["gpu"], x.remote["gpu"])
+                await x.engine.write(x.regions["gpu"], x.remote[kind])
 
         tasks = [asyncio.create_task(stream()) for _ in range(4)]
         await asyncio.sleep(0.1)

@@ -1,9 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The pplx_async authors
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of the driver that wait for the program's kernels: nobody else waits for them, and nobody is lost."""
+"""Calls of the driver that wait for the program's kernels, and copies that take long: nobody else waits for them, and
+nobody is lost."""
 
 import asyncio
 import ctypes
+import hashlib
 import json
 
 import pytest
@@ -31,13 +33,19 @@ class Here:
         self.memory = self.device.zeros(NBYTES)
         self.gpu = await self.engine.register(self.memory)
         self.host = await self.engine.register(bytearray(NBYTES))
-        self.peer = await self.engine.connect(await self.other.ask("open", nbytes=NBYTES, kinds=["gpu"]))
+        self.peer = await self.engine.connect(
+            await self.other.ask("open", nbytes=NBYTES, kinds=["gpu", "mapped", "staged"])
+        )
         await self.other.ask("accept")
         self.remote = await self.peer.lookup("gpu")
+        self.remote_host = [await self.peer.lookup(kind) for kind in ("mapped", "staged")]
         self.counter = await self.peer.lookup_counter("counter")
         self.their_host = await self.third.register(self.third.empty(NBYTES))
         self.neighbour = await self.engine.connect(self.third.address)
         self.near = self.neighbour.region(self.their_host.to_bytes())
+
+    def hold_copies(self, hold):
+        self.driver.fake_cuda_hold(int(hold))
 
     def run_kernel(self, seconds):
         self.driver.fake_cuda_run_kernel(int(seconds * 1000))
@@ -74,6 +82,7 @@ async def here(fake, device):
             yield sides
         finally:
             sides.run_kernel(0)
+            sides.hold_copies(False)
         await other.ask("close")
 
 
@@ -106,3 +115,20 @@ async def test_an_engine_closes_while_a_kernel_keeps_the_peers_memory_open(here)
     async with asyncio.timeout(SOON):
         await here.engine.close()
     assert here.opened() == 0  # the goodbye was said after that
+
+
+async def test_copies_between_gpu_and_host_that_take_long_keep_nobody_waiting(here):
+    content = bytes(range(256)) * (NBYTES // 256)
+    here.memory.set(content)
+    here.hold_copies(True)
+    writes = [here.engine.write(here.gpu, remote, counter=here.counter) for remote in here.remote_host]
+    longer_than_silence_may_be = asyncio.ensure_future(asyncio.sleep(TIMES["peer_timeout"] * 1.5))
+    assert await here.others_get_on_until(longer_than_silence_may_be) > 5
+    assert not any(write.done() for write in writes)
+    assert await here.other.ask("counted") == 0
+    here.hold_copies(False)
+    for write in writes:
+        assert await write == NBYTES
+    for kind in ("mapped", "staged"):
+        assert await here.other.ask("wait", count=2, kind=kind) == hashlib.sha256(content).hexdigest()
+    await here.everybody_is_there()

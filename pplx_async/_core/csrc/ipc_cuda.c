@@ -14,7 +14,7 @@
  * CUDA Driver API, "Stream Memory Operations".) What is begun together is a batch, with all its copies
  * before its stores; many small ones are copied by one kernel. Our own word tells that a record has ended; while a stream works nobody here sleeps.
  *
- * Between GPU and host, and where a peer's memory can't be opened, the thread copies, and waits for each piece.
+ * Between GPU and host, and where a peer's memory can't be opened, the thread has a part in it: ipc_cuda_host.c.
  *
  * Letting go. Who is asked for it begins nothing more there, and confirms when its streams have done what they had
  * for that peer: they wait for nothing, so this ends, unless the GPU is lost. Then it doesn't confirm, and the owner's
@@ -22,7 +22,7 @@
  * its streams do, before its pidfd tells; its socket may tell before, so that alone isn't believed.
  *
  * Opening a peer's memory, closing it, and loading the kernel wait in the driver for whatever runs in this process's
- * context: seconds, maybe. They are made by a thread beside (aside.h), one after the other. A transfer that needs an
+ * context: seconds, maybe; to pin memory takes long, too. They are made by a thread beside (aside.h), one after the other. A transfer that needs an
  * allocation waits for it; who is asked to let go confirms when it is closed; small pieces are the copy engine's until
  * the kernel is there.
  *
@@ -54,7 +54,6 @@ struct ipc_cuda {
     int ordinal;
     cu_context context;
     cu_stream streams[IPC_STREAMS];
-    cu_stream host;            /* for copies that the thread waits for */
     cu_module module;          /* the other thread's, like the next call */
     pplx_aside_call load;
     _Atomic(cu_function) kernel; /* the other thread's; NULL: not there yet, or this GPU's driver doesn't take it */
@@ -71,9 +70,9 @@ struct ipc_cuda {
     uint32_t records;          /* on them */
     int next_large;
     uint64_t asked_ns;
-    cu_result lost; /* the driver has given the context up, or we have given up the stream `host` */
-    bool unfinished; /* what that was to copy it may be copying yet */
-    bool stuck;      /* somebody has waited for it in vain: the next one doesn't */
+    cu_result lost; /* the driver has given the context up */
+    bool stuck;     /* somebody has waited for it in vain: the next one doesn't */
+    ipc_hops *hops;
     /* The batch that is gathered. */
     int stream;
     uint32_t count;
@@ -113,7 +112,7 @@ static size_t page_nbytes(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 
 static cu_result open_streams(ipc_cuda *cuda) {
     const pplx_libcuda *api = cuda->api;
-    cu_result result = api->stream_create(&cuda->host, CU_STREAM_NON_BLOCKING);
+    cu_result result = CU_OK;
     for (int i = 0; result == CU_OK && i < IPC_STREAMS; i++)
         result = api->stream_create(&cuda->streams[i], CU_STREAM_NON_BLOCKING);
     if (result == CU_OK)
@@ -137,7 +136,6 @@ static void close_streams(ipc_cuda *cuda) {
     if (cuda->done_at) cuda->api->host_unregister(cuda->done);
     for (int i = 0; i < IPC_STREAMS; i++)
         if (cuda->streams[i]) cuda->api->stream_destroy(cuda->streams[i]);
-    if (cuda->host) cuda->api->stream_destroy(cuda->host);
     if (cuda->module) cuda->api->module_unload(cuda->module);
 }
 
@@ -154,10 +152,9 @@ static void free_cuda(void *handle) {
         next = shared->next;
         free(shared);
     }
-    if (entered) {
-        close_streams(cuda);
-        leave(cuda);
-    }
+    if (entered) close_streams(cuda);
+    pplx_ipc_hops_close(cuda->hops, entered);
+    if (entered) leave(cuda);
     if (cuda->context) cuda->api->primary_release(cuda->device);
     if (cuda->done) munmap(cuda->done, page_nbytes());
     if (cuda->bell >= 0) close(cuda->bell);
@@ -167,6 +164,7 @@ static void free_cuda(void *handle) {
 void pplx_ipc_cuda_close(ipc_domain *domain) {
     ipc_cuda *cuda = domain->cuda;
     domain->cuda = NULL;
+    domain->hops = NULL;
     if (cuda && pplx_aside_end(&cuda->aside)) free_cuda(cuda);
 }
 
@@ -196,7 +194,8 @@ static pplx_status open_cuda(ipc_domain *domain, const pplx_libcuda *api, int or
     if (result == CU_OK && cuda->context && cuda->done && (result = enter(cuda)) == CU_OK) {
         result = open_streams(cuda);
         leave(cuda);
-        if (result == CU_OK) {
+        domain->hops = cuda->hops = pplx_ipc_hops_open(domain, &cuda->aside, api, cuda->context);
+        if (result == CU_OK && cuda->hops) {
             cuda->load.make = load_kernel;
             pplx_aside_make(&cuda->aside, &cuda->load);
             for (ipc_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next)
@@ -421,51 +420,6 @@ void pplx_ipc_cuda_hear(ipc_domain *domain) {
     }
 }
 
-/* ------------------------------------------------------------------ copies that are waited for */
-
-/* A stream without anything to wait for has had its time. Our peers hear nothing of us meanwhile, so this is a part of
- * what makes a peer lost: one wait in vain may follow another, a copy's and a settle's. */
-static bool is_late(const ipc_domain *domain, uint64_t start_ns) {
-    return ipc_now_ns() - start_ns >= domain->options.gpu_ms * UINT64_C(1000000);
-}
-
-/* The stream `host` still copies what was given up. */
-bool pplx_ipc_cuda_copies(const ipc_domain *domain) {
-    ipc_cuda *cuda = domain->cuda;
-    if (!cuda || !cuda->unfinished) return false;
-    cu_result result = enter(cuda); /* without a context there is no stream */
-    if (result == CU_OK) {
-        result = cuda->api->stream_query(cuda->host);
-        leave(cuda);
-    }
-    if (result == CU_ERROR_NOT_READY) return true;
-    if (cuda->lost == CU_ERROR_NOT_READY) cuda->lost = result; /* it was slow, and not lost */
-    cuda->unfinished = cuda->stuck = false;
-    return false;
-}
-
-/* Either address may be the host's. */
-pplx_status pplx_ipc_cuda_move(ipc_domain *domain, uint64_t to, uint64_t from, uint64_t nbytes, int32_t *native) {
-    ipc_cuda *cuda = domain->cuda;
-    const uint64_t start_ns = ipc_now_ns();
-    if (nbytes == 0) return PPLX_OK;
-    cu_result result = pplx_ipc_cuda_copies(domain) ? CU_ERROR_NOT_READY : cuda->lost;
-    if (result == CU_OK && (result = enter(cuda)) == CU_OK) {
-        bool late = false;
-        result = cuda->api->copy(to, from, nbytes, cuda->host);
-        while (result == CU_OK && (result = cuda->api->stream_query(cuda->host)) == CU_ERROR_NOT_READY && !late) {
-            late = is_late(domain, start_ns); /* then once more: we may have been stopped ourselves */
-            result = CU_OK;
-        }
-        cuda->unfinished = result == CU_ERROR_NOT_READY; /* so this memory is nobody's */
-        leave(cuda);
-    }
-    if (result == CU_OK) return PPLX_OK;
-    if (cuda->unfinished) cuda->lost = result;
-    *native = result;
-    return PPLX_LOCAL_ACCESS;
-}
-
 /* ------------------------------------------------------------------ batches */
 
 /* Once for each peer: its rings as our GPU knows them. */
@@ -606,7 +560,7 @@ void pplx_ipc_cuda_start(ipc_endpoint *endpoint) {
 
 bool pplx_ipc_cuda_busy(const ipc_domain *domain) {
     const ipc_cuda *cuda = domain->cuda;
-    return cuda && (cuda->records || cuda->unfinished || (cuda->under_way && cuda->bell < 0));
+    return cuda && (cuda->records || pplx_ipc_hops_busy(cuda->hops) || (cuda->under_way && cuda->bell < 0));
 }
 
 static void end_record(ipc_cuda *cuda, int stream, pplx_status status, int32_t native) {
@@ -646,8 +600,9 @@ static void ask(ipc_cuda *cuda) {
 void pplx_ipc_cuda_finish(ipc_domain *domain) {
     ipc_cuda *cuda = domain->cuda;
     pplx_ipc_cuda_hear(domain);
-    pplx_ipc_cuda_copies(domain);
-    if (!cuda || cuda->records == 0) return;
+    if (!cuda) return;
+    pplx_ipc_hops_finish(cuda->hops);
+    if (cuda->records == 0) return;
     for (int i = 0; i < IPC_STREAMS; i++) {
         /* acquire: pairs with the store of the stream, after what it has copied to us */
         const uint64_t done = atomic_load_explicit(&cuda->done[i], memory_order_acquire);
@@ -657,17 +612,24 @@ void pplx_ipc_cuda_finish(ipc_domain *domain) {
 }
 
 bool pplx_ipc_cuda_idle(const ipc_endpoint *endpoint) {
-    return endpoint->streaming == 0 && !pplx_ipc_cuda_copies(endpoint->domain);
+    return endpoint->streaming == 0 && !pplx_ipc_hops_of(endpoint, true);
 }
 
-/* A GPU that works on is waited for once: peers would take us for dead, were each of them to have us wait. */
+/* A stream without anything to wait for has had its time. Our peers hear nothing of us meanwhile, so this is a part of
+ * what makes a peer lost. */
+static bool is_late(const ipc_domain *domain, uint64_t start_ns) {
+    return ipc_now_ns() - start_ns >= domain->options.gpu_ms * UINT64_C(1000000);
+}
+
+/* Records that the streams have done end as they should; pieces between GPU and host can wait. A GPU that works on is
+ * waited for once: peers would take us for dead, were each of them to have us wait. */
 bool pplx_ipc_cuda_settle(const ipc_endpoint *endpoint) {
     ipc_cuda *cuda = endpoint->domain->cuda;
     const uint64_t start_ns = ipc_now_ns();
-    if (pplx_ipc_cuda_idle(endpoint)) return true;
+    if (endpoint->streaming == 0) return pplx_ipc_cuda_idle(endpoint);
     for (bool late = cuda->stuck;; late = is_late(endpoint->domain, start_ns)) { /* before the look: we may stop */
         pplx_ipc_cuda_finish(endpoint->domain);
-        if (pplx_ipc_cuda_idle(endpoint)) return true;
+        if (endpoint->streaming == 0) return pplx_ipc_cuda_idle(endpoint);
         if (late) break;
     }
     cuda->stuck = true;

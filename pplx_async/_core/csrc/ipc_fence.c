@@ -140,7 +140,7 @@ bool pplx_ipc_fence_region(const ipc_region *region, uint64_t patience_ns) {
     if (patience_ns) mute_holders(region);
     if (has_holder(region) && segment->regions == 1 && segment->fd >= 0 && pplx_ipc_segment_move(segment))
         forget_holders(domain, segment);
-    return !is_reached(region) && !pplx_ipc_cuda_copies(domain);
+    return !is_reached(region) && !pplx_ipc_hops_in(region);
 }
 
 /* ------------------------------------------------------------------ closing */
@@ -151,7 +151,7 @@ static bool part(ipc_endpoint *endpoint, uint64_t now_ns) {
     const ipc_note note = {.kind = IPC_BYE};
     if (endpoint->fence_ns) return true;
     pplx_ipc_cuda_finish(endpoint->domain);
-    if (!pplx_ipc_cuda_idle(endpoint)) return false;
+    if (!pplx_ipc_cuda_idle(endpoint) || pplx_ipc_hops_of(endpoint, false)) return false;
     pplx_ipc_answer(endpoint); /* it may have asked before */
     pplx_ipc_keys_close(endpoint);
     if (endpoint->socket >= 0 && (endpoint->aside || endpoint->owing)) return false;

@@ -14,6 +14,7 @@
  *   ipc_fence.c     closing an endpoint so that its peer writes no more
  *   ipc_direct.c    memory of a peer that trusts us, by process_vm_writev
  *   ipc_cuda.c      memory of GPUs: what of it peers reach, copies by its streams
+ *   ipc_cuda_host.c pieces between memory of a GPU and of the host
  *   ipc_post.c      our work requests: post, copy, acknowledgements
  *   ipc_serve.c     the peer's: immediates, commands
  *   ipc_run.c       poll: whose turn it is
@@ -41,6 +42,7 @@
 #include <sys/types.h>
 #include <time.h>
 
+#include "aside.h"
 #include "cuda_driver.h"
 #include "ipc_records.h"
 #include "ipc_ring.h"
@@ -55,7 +57,6 @@ enum {
     IPC_PIECE = 256 << 10,       /* bytes of a command, and of a copy between looks at anything else */
     IPC_POST_BYTES = 256 << 10,  /* bytes that a post() copies at most */
     IPC_TURN_BYTES = 1 << 20,    /* bytes copied in a poll(), over all endpoints */
-    IPC_DEVICE_COPY = 64 << 10,  /* bytes that a copy from or to a GPU counts for, however few it moves: 10 us */
     IPC_TURN_OPS = 256,          /* work requests of one endpoint begun in a poll() */
     IPC_VISITORS = 64,
     IPC_LOOK_NS = 1000000,       /* between looks at descriptors while busy */
@@ -73,12 +74,13 @@ typedef struct ipc_options {
     uint32_t slots;
     uint32_t staging;
     uint32_t holders_ms; /* who has to let go because of another peer is waited for so long */
-    uint32_t gpu_ms;     /* a GPU that copies is waited for so long */
+    uint32_t gpu_ms;     /* a GPU that works for a peer that goes is waited for so long */
     bool vm_writev;      /* trust the peers that say the same: ipc_direct.c */
     char libcuda[4096]; /* a path; "": as the system finds it */
 } ipc_options;
 
 typedef struct ipc_cuda ipc_cuda;
+typedef struct ipc_hops ipc_hops;
 typedef struct ipc_opened ipc_opened;
 typedef struct ipc_allocation ipc_allocation;
 
@@ -166,7 +168,7 @@ enum ipc_state {
     IPC_BROKEN    /* all has ended, with `why` */
 };
 
-enum ipc_blocked { IPC_RUNNABLE, IPC_NEEDS_SLOT, IPC_NEEDS_ANSWER, IPC_NEEDS_ACK, IPC_NEEDS_RECEIVE };
+enum ipc_blocked { IPC_RUNNABLE, IPC_NEEDS_GPU, IPC_NEEDS_SLOT, IPC_NEEDS_ANSWER, IPC_NEEDS_ACK, IPC_NEEDS_RECEIVE };
 
 /* A command of ours that is not acknowledged. */
 typedef struct ipc_issued {
@@ -184,6 +186,7 @@ struct ipc_endpoint {
     bool retry; /* MEETING: the peer's backlog was full */
     pplx_status why;        /* ENDING, BROKEN: how work requests end */
     uint64_t last_arrivals; /* ENDING: more than these can't have been left */
+    uint64_t ending_ns;     /* ENDING: since then */
     ipc_address own, peer;
     int socket, pidfd, inbox_fd;
     pid_t pid;      /* whom pidfd names; 0: there is none */
@@ -262,6 +265,7 @@ struct ipc_domain {
     ipc_region **buckets;
     size_t nbuckets, nregions;
     ipc_cuda *cuda; /* NULL: no memory of a GPU is registered */
+    ipc_hops *hops; /* there whenever `cuda` is, which it is a part of */
     ipc_region *unfenced; /* closed, but a peer that knows the address has not let go */
     int refused;          /* errno of the last process_vm_writev that the kernel did not allow */
     ipc_segment *segments;
@@ -382,17 +386,36 @@ bool pplx_ipc_cuda_yield(ipc_key *key); /* false: there is nothing to be closed 
 void pplx_ipc_cuda_drop(ipc_key *key);
 void pplx_ipc_cuda_forget(ipc_endpoint *endpoint); /* what is still opened or closed for it has nobody to tell */
 void pplx_ipc_cuda_hear(ipc_domain *domain);       /* what was opened and closed */
-pplx_status pplx_ipc_cuda_move(ipc_domain *domain, uint64_t to, uint64_t from, uint64_t nbytes, int32_t *native);
 bool pplx_ipc_cuda_gather(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key); /* false: no slot */
 void pplx_ipc_cuda_start(ipc_endpoint *endpoint); /* what was gathered */
 void pplx_ipc_cuda_finish(ipc_domain *domain); /* what the streams have done */
 bool pplx_ipc_cuda_settle(const ipc_endpoint *endpoint); /* false: the GPU still works for it, after a while */
 bool pplx_ipc_cuda_room(const ipc_endpoint *endpoint); /* all of its rings */
 bool pplx_ipc_cuda_busy(const ipc_domain *domain);
-bool pplx_ipc_cuda_copies(const ipc_domain *domain); /* it was given up, and may yet end */
-bool pplx_ipc_cuda_idle(const ipc_endpoint *endpoint); /* nothing works for it, as was seen last */
+bool pplx_ipc_cuda_idle(const ipc_endpoint *endpoint); /* nothing works in its memory, as was seen last */
 void pplx_ipc_cuda_unplug(ipc_endpoint *endpoint); /* before the outbox is unmapped */
 void pplx_ipc_cuda_close(ipc_domain *domain);
+
+/* ipc_cuda_host.c */
+typedef struct ipc_hop {
+    ipc_endpoint *endpoint;
+    ipc_record *record;       /* NULL: a command of the peer's */
+    const ipc_region *region; /* in which the GPU's memory lies, if that is ours */
+    cu_pointer gpu;
+    unsigned char *host;
+    uint64_t nbytes;          /* IPC_PIECE at most */
+    uint64_t follow;          /* so many bytes follow on both sides, and the next piece may be begun */
+    bool outward;             /* from the GPU */
+} ipc_hop;
+
+pplx_status pplx_ipc_hop(const ipc_hop *hop, int32_t *native); /* PPLX_AGAIN: ask once more, for the same */
+bool pplx_ipc_hop_drop(const ipc_endpoint *endpoint, const ipc_record *record); /* false: a GPU yet copies for it */
+bool pplx_ipc_hops_of(const ipc_endpoint *endpoint, bool theirs); /* one copies for it; in the peer's memory */
+bool pplx_ipc_hops_in(const ipc_region *region);                  /* one copies there */
+bool pplx_ipc_hops_busy(const ipc_hops *hops);
+void pplx_ipc_hops_finish(ipc_hops *hops); /* what the stream has done */
+ipc_hops *pplx_ipc_hops_open(ipc_domain *domain, pplx_aside *aside, const pplx_libcuda *api, cu_context context);
+void pplx_ipc_hops_close(ipc_hops *hops, bool entered); /* in the context */
 
 /* ipc_post.c */
 pplx_status pplx_ipc_post(pplx_provider_endpoint *endpoint, const pplx_work_request *requests, size_t count,
@@ -401,7 +424,8 @@ bool pplx_ipc_run_own(ipc_endpoint *endpoint, ipc_turn *turn); /* true: there is
 void pplx_ipc_take_acknowledgements(ipc_endpoint *endpoint, ipc_turn *turn);
 void pplx_ipc_finish(ipc_list *from, ipc_record *record, pplx_status status); /* to the domain's `done` */
 void pplx_ipc_end_all(ipc_endpoint *endpoint, pplx_status status);
-bool pplx_ipc_own_work(const ipc_endpoint *endpoint); /* run_own() or take_acknowledgements() would get on */
+bool pplx_ipc_acknowledged(const ipc_endpoint *endpoint); /* take_acknowledgements() would get on */
+bool pplx_ipc_own_work(const ipc_endpoint *endpoint); /* or run_own() */
 
 /* ipc_serve.c */
 void pplx_ipc_take_immediates(ipc_endpoint *endpoint, ipc_turn *turn);

@@ -317,6 +317,7 @@ void pplx_ipc_peer_gone(ipc_endpoint *endpoint, pplx_status why) {
     } else if (endpoint->state == IPC_UP) {
         endpoint->state = IPC_ENDING;
         endpoint->why = why;
+        endpoint->ending_ns = ipc_now_ns();
         endpoint->last_arrivals = (uint64_t)endpoint->inbox.slots + IPC_COMMANDS + IPC_STREAMS * IPC_STREAM_SLOTS;
     }
 }

@@ -7,7 +7,7 @@
  *   queue   writes and reads. Into a mapping: copied here, in pieces, then the immediate
  *           Addressed: the same, by the kernel
  *           Staged: a command for each piece; a read's piece is copied here when it is acknowledged
- *           From GPU to GPU: a stream's, ipc_cuda.c
+ *           From GPU to GPU: a stream's, ipc_cuda.c; between GPU and host piece by piece: ipc_cuda_host.c
  *   sends   messages, which need a RECV at the peer before they are begun
  *   waiting all commands are out; ends with the last acknowledgement
  *
@@ -30,13 +30,15 @@ void pplx_ipc_finish(ipc_list *from, ipc_record *record, pplx_status status) {
     ipc_domain *domain = record->endpoint->domain;
     if (from) ipc_list_remove(from, record);
     record->status = status;
-    ipc_list_append(&domain->done, record);
+    record->parked = record->hopped && !pplx_ipc_hop_drop(record->endpoint, record);
+    if (!record->parked) ipc_list_append(&domain->done, record);
 }
 
 void pplx_ipc_end_all(ipc_endpoint *endpoint, pplx_status status) {
     ipc_list *lists[] = {&endpoint->waiting, &endpoint->queue, &endpoint->sends, &endpoint->receives};
     if (endpoint->receiving) pplx_ipc_finish(NULL, endpoint->receiving, status);
     endpoint->receiving = NULL;
+    pplx_ipc_hop_drop(endpoint, NULL);
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
         while (lists[i]->head) pplx_ipc_finish(lists[i], lists[i]->head, status);
 }
@@ -98,28 +100,59 @@ static bool is_device(const ipc_record *record) {
     return ((const ipc_region *)(const void *)record->request.local_mr)->device;
 }
 
-/* To or from the staging area. */
-static pplx_status stage(const ipc_endpoint *endpoint, ipc_record *record, void *to, const void *from,
-                         uint64_t nbytes) {
-    if (nbytes == 0) return PPLX_OK; /* its region may be closed by now: not to be looked at */
-    if (is_device(record))
-        return pplx_ipc_cuda_move(endpoint->domain, (uintptr_t)to, (uintptr_t)from, nbytes, &record->native);
-    pplx_ipc_copy(to, from, nbytes);
+/* Of a transfer from the GPU, what there is room for now. */
+static uint64_t follow_out(const ipc_record *record, uint64_t nbytes) {
+    uint64_t at, end;
+    return reserve(record->endpoint, 2 * nbytes, &at, &end) ? record->request.nbytes - record->moved - nbytes : 0;
+}
+
+/* To the GPU: the next piece, if it is acknowledged, too. */
+static uint64_t follow_in(const ipc_endpoint *endpoint, const ipc_issued *issued) {
+    const uint64_t position = endpoint->command_acked + 1;
+    const ipc_issued *next = &endpoint->issued[position % IPC_COMMANDS];
+    const uint64_t since = ipc_acknowledged(&endpoint->outbox, position, endpoint->command_tail);
+    if (since == 0 || since == UINT64_MAX || ipc_result(&endpoint->outbox, position) != PPLX_OK) return 0;
+    return next->record == issued->record && next->local == issued->local + issued->nbytes &&
+                   next->staging == issued->staging + issued->nbytes && next->nbytes <= issued->nbytes
+               ? next->nbytes
+               : 0;
+}
+
+/* A piece to or from the staging area; PPLX_AGAIN: not yet. */
+static pplx_status stage(ipc_record *record, const ipc_issued *issued) {
+    const bool outward = record->request.opcode != PPLX_READ;
+    unsigned char *staging = record->endpoint->outbox.staging + issued->staging;
+    void *local = (void *)(uintptr_t)issued->local;
+    if (issued->nbytes == 0) return PPLX_OK; /* its region may be closed by now: not to be looked at */
+    if (is_device(record)) {
+        const ipc_hop hop = {.endpoint = record->endpoint,
+                             .record = record,
+                             .region = (const ipc_region *)(const void *)record->request.local_mr,
+                             .gpu = issued->local,
+                             .host = staging,
+                             .nbytes = issued->nbytes,
+                             .follow = outward ? follow_out(record, issued->nbytes)
+                                               : follow_in(record->endpoint, issued),
+                             .outward = outward};
+        return pplx_ipc_hop(&hop, &record->native);
+    }
+    pplx_ipc_copy(outward ? staging : local, outward ? local : staging, issued->nbytes);
     return PPLX_OK;
 }
 
-/* Hand the next piece of the record to the peer, or find out that it can't be had: record->status. */
-static bool issue(ipc_endpoint *endpoint, ipc_record *record, ipc_command command, uint64_t nbytes) {
+/* Hand the next piece of the record to the peer, or find out that it can't be had: record->status. Else what it needs
+ * for that. */
+static enum ipc_blocked issue(ipc_endpoint *endpoint, ipc_record *record, ipc_command command, uint64_t nbytes) {
     const pplx_work_request *request = &record->request;
     ipc_issued issued = {.record = record, .local = request->local_address + record->moved, .nbytes = nbytes};
-    if (!reserve(endpoint, nbytes, &issued.staging, &issued.end)) return false;
+    if (!reserve(endpoint, nbytes, &issued.staging, &issued.end)) return IPC_NEEDS_ACK;
     if (command.kind != IPC_COPY_OUT) {
-        const pplx_status staged = stage(endpoint, record, endpoint->outbox.staging + issued.staging,
-                                         (const void *)(uintptr_t)issued.local, nbytes);
+        const pplx_status staged = stage(record, &issued);
+        if (staged == PPLX_AGAIN) return IPC_NEEDS_GPU;
         if (staged != PPLX_OK) {
             record->status = staged;
             if (command.kind == IPC_COPY_IN)
-                return true; /* what lies there instead goes nowhere, nor does the immediate */
+                return IPC_RUNNABLE; /* what lies there instead goes nowhere, nor does the immediate */
             nbytes = 0; /* of a message: a last command, and short */
         }
     }
@@ -132,7 +165,7 @@ static bool issue(ipc_endpoint *endpoint, ipc_record *record, ipc_command comman
     endpoint->staging_tail = issued.end;
     endpoint->issued[endpoint->command_tail % IPC_COMMANDS] = issued;
     ipc_push_command(&endpoint->outbox, endpoint->command_tail++, &command);
-    return true;
+    return IPC_RUNNABLE;
 }
 
 static pplx_status status_of(uint64_t result) {
@@ -151,16 +184,18 @@ void pplx_ipc_take_acknowledgements(ipc_endpoint *endpoint, ipc_turn *turn) {
         return;
     }
     for (; count > 0 && turn->nbytes > 0; count--) {
-        uint64_t position = endpoint->command_acked++;
+        const uint64_t position = endpoint->command_acked;
         const ipc_issued *issued = &endpoint->issued[position % IPC_COMMANDS];
         ipc_record *record = issued->record;
         pplx_status result = status_of(ipc_result(&endpoint->outbox, position));
         if (record->status == PPLX_OK) record->status = result;
         if (record->request.opcode == PPLX_READ && record->status == PPLX_OK) {
-            record->status = stage(endpoint, record, (void *)(uintptr_t)issued->local,
-                                   endpoint->outbox.staging + issued->staging, issued->nbytes);
+            const pplx_status staged = stage(record, issued);
+            if (staged == PPLX_AGAIN) return;
+            record->status = staged;
             turn->nbytes -= least(turn->nbytes, issued->nbytes);
         }
+        endpoint->command_acked++;
         endpoint->staging_head = issued->end;
         /* What is not all issued is still at the head of its list, which looks at the status. */
         if (--record->pending == 0 && record->issued) pplx_ipc_finish(&endpoint->waiting, record, record->status);
@@ -187,19 +222,27 @@ static verdict finish_with_immediate(ipc_endpoint *endpoint, ipc_record *record)
     return end(record, PPLX_OK);
 }
 
-/* Between the host and a GPU. */
+/* Between the host and a GPU: of the two addresses one is the host's. */
 static verdict run_device(ipc_endpoint *endpoint, ipc_record *record, uint64_t remote, uint64_t *nbytes) {
     const pplx_work_request *request = &record->request;
-    const bool read = request->opcode == PPLX_READ;
+    const bool ours = is_device(record);
     while (record->moved < request->nbytes) {
         if (*nbytes == 0) return MORE;
-        uint64_t piece = least(request->nbytes - record->moved, *nbytes);
         const uint64_t local = request->local_address + record->moved, there = remote + record->moved;
-        pplx_status status = pplx_ipc_cuda_move(endpoint->domain, read ? local : there, read ? there : local, piece,
-                                                &record->native);
+        const uint64_t left = request->nbytes - record->moved, piece = least(left, IPC_PIECE);
+        const ipc_hop hop = {.endpoint = endpoint,
+                             .record = record,
+                             .region = ours ? (const ipc_region *)(const void *)request->local_mr : NULL,
+                             .gpu = ours ? local : there,
+                             .host = (unsigned char *)(uintptr_t)(ours ? there : local),
+                             .nbytes = piece,
+                             .follow = left - piece,
+                             .outward = ours == (request->opcode != PPLX_READ)};
+        const pplx_status status = pplx_ipc_hop(&hop, &record->native);
+        if (status == PPLX_AGAIN) return block(&endpoint->queue_blocked, IPC_NEEDS_GPU);
         if (status != PPLX_OK) return end(record, status);
         record->moved += piece;
-        *nbytes -= piece;
+        *nbytes -= least(*nbytes, piece);
     }
     if (pplx_ipc_has_news(endpoint)) return MORE; /* as in run_mapped() */
     return finish_with_immediate(endpoint, record);
@@ -245,12 +288,15 @@ static verdict run_staged(ipc_endpoint *endpoint, ipc_record *record, uint64_t *
                                      .offset = request->remote_address + record->moved,
                                      .imm = request->imm};
         uint64_t piece = least(request->nbytes - record->moved, piece_nbytes(endpoint));
-        if (*nbytes == 0)
+        if (*nbytes == 0) {
             verdict = MORE;
-        else if (!issue(endpoint, record, command, piece))
-            verdict = block(&endpoint->queue_blocked, IPC_NEEDS_ACK);
-        else
+            break;
+        }
+        const enum ipc_blocked needs = issue(endpoint, record, command, piece);
+        if (needs == IPC_RUNNABLE)
             *nbytes -= least(*nbytes, piece);
+        else
+            verdict = block(&endpoint->queue_blocked, needs);
     }
     if (record->moved > before) pplx_ipc_wake_peer(endpoint, IPC_WAKE_ARRIVAL);
     return record->status == PPLX_OK ? verdict : end(record, record->status);
@@ -329,8 +375,9 @@ static verdict run_send(ipc_endpoint *endpoint, ipc_record *record, uint64_t *nb
         uint64_t piece = least(request->nbytes - record->moved, piece_nbytes(endpoint));
         if (record->status != PPLX_OK) piece = 0; /* its memory is gone: a last command, and short */
         if (*nbytes == 0) return MORE;
-        if (!issue(endpoint, record, command, piece)) {
-            verdict = block(&endpoint->sends_blocked, IPC_NEEDS_ACK);
+        const enum ipc_blocked needs = issue(endpoint, record, command, piece);
+        if (needs != IPC_RUNNABLE) {
+            verdict = block(&endpoint->sends_blocked, needs);
         } else {
             if (!begun) endpoint->sends_begun++;
             begun = true;
@@ -345,12 +392,22 @@ static verdict run_send(ipc_endpoint *endpoint, ipc_record *record, uint64_t *nb
 
 typedef verdict (*run_fn)(ipc_endpoint *, ipc_record *, uint64_t *);
 
+/* It waits, and not for the GPU. A read's in commands are asked for when those are acknowledged. */
+static void give_up_slots(const ipc_endpoint *endpoint, const ipc_record *record) {
+    const bool send = record->request.opcode == PPLX_SEND, read = record->request.opcode == PPLX_READ;
+    if ((send ? endpoint->sends_blocked : endpoint->queue_blocked) != IPC_NEEDS_GPU && !(read && record->pending))
+        pplx_ipc_hop_drop(endpoint, record);
+}
+
 static bool run_some(ipc_endpoint *endpoint, ipc_list *list, run_fn run, uint64_t *nbytes) {
     for (int i = 0; i < IPC_TURN_OPS; i++) {
         ipc_record *record = list->head;
         if (!record || endpoint->garbage) return false;
         verdict verdict = run(endpoint, record, nbytes);
-        if (verdict == BLOCKED) return false;
+        if (verdict == BLOCKED) {
+            if (record->hopped) give_up_slots(endpoint, record);
+            return false;
+        }
         if (verdict == MORE) return true;
         if (verdict == ENDED) {
             pplx_ipc_finish(list, record, record->status);
@@ -381,14 +438,20 @@ bool pplx_ipc_run_own(ipc_endpoint *endpoint, ipc_turn *turn) {
     return more;
 }
 
+bool pplx_ipc_acknowledged(const ipc_endpoint *endpoint) {
+    return endpoint->command_acked != endpoint->command_tail &&
+           ipc_acknowledged(&endpoint->outbox, endpoint->command_acked, endpoint->command_tail) != 0;
+}
+
+/* Who waits for a GPU asks again. */
+static bool goes_on(enum ipc_blocked blocked) { return blocked == IPC_RUNNABLE || blocked == IPC_NEEDS_GPU; }
+
 bool pplx_ipc_own_work(const ipc_endpoint *endpoint) {
-    if (endpoint->command_acked != endpoint->command_tail &&
-        ipc_acknowledged(&endpoint->outbox, endpoint->command_acked, endpoint->command_tail) != 0)
-        return true;
-    if (endpoint->sends.head && (endpoint->sends_blocked == IPC_RUNNABLE ||
+    if (pplx_ipc_acknowledged(endpoint)) return true;
+    if (endpoint->sends.head && (goes_on(endpoint->sends_blocked) ||
                                  (endpoint->sends_blocked == IPC_NEEDS_RECEIVE && receive_posted(endpoint))))
         return true;
-    return endpoint->queue.head && (endpoint->queue_blocked == IPC_RUNNABLE ||
+    return endpoint->queue.head && (goes_on(endpoint->queue_blocked) ||
                                     (endpoint->queue_blocked == IPC_NEEDS_SLOT &&
                                      ipc_immediates_free(&endpoint->outbox, endpoint->immediate_tail) != 0 &&
                                      (!endpoint->domain->cuda || pplx_ipc_cuda_room(endpoint))));
@@ -417,6 +480,7 @@ static ipc_record *take_record(ipc_endpoint *endpoint, const pplx_work_request *
     record->issued = false;
     record->status = PPLX_OK;
     record->native = 0;
+    record->hopped = false;
     return record;
 }
 

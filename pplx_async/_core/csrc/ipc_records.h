@@ -22,6 +22,8 @@ typedef struct ipc_record {
     pplx_status status; /* how it ends; once it is not PPLX_OK nothing more is copied */
     int32_t native;     /* the code behind that, of the GPU's driver */
     uint64_t turn;      /* of a stream of the GPU: it is done when the stream has come so far */
+    bool hopped;        /* pieces of it went between GPU and host: ipc_cuda_host.c */
+    bool parked;        /* it has ended, as soon as no GPU copies for it */
 } ipc_record;
 
 typedef struct ipc_list {

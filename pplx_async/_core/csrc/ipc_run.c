@@ -49,7 +49,7 @@ static bool run_endpoint(ipc_endpoint *endpoint, ipc_turn *turn) {
     if (endpoint->garbage)
         pplx_ipc_break(endpoint, PPLX_CONNECTION);
     else if (endpoint->state == IPC_ENDING && turn->count < turn->capacity &&
-             (endpoint->last_arrivals == 0 || !pplx_ipc_arrived(endpoint)))
+             (endpoint->last_arrivals == 0 || !pplx_ipc_arrived(endpoint)) && !pplx_ipc_acknowledged(endpoint))
         pplx_ipc_break(endpoint, endpoint->why); /* all that it left is delivered */
     return more;
 }

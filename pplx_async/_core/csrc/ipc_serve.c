@@ -8,11 +8,12 @@
 #include "ipc_internal.h"
 
 /* What a peer left when it was gone is bounded, even if a hostile one still writes. */
-static bool may_take(ipc_endpoint *endpoint) {
-    if (endpoint->state != IPC_ENDING) return true;
-    if (endpoint->last_arrivals == 0) return false;
-    endpoint->last_arrivals--;
-    return true;
+static bool may_take(const ipc_endpoint *endpoint) {
+    return endpoint->state != IPC_ENDING || endpoint->last_arrivals > 0;
+}
+
+static void count_taken(ipc_endpoint *endpoint) {
+    if (endpoint->state == IPC_ENDING) endpoint->last_arrivals--;
 }
 
 static void take_stream(ipc_endpoint *endpoint, int stream, ipc_turn *turn) {
@@ -21,6 +22,7 @@ static void take_stream(ipc_endpoint *endpoint, int stream, ipc_turn *turn) {
     uint32_t imm;
     while (turn->count < turn->capacity && ipc_peek_stream(&endpoint->inbox, stream, *head, &imm) &&
            may_take(endpoint)) {
+        count_taken(endpoint);
         ++*head;
         ipc_report_imm(turn, endpoint, imm);
     }
@@ -47,6 +49,7 @@ void pplx_ipc_take_immediates(ipc_endpoint *endpoint, ipc_turn *turn) {
     if (ipc_streaming(&endpoint->inbox)) take_streams(endpoint, turn);
     while (turn->count < turn->capacity && ipc_peek_immediate(&endpoint->inbox, endpoint->immediate_head, &imm) &&
            may_take(endpoint)) {
+        count_taken(endpoint);
         endpoint->immediate_head++;
         ipc_report_imm(turn, endpoint, imm);
     }
@@ -59,25 +62,40 @@ void pplx_ipc_take_immediates(ipc_endpoint *endpoint, ipc_turn *turn) {
 
 typedef enum verdict { DONE, STALLED, GARBAGE } verdict;
 
-/* However few bytes it moves: a peer that has us copy one at a time, to or from a GPU, has others wait for no more than
- * one that sends many. */
-static void charge(ipc_turn *turn) { turn->nbytes -= turn->nbytes < IPC_DEVICE_COPY ? turn->nbytes : IPC_DEVICE_COPY; }
+/* The next command goes on where this one ends, as those of a large transfer do: bytes of it. `limit`: of what lies at
+ * offset 0. */
+static uint64_t follow(const ipc_endpoint *endpoint, const ipc_command *command, uint64_t limit) {
+    ipc_command next;
+    const uint64_t offset = command->offset + command->nbytes, staging = command->staging + command->nbytes;
+    const bool goes_on = ipc_peek_command(&endpoint->inbox, endpoint->command_head + 1, &next) &&
+                         next.kind == command->kind && next.key == command->key && next.offset == offset &&
+                         next.staging == staging && next.nbytes <= command->nbytes && next.nbytes <= limit - offset &&
+                         next.nbytes <= endpoint->inbox.staging_nbytes - staging;
+    return goes_on ? next.nbytes : 0;
+}
 
-/* The result of the copy that the peer is told. */
-static pplx_status copy_for_peer(const ipc_endpoint *endpoint, const ipc_command *command, ipc_turn *turn) {
+/* The result of the copy that the peer is told; PPLX_AGAIN: it is under way. */
+static pplx_status copy_for_peer(ipc_endpoint *endpoint, const ipc_command *command) {
     const bool out = command->kind == IPC_COPY_OUT;
     const ipc_region *region = pplx_ipc_region_find(endpoint->domain, command->key);
     if (!region || !(region->access & (out ? PPLX_ACCESS_REMOTE_READ : PPLX_ACCESS_REMOTE_WRITE)) ||
-        command->nbytes > region->nbytes || command->offset > region->nbytes - command->nbytes)
+        command->nbytes > region->nbytes || command->offset > region->nbytes - command->nbytes) {
+        pplx_ipc_hop_drop(endpoint, NULL); /* the region was there when that began */
         return PPLX_REMOTE_ACCESS;
-    unsigned char *memory = (unsigned char *)(uintptr_t)(region->address + command->offset);
+    }
+    const uint64_t address = region->address + command->offset;
+    unsigned char *memory = (unsigned char *)(uintptr_t)address;
     unsigned char *staging = endpoint->inbox.staging + command->staging;
     int32_t native;
     if (region->device) {
-        charge(turn);
-        /* the peer finds PPLX_TRANSPORT: it is our GPU that failed */
-        return pplx_ipc_cuda_move(endpoint->domain, (uintptr_t)(out ? staging : memory),
-                                  (uintptr_t)(out ? memory : staging), command->nbytes, &native);
+        const ipc_hop hop = {.endpoint = endpoint,
+                             .region = region,
+                             .gpu = address,
+                             .host = staging,
+                             .nbytes = command->nbytes,
+                             .follow = follow(endpoint, command, region->nbytes),
+                             .outward = out};
+        return pplx_ipc_hop(&hop, &native); /* the peer finds PPLX_TRANSPORT: it is our GPU that failed */
     }
     if (out)
         pplx_ipc_copy(staging, memory, command->nbytes);
@@ -86,20 +104,28 @@ static pplx_status copy_for_peer(const ipc_endpoint *endpoint, const ipc_command
     return PPLX_OK;
 }
 
-/* Into the memory of a RECV, which is registered as long as that is not done. */
-static pplx_status deliver(const ipc_endpoint *endpoint, ipc_record *record, const void *from, uint64_t nbytes,
-                           ipc_turn *turn) {
-    const uint64_t to = record->request.local_address + endpoint->received;
-    if (nbytes > 0 && ((const ipc_region *)(const void *)record->request.local_mr)->device) {
-        charge(turn);
-        return pplx_ipc_cuda_move(endpoint->domain, to, (uintptr_t)from, nbytes, &record->native);
+/* Into the memory of a RECV, which is registered as long as that is not done. PPLX_AGAIN: it is under way. */
+static pplx_status deliver(ipc_endpoint *endpoint, ipc_record *record, const ipc_command *command) {
+    const pplx_work_request *request = &record->request;
+    const ipc_region *region = (const ipc_region *)(const void *)request->local_mr;
+    unsigned char *staging = endpoint->inbox.staging + command->staging;
+    const uint64_t to = request->local_address + command->offset;
+    if (command->nbytes > 0 && region->device) {
+        const ipc_hop hop = {.endpoint = endpoint,
+                             .record = record,
+                             .region = region,
+                             .gpu = to,
+                             .host = staging,
+                             .nbytes = command->nbytes,
+                             .follow = follow(endpoint, command, request->nbytes)};
+        return pplx_ipc_hop(&hop, &record->native);
     }
-    pplx_ipc_copy((void *)(uintptr_t)to, from, nbytes);
+    pplx_ipc_copy((void *)(uintptr_t)to, staging, command->nbytes);
     return PPLX_OK;
 }
 
 /* A piece of a message: the first takes the oldest RECV, the last gives it back. */
-static verdict take_message(ipc_endpoint *endpoint, const ipc_command *command, ipc_turn *turn) {
+static verdict take_message(ipc_endpoint *endpoint, const ipc_command *command) {
     if (!endpoint->in_message) {
         if (command->offset != 0) return GARBAGE;
         if (!endpoint->receives.head) return STALLED; /* until one is posted */
@@ -119,8 +145,8 @@ static verdict take_message(ipc_endpoint *endpoint, const ipc_command *command, 
     if (record) {
         /* Again: a hostile peer may name another length than in its first piece. */
         if (endpoint->received + command->nbytes > record->request.nbytes) return GARBAGE;
-        const pplx_status status = deliver(endpoint, record, endpoint->inbox.staging + command->staging,
-                                           command->nbytes, turn);
+        const pplx_status status = deliver(endpoint, record, command);
+        if (status == PPLX_AGAIN) return STALLED;
         if (status != PPLX_OK) {
             pplx_ipc_finish(NULL, record, status);
             endpoint->receiving = NULL; /* the rest is dropped */
@@ -144,14 +170,15 @@ static verdict execute(ipc_endpoint *endpoint, const ipc_command *command, ipc_t
         return GARBAGE;
     switch (command->kind) {
     case IPC_COPY_IN:
-    case IPC_COPY_OUT: result = copy_for_peer(endpoint, command, turn); break;
+    case IPC_COPY_OUT: result = copy_for_peer(endpoint, command); break;
     case IPC_MESSAGE: {
-        verdict verdict = take_message(endpoint, command, turn);
+        verdict verdict = take_message(endpoint, command);
         if (verdict != DONE) return verdict;
         break;
     }
     default: return GARBAGE;
     }
+    if (result == PPLX_AGAIN) return STALLED;
     if (result == PPLX_OK && command->kind == IPC_COPY_IN && command->flags & IPC_IMMEDIATE)
         ipc_report_imm(turn, endpoint, command->imm);
     ipc_acknowledge(&endpoint->inbox, endpoint->command_head++, (uint64_t)result);
@@ -166,13 +193,13 @@ bool pplx_ipc_serve(ipc_endpoint *endpoint, ipc_turn *turn) {
         ipc_command command;
         if (!ipc_peek_command(&endpoint->inbox, endpoint->command_head, &command)) break;
         if (!may_take(endpoint)) break;
-        const uint64_t before = turn->nbytes;
         verdict verdict = execute(endpoint, &command, turn);
         if (verdict == GARBAGE) endpoint->garbage = true;
         if (verdict != DONE) break;
         any = true;
+        count_taken(endpoint);
         turn->nbytes -= command.nbytes < turn->nbytes ? command.nbytes : turn->nbytes;
-        left -= before - turn->nbytes < left ? before - turn->nbytes : left;
+        left -= command.nbytes < left ? command.nbytes : left;
         more = left == 0 || i == IPC_TURN_OPS || turn->nbytes == 0;
     }
     if (any && endpoint->state == IPC_UP) pplx_ipc_wake_peer(endpoint, IPC_WAKE_ARRIVAL);
