@@ -175,7 +175,7 @@ def _host(options: EngineOptions, domains: int) -> Part:
     # for the first one. By default it is longer than the silence that makes a peer lost. However short our time,
     # who lives is not to be lost for another one: it answers soon, but not at once.
     holders = max(0.3, 0.8 * options.drain_timeout - 0.1)
-    # The proxy says nothing while it waits for a GPU, maybe twice in a row: who has our options does not lose us.
+    # The proxy says nothing while it waits for a GPU that works for a peer that goes: nobody else loses us for that.
     gpu = options.peer_timeout / 3
     given = {"holders_ms": str(round(holders * 1e3)), "gpu_ms": str(round(gpu * 1e3))}
     if options.ipc_vm_writev:
