@@ -1011,15 +1011,16 @@ static void test_peers_that_are_broken_with_keep_no_pinned_memory(void) {
     star_close(&s);
 }
 
-/* More peers than there are pinned pieces, each with more to do than these hold: they have turns. */
+/* More peers than there are pinned pieces, each of which has the next write ready when one has ended: they have turns. */
 static void test_peers_take_turns_at_the_pinned_memory(void) {
-    enum { EACH = 8 };
+    enum { EACH = 64 };
     static star s;
     static watched w[PEERS][EACH];
     star_open(&s, PEERS, "65536");
     for (int i = 0; i < PEERS; i++) {
         for (int j = 0; j < EACH; j++) {
             pplx_work_request request = large_write_to(&s, i, MAPPED, &w[i][j]);
+            request.nbytes = 64;
             CHECK_EQ(post(&s.a[i], NULL, &request), PPLX_OK);
         }
     }
