@@ -185,7 +185,7 @@ static void fill_caps(fabric_domain *domain, const char *file, bool exposed) {
     if (max_wait_fds(domain)) caps->flags |= PPLX_CAP_STACKED;
     if (quirks->endpoint_per_peer) caps->flags |= PPLX_CAP_FENCE;
     if (quirks->stream) caps->flags |= PPLX_CAP_STREAM;
-    if (info->caps & FI_HMEM) caps->flags |= PPLX_CAP_CUDA | PPLX_CAP_GPU_FLUSH;
+    if (info->caps & FI_HMEM) caps->flags |= PPLX_CAP_CUDA | (quirks->gpus ? PPLX_CAP_GPU_FLUSH : 0);
     if (quirks->register_apart) caps->flags |= PPLX_CAP_REGISTER_APART | PPLX_CAP_CUDA_APART;
     caps->max_inflight = smaller(quirks->max_inflight, info->tx_attr->size);
     caps->max_inflight_bytes = quirks->max_inflight_bytes;

@@ -21,7 +21,11 @@
  * So a stream of the device that owns the memory needs OWNER, one of another device ALL_DEVICES. Both by the primary
  * context of the owner, which is kept until the engine closes.
  *
- * A GPU is added by whoever registers the first memory of it, and stays; what it is, is constant from then on. */
+ * A GPU is added by whoever registers the first memory of it, before the NIC is given that, and stays; what it is, is
+ * constant from then on. On verbs that is the holder, on EFA the thread of register.c, beside the holder's gates. They
+ * need not know of it at once: nobody has a key of that memory, nor may post with it, before the holder has settled the
+ * registration, and that it does after the thread has handed it in through the ring. So a gate that does not see the GPU
+ * yet waits for nothing there; one that does finds it with nothing to flush (`seen`), and `landed` stays the holder's. */
 #include "cuda_driver.h"
 #include "internal.h"
 
@@ -55,7 +59,7 @@ static pplx_status add(pplx_engine *engine, const pplx_libcuda *cuda, int32_t or
         .device = device,
         .seen = (uint32_t)rdma.ordered,
     };
-    atomic_store_explicit(&engine->ngpus, count + 1, memory_order_release); /* release: pairs with those below */
+    atomic_store_explicit(&engine->ngpus, count + 1, memory_order_release); /* release: pairs with those that read */
     return PPLX_OK;
 }
 

@@ -426,7 +426,8 @@ int32_t pplx_gpus_flush(pplx_engine *engine, uint32_t gpu);
 void pplx_gpus_close(pplx_engine *engine);
 
 static inline bool pplx_gpus_any(const pplx_engine *engine) {
-    /* relaxed: nothing lands there before the holder has settled the registration, and so seen it */
+    /* relaxed: nothing lands there before the holder has settled the registration, which it had after that, by itself or
+     * from the ring */
     return atomic_load_explicit(&engine->ngpus, memory_order_relaxed) != 0;
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-FileCopyrightText: 2026 The pplx_async authors
  * SPDX-License-Identifier: Apache-2.0 */
 
-/* Registration: one region, every domain of the engine. Proxy thread, like all that touches a NIC. */
+/* Registration: one region, every domain of the engine. Proxy thread, like all that touches a NIC; what takes long is
+ * register.c's, whose thread calls pplx_mr_open_at(). */
 #include "internal.h"
 
 /* Not every NIC reaches the memory of a GPU: those that do are enough, and it has no key for the others. */
