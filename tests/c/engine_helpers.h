@@ -176,7 +176,7 @@ static void host_open_with(host *host, uint32_t ndomains, const char *faults, co
     size_t noptions = split_options(text, options, 16);
     CHECK_EQ(pplx_engine_open(config, &host->engine, &error), PPLX_OK);
     for (uint32_t i = 0; i < ndomains; i++) {
-        char device[8];
+        char device[16];
         snprintf(device, sizeof device, host_device, i % 8);
         CHECK_EQ(pplx_engine_add_domain(host->engine, host_provider, device, options, noptions, &error), PPLX_OK);
     }
