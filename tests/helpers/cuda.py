@@ -8,10 +8,10 @@ import contextlib
 import ctypes
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["Adopted", "Device", "DeviceArray", "DeviceGraph", "DeviceStream"]
+__all__ = ["Adopted", "Device", "DeviceArray", "DeviceGraph", "DeviceStream", "Flushing"]
 
 _POINTER = ctypes.c_uint64
 
@@ -144,3 +144,26 @@ class DeviceGraph:
 
     def launch(self) -> None:
         self._device.call("cuGraphLaunch", self.executable, self._stream.handle)
+
+
+class Flushing:
+    """What the tests' libcuda does about writes of NICs, and has been asked to."""
+
+    def __init__(self, library: str, setenv: Callable[[str, str], None]) -> None:
+        self._setenv = setenv
+        self._calls = self._waits = 0
+        self.driver = ctypes.CDLL(library)
+
+    def behaves(self, ordering: int, flush: int, words: bool = True) -> None:
+        self._setenv("FAKE_CUDA_ORDERING", str(ordering))
+        self._setenv("FAKE_CUDA_FLUSH", str(flush))
+        self._setenv("FAKE_CUDA_WORDS", str(int(words)))
+        self._calls, self._waits = self.driver.fake_cuda_flushes(), self.driver.fake_cuda_flushing_waits()
+
+    @property
+    def calls(self) -> int:
+        return int(self.driver.fake_cuda_flushes()) - self._calls
+
+    @property
+    def waits(self) -> int:
+        return int(self.driver.fake_cuda_flushing_waits()) - self._waits

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from helpers.cuda import Device, DeviceStream
+from helpers.cuda import Device, DeviceStream, Flushing
 from helpers.engines import connect, eventually
 from helpers.require import FAKE_CUDA_LIBRARY, FAKE_VERBS_LIBRARY, find_fabric
 from pplx_async import BrokenResourceError, CudaError, RegistrationError, TransferEngine
@@ -35,28 +35,6 @@ RULES = [
 ]
 
 
-class Gpu:
-    """What the tests' libcuda does about writes of NICs, and has been asked to."""
-
-    def __init__(self, monkeypatch):
-        self._set = monkeypatch.setenv
-        self.driver = ctypes.CDLL(str(FAKE_CUDA_LIBRARY))
-
-    def behaves(self, ordering, flush, words=True):
-        self._set("FAKE_CUDA_ORDERING", str(ordering))
-        self._set("FAKE_CUDA_FLUSH", str(flush))
-        self._set("FAKE_CUDA_WORDS", str(int(words)))
-        self._calls, self._waits = self.driver.fake_cuda_flushes(), self.driver.fake_cuda_flushing_waits()
-
-    @property
-    def calls(self):
-        return self.driver.fake_cuda_flushes() - self._calls
-
-    @property
-    def waits(self):
-        return self.driver.fake_cuda_flushing_waits() - self._waits
-
-
 @pytest.fixture(scope="module")
 def nics():
     for fabric in ("verbs-fake", "ipc-gpu"):
@@ -75,7 +53,7 @@ def device(nics):
 
 @pytest.fixture
 def gpu(device, monkeypatch):
-    return Gpu(monkeypatch)
+    return Flushing(str(FAKE_CUDA_LIBRARY), monkeypatch.setenv)
 
 
 @pytest.fixture
