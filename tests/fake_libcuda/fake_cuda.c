@@ -475,7 +475,11 @@ API cuMemGetHandleForAddressRange(void *handle, uint64_t pointer, size_t nbytes,
 
 /* ------------------------------------------------------------------ pinned memory */
 
-static bool forbidden(void);
+static atomic_int captures; /* under way, all of the kind that forbids unsafe calls to every thread */
+static __thread int capture_mode; /* 0: global, 2: relaxed */
+
+/* What a capture forbids: to pin memory, to load a module, to ask a stream how far it is. */
+static bool forbidden(void) { return atomic_load(&captures) && capture_mode != 2; }
 static void nap_us(int us);
 
 static bool is_pinned(uint64_t host) {
@@ -690,6 +694,7 @@ API cuStreamDestroy_v2(stream *stream) {
 
 API cuStreamQuery(stream *stream) {
     REFUSE();
+    if (forbidden()) return CAPTURE_UNSUPPORTED;
     pthread_mutex_lock(&stream->lock);
     const int result = stream->failed ? stream->failed : stream->head == stream->tail ? OK : NOT_READY;
     pthread_mutex_unlock(&stream->lock);
@@ -774,9 +779,6 @@ API cuStreamGetCtx(stream *stream, uintptr_t *context) {
 
 /* ------------------------------------------------------------------ graphs */
 
-static atomic_int captures; /* under way, all of the kind that forbids unsafe calls to every thread */
-static __thread int capture_mode; /* 0: global, 2: relaxed */
-
 API cuThreadExchangeStreamCaptureMode(int *mode) {
     REFUSE();
     const int before = capture_mode;
@@ -833,9 +835,6 @@ API cuGraphDestroy(graph *graph) {
     free(graph);
     return OK;
 }
-
-/* What a capture forbids: to register memory, to load a module. */
-static bool forbidden(void) { return atomic_load(&captures) && capture_mode != 2; }
 
 /* Only what the tests themselves do: it waits for nobody's stream. */
 static int copy_now(uint64_t to, uint64_t from, size_t nbytes) {

@@ -11,7 +11,7 @@ import json
 import numpy as np
 import pytest
 
-from helpers.cuda import Device
+from helpers.cuda import Device, DeviceStream
 from helpers.engines import SOON
 from helpers.process import helper
 from helpers.require import find_fabric
@@ -193,6 +193,22 @@ async def test_many_small_writes_are_counted_exactly(library, device):
         expected = content[: 5000 * 64] + bytes(NBYTES - 5000 * 64)
         assert await x.other.ask("wait", count=5000) == hashlib.sha256(expected).hexdigest()
         assert await x.other.ask("counted") == 5000
+
+
+async def test_what_a_capture_forbids_disturbs_neither_it_nor_the_first_writes(fake, device):
+    """For them memory is pinned, and while they take long streams are asked how far they are."""
+    stream, driver = DeviceStream(device), ctypes.CDLL(fake)
+    async with sides(fake, device, ours=("gpu",)) as x:
+        expected = hashlib.sha256(x.fill("gpu", 1)).hexdigest()
+        with stream.capture():
+            driver.fake_cuda_hold(1)
+            writes = [x.engine.write(x.regions["gpu"], x.remote[kind], counter=x.counter) for kind in KINDS]
+            await asyncio.sleep(0.1)
+            assert not any(write.done() for write in writes)
+            driver.fake_cuda_hold(0)
+            await asyncio.gather(*writes)
+        assert await x.other.ask("wait", count=len(KINDS)) == expected
+    stream.close()
 
 
 @pytest.mark.parametrize("kind", KINDS)

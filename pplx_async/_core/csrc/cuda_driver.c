@@ -120,23 +120,39 @@ pplx_status pplx_cuda_load(const char *path, const pplx_libcuda **out, pplx_erro
     return pplx_cuda_init(*out, file, error);
 }
 
+cu_result pplx_cuda_enter(const pplx_libcuda *cuda, cu_context context, int *mode) {
+    cu_context own;
+    cu_result result = cuda->context_push(context);
+    if (result != CU_OK) return result;
+    *mode = CU_CAPTURE_MODE_RELAXED;
+    result = cuda->capture_mode(mode);
+    if (result != CU_OK) cuda->context_pop(&own);
+    return result;
+}
+
+void pplx_cuda_leave(const pplx_libcuda *cuda, int mode) {
+    cu_context own;
+    cuda->capture_mode(&mode);
+    cuda->context_pop(&own);
+}
+
 /* The driver takes whole pages of the host's. */
 cu_result pplx_cuda_export(const pplx_libcuda *cuda, const cuda_range *range, int *fd, uint64_t *offset) {
     const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), start = range->start / page * page;
     const uint64_t end = (range->start + range->nbytes + page - 1) / page * page;
     cu_device device;
     cu_context context;
-    int supported = 0;
+    int supported = 0, mode;
     if (!cuda->range_handle) return CU_ERROR_NOT_SUPPORTED;
     cu_result result = cuda->device_get(&device, range->ordinal);
     if (result == CU_OK) result = cuda->device_attribute(&supported, CU_DMA_BUF_SUPPORTED, device);
     if (result == CU_OK && !supported) result = CU_ERROR_NOT_SUPPORTED;
     if (result == CU_OK) result = cuda->primary_retain(&context, device);
     if (result != CU_OK) return result;
-    result = cuda->context_push(context);
+    result = pplx_cuda_enter(cuda, context, &mode);
     if (result == CU_OK) {
         result = cuda->range_handle(fd, start, end - start, CU_RANGE_DMA_BUF_FD, 0);
-        cuda->context_pop(&context);
+        pplx_cuda_leave(cuda, mode);
     }
     cuda->primary_release(device);
     *offset = range->start - start;

@@ -124,6 +124,12 @@ const pplx_libcuda *pplx_cuda_found(const char *path);
 /* The second half of pplx_cuda_load(). */
 pplx_status pplx_cuda_init(const pplx_libcuda *cuda, const char *file, pplx_error *error);
 
+/* The context is this thread's until pplx_cuda_leave(), which gets the mode. Between them no capture forbids anything:
+ * one of the program's that is under way anywhere forbids unsafe calls, to pin memory or to ask a stream how far it is,
+ * to all who don't say that they touch nothing that is captured, and breaks if they are made. */
+cu_result pplx_cuda_enter(const pplx_libcuda *cuda, cu_context context, int *mode);
+void pplx_cuda_leave(const pplx_libcuda *cuda, int mode);
+
 /* The allocation that a pointer points into. */
 typedef struct cuda_range {
     uint32_t type, managed; /* enum cu_memory_type; cudaMallocManaged() */

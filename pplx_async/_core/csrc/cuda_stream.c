@@ -29,19 +29,9 @@ static pplx_status failed(const pplx_libcuda *cuda, cu_result result, const char
     return pplx_fail(error, PPLX_NATIVE, result, "%s: %s", what, pplx_cuda_error(cuda, result));
 }
 
-/* The context of a stream is current from here to leave(), and unsafe calls are allowed. */
 static cu_result enter(const pplx_libcuda *cuda, cu_stream stream, cu_context *context, int *mode) {
-    cu_result result = cuda->stream_context(stream, context);
-    if (result == CU_OK) result = cuda->context_push(*context);
-    if (result != CU_OK) return result;
-    *mode = CU_CAPTURE_MODE_RELAXED;
-    return cuda->capture_mode(mode);
-}
-
-static void leave(const pplx_libcuda *cuda, int mode) {
-    cu_context own;
-    cuda->capture_mode(&mode);
-    cuda->context_pop(&own);
+    const cu_result result = cuda->stream_context(stream, context);
+    return result == CU_OK ? pplx_cuda_enter(cuda, *context, mode) : result;
 }
 
 pplx_status pplx_cuda_capturing(const char *path, uint64_t stream, bool *capturing, pplx_error *error) {
@@ -69,7 +59,7 @@ pplx_status pplx_cuda_pin(const char *path, uint64_t stream, void *memory, size_
         result = cuda->host_device_pointer(&pinned->address, memory, 0);
         if (result != CU_OK) cuda->host_unregister(memory);
     }
-    leave(cuda, mode);
+    pplx_cuda_leave(cuda, mode);
     if (result != CU_OK) return failed(cuda, result, "the words can't be pinned", error);
     pinned->context = (uintptr_t)context;
     return PPLX_OK;
@@ -77,12 +67,12 @@ pplx_status pplx_cuda_pin(const char *path, uint64_t stream, void *memory, size_
 
 void pplx_cuda_unpin(const char *path, void *memory, const pplx_pinned *pinned) {
     const pplx_libcuda *cuda;
-    cu_context own;
+    int mode;
     pplx_error error;
     if (pplx_cuda_load(path, &cuda, &error) != PPLX_OK) return;
-    if (cuda->context_push((cu_context)(uintptr_t)pinned->context) != CU_OK) return; /* it went before us */
+    if (pplx_cuda_enter(cuda, (cu_context)(uintptr_t)pinned->context, &mode) != CU_OK) return; /* it went before us */
     cuda->host_unregister(memory);
-    cuda->context_pop(&own);
+    pplx_cuda_leave(cuda, mode);
 }
 
 static cu_result find_kernel(const pplx_libcuda *cuda, cu_context context, cu_function *function) {
@@ -150,6 +140,6 @@ pplx_status pplx_cuda_push(const char *path, uint64_t stream, const pplx_step *s
     cu_result result = enter(cuda, (cu_stream)(uintptr_t)stream, &context, &mode);
     if (result != CU_OK) return failed(cuda, result, "no context of that stream", error);
     result = push(cuda, context, (cu_stream)(uintptr_t)stream, steps, count, gpu);
-    leave(cuda, mode);
+    pplx_cuda_leave(cuda, mode);
     return result == CU_OK ? PPLX_OK : failed(cuda, result, "the stream takes no words", error);
 }

@@ -75,18 +75,14 @@ pplx_status pplx_gpus_add(pplx_engine *engine, const pplx_memory *memory, pplx_e
     return status;
 }
 
-/* A capture that is under way anywhere forbids unsafe calls to those who don't say that they know better. */
 static cu_result flush(const pplx_gpu *gpu, uint32_t scope) {
     const pplx_libcuda *cuda = gpu->driver;
-    cu_context own;
-    int mode = CU_CAPTURE_MODE_RELAXED;
+    int mode;
     if (!gpu->told.by_call) return CU_ERROR_NOT_SUPPORTED;
-    cu_result result = cuda->context_push(gpu->context);
+    cu_result result = pplx_cuda_enter(cuda, gpu->context, &mode);
     if (result != CU_OK) return result;
-    cuda->capture_mode(&mode);
     result = cuda->flush_rdma(CU_RDMA_CURRENT_CONTEXT, (int)scope);
-    cuda->capture_mode(&mode);
-    cuda->context_pop(&own);
+    pplx_cuda_leave(cuda, mode);
     return result;
 }
 

@@ -99,12 +99,9 @@ struct ipc_opened {
     atomic_bool done; /* the other thread: release, after all else */
 };
 
-static cu_result enter(const ipc_cuda *cuda) { return cuda->api->context_push(cuda->context); }
+static cu_result enter(const ipc_cuda *cuda, int *mode) { return pplx_cuda_enter(cuda->api, cuda->context, mode); }
 
-static void leave(const ipc_cuda *cuda) {
-    cu_context own;
-    cuda->api->context_pop(&own);
-}
+static void leave(const ipc_cuda *cuda, int mode) { pplx_cuda_leave(cuda->api, mode); }
 
 static size_t page_nbytes(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 
@@ -124,12 +121,13 @@ static void load_kernel(pplx_aside_call *call) {
     ipc_cuda *cuda = (ipc_cuda *)(void *)((char *)call - offsetof(ipc_cuda, load));
     const pplx_libcuda *api = cuda->api;
     cu_function kernel = NULL;
-    if (enter(cuda) != CU_OK) return;
+    int mode;
+    if (enter(cuda, &mode) != CU_OK) return;
     if (api->module_load(&cuda->module, pplx_cuda_copy_ptx) != CU_OK)
         cuda->module = NULL;
     else if (api->module_function(&kernel, cuda->module, pplx_cuda_copy_name) == CU_OK)
         atomic_store_explicit(&cuda->kernel, kernel, memory_order_release); /* release: pairs with copy_together()'s */
-    leave(cuda);
+    leave(cuda, mode);
 }
 
 static void close_streams(ipc_cuda *cuda) {
@@ -142,7 +140,8 @@ static void close_streams(ipc_cuda *cuda) {
 /* The thread beside does it if it still runs when the domain is closed. */
 static void free_cuda(void *handle) {
     ipc_cuda *cuda = handle;
-    const bool entered = cuda->context && enter(cuda) == CU_OK;
+    int mode;
+    const bool entered = cuda->context && enter(cuda, &mode) == CU_OK;
     for (ipc_opened *opened = cuda->under_way, *next; opened; opened = next) {
         next = opened->next;
         if (entered && opened->allocation && !opened->closing) cuda->api->ipc_close(opened->allocation);
@@ -154,7 +153,7 @@ static void free_cuda(void *handle) {
     }
     if (entered) close_streams(cuda);
     pplx_ipc_hops_close(cuda->hops, entered);
-    if (entered) leave(cuda);
+    if (entered) leave(cuda, mode);
     if (cuda->context) cuda->api->primary_release(cuda->device);
     if (cuda->done) munmap(cuda->done, page_nbytes());
     if (cuda->bell >= 0) close(cuda->bell);
@@ -181,7 +180,7 @@ static pplx_status open_cuda(ipc_domain *domain, const pplx_libcuda *api, int or
     ipc_cuda *cuda = calloc(1, sizeof *cuda);
     if (!cuda) return ipc_fail(error, PPLX_NO_MEMORY, 0, "no memory for the streams of a GPU");
     void *page = mmap(NULL, page_nbytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    int has_words = 0;
+    int has_words = 0, mode;
     domain->cuda = cuda;
     cuda->api = api;
     cuda->ordinal = ordinal;
@@ -191,9 +190,9 @@ static pplx_status open_cuda(ipc_domain *domain, const pplx_libcuda *api, int or
     cu_result result = api->device_get(&cuda->device, ordinal);
     if (result == CU_OK) result = api->device_attribute(&has_words, CU_CAN_USE_64_BIT_STREAM_MEM_OPS, cuda->device);
     if (result == CU_OK && has_words) result = api->primary_retain(&cuda->context, cuda->device);
-    if (result == CU_OK && cuda->context && cuda->done && (result = enter(cuda)) == CU_OK) {
+    if (result == CU_OK && cuda->context && cuda->done && (result = enter(cuda, &mode)) == CU_OK) {
         result = open_streams(cuda);
-        leave(cuda);
+        leave(cuda, mode);
         domain->hops = cuda->hops = pplx_ipc_hops_open(domain, &cuda->aside, api, cuda->context);
         if (result == CU_OK && cuda->hops) {
             cuda->load.make = load_kernel;
@@ -223,14 +222,15 @@ const char *pplx_ipc_libcuda(const ipc_domain *domain) {
 /* One handle of each allocation, however many regions lie in it. */
 static pplx_status share(ipc_cuda *cuda, ipc_region *region, const cuda_range *range, pplx_error *error) {
     cu_ipc_handle handle;
+    int mode;
     region->allocation = (ipc_allocation *)(void *)cuda_shared_take(cuda->allocations, range);
     if (region->allocation) return PPLX_OK;
     ipc_allocation *allocation = calloc(1, sizeof *allocation);
     if (!allocation) return ipc_fail(error, PPLX_NO_MEMORY, 0, "no memory for an allocation of a GPU");
-    cu_result result = enter(cuda);
+    cu_result result = enter(cuda, &mode);
     if (result == CU_OK) {
         result = cuda->api->ipc_get(&handle, range->start);
-        leave(cuda);
+        leave(cuda, mode);
     }
     if (result != CU_OK) {
         free(allocation);
@@ -292,23 +292,25 @@ static void open_allocation(pplx_aside_call *call) {
     ipc_opened *opened = (ipc_opened *)(void *)call;
     const ipc_cuda *cuda = opened->cuda;
     cuda_range range;
+    int mode;
     opened->fits = true;
-    if (enter(cuda) == CU_OK) {
+    if (enter(cuda, &mode) == CU_OK) {
         if (cuda->api->ipc_open(&opened->allocation, opened->handle, CU_IPC_LAZY_ENABLE_PEER_ACCESS) == CU_OK)
             opened->fits = pplx_cuda_look_up(cuda->api, opened->allocation, &range) == CU_OK &&
                            cuda_holds(&range, opened->allocation + opened->offset, opened->nbytes);
         else
             opened->allocation = 0;
-        leave(cuda);
+        leave(cuda, mode);
     }
     tell(opened);
 }
 
 static void close_allocation(pplx_aside_call *call) {
     ipc_opened *opened = (ipc_opened *)(void *)call;
-    if (enter(opened->cuda) == CU_OK) {
+    int mode;
+    if (enter(opened->cuda, &mode) == CU_OK) {
         opened->cuda->api->ipc_close(opened->allocation);
-        leave(opened->cuda);
+        leave(opened->cuda, mode);
     }
     tell(opened);
 }
@@ -440,10 +442,11 @@ static bool plug(ipc_endpoint *endpoint) {
 
 void pplx_ipc_cuda_unplug(ipc_endpoint *endpoint) {
     const ipc_cuda *cuda = endpoint->domain->cuda;
-    if (!endpoint->stream_slots || enter(cuda) != CU_OK) return;
+    int mode;
+    if (!endpoint->stream_slots || enter(cuda, &mode) != CU_OK) return;
     cuda->api->host_unregister(endpoint->outbox.streams);
     endpoint->stream_slots = 0;
-    leave(cuda);
+    leave(cuda, mode);
 }
 
 static bool has_room(ipc_endpoint *endpoint, int stream, uint32_t slots) {
@@ -526,7 +529,8 @@ void pplx_ipc_cuda_start(ipc_endpoint *endpoint) {
     const pplx_libcuda *api = cuda->api;
     cu_memory_op ops[BATCH + 1];
     uint32_t nops = 0;
-    const cu_result entered = enter(cuda);
+    int mode;
+    const cu_result entered = enter(cuda, &mode);
     const bool ready = entered == CU_OK && plug(endpoint);
     const bool copied = ready && !cuda->lost && copy_together(cuda);
     for (uint32_t i = 0; i < cuda->count; i++) {
@@ -553,7 +557,7 @@ void pplx_ipc_cuda_start(ipc_endpoint *endpoint) {
         const cu_result result = api->stream_batch(cuda->streams[stream], nops, ops, 0);
         if (result != CU_OK) cuda->lost = result; /* what is copied is never told */
     }
-    if (entered == CU_OK) leave(cuda);
+    if (entered == CU_OK) leave(cuda, mode);
 }
 
 /* ------------------------------------------------------------------ the end of them */
@@ -584,9 +588,10 @@ static void end_record(ipc_cuda *cuda, int stream, pplx_status status, int32_t n
 /* The driver is asked now and then whether it has given up. */
 static void ask(ipc_cuda *cuda) {
     const uint64_t now_ns = ipc_now_ns();
+    int mode;
     if (now_ns - cuda->asked_ns < ASK_NS) return;
     cuda->asked_ns = now_ns;
-    const cu_result entered = enter(cuda); /* if there is no context any more, the streams are gone with it */
+    const cu_result entered = enter(cuda, &mode); /* if there is no context any more, the streams are gone with it */
     for (int i = 0; i < IPC_STREAMS; i++) {
         if (!cuda->working[i].head) continue;
         const cu_result result = entered == CU_OK ? cuda->api->stream_query(cuda->streams[i]) : entered;
@@ -594,7 +599,7 @@ static void ask(ipc_cuda *cuda) {
         if (result != CU_OK) cuda->lost = result;
         while (cuda->lost && cuda->working[i].head) end_record(cuda, i, PPLX_LOCAL_ACCESS, cuda->lost);
     }
-    if (entered == CU_OK) leave(cuda);
+    if (entered == CU_OK) leave(cuda, mode);
 }
 
 void pplx_ipc_cuda_finish(ipc_domain *domain) {

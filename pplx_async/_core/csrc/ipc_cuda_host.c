@@ -69,12 +69,7 @@ static size_t page_nbytes(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 
 static size_t memory_nbytes(void) { return SLOTS * (size_t)IPC_PIECE + page_nbytes(); }
 
-static cu_result enter(const ipc_hops *hops) { return hops->api->context_push(hops->context); }
-
-static void leave(const ipc_hops *hops) {
-    cu_context own;
-    hops->api->context_pop(&own);
-}
+static cu_result enter(const ipc_hops *hops, int *mode) { return pplx_cuda_enter(hops->api, hops->context, mode); }
 
 /* How far the stream has come. */
 static _Atomic uint64_t *word(const ipc_hops *hops) {
@@ -102,16 +97,13 @@ static cu_result pin(ipc_hops *hops) {
     return result;
 }
 
-/* A capture of the program's forbids this, but for threads that say that they know. */
 static void pin_aside(pplx_aside_call *call) {
     ipc_hops *hops = (ipc_hops *)(void *)call;
-    int mode = CU_CAPTURE_MODE_RELAXED;
-    hops->refused = enter(hops);
+    int mode;
+    hops->refused = enter(hops, &mode);
     if (hops->refused == CU_OK) {
-        hops->api->capture_mode(&mode);
         hops->refused = pin(hops);
-        hops->api->capture_mode(&mode);
-        leave(hops);
+        pplx_cuda_leave(hops->api, mode);
     }
     atomic_store_explicit(&hops->answered, true,
                           memory_order_release); /* release: pairs with the load in open_slots() */
@@ -196,12 +188,13 @@ static void end_slot(ipc_hops *hops, slot *slot, cu_result result) {
 /* The driver is asked now and then whether it has given up. */
 static void ask(ipc_hops *hops) {
     const uint64_t now_ns = ipc_now_ns();
+    int mode;
     if (now_ns - hops->asked_ns < ASK_NS) return;
     hops->asked_ns = now_ns;
-    cu_result result = enter(hops); /* if there is no context any more, the stream is gone with it */
+    cu_result result = enter(hops, &mode); /* if there is no context any more, the stream is gone with it */
     if (result == CU_OK) {
         result = hops->api->stream_query(hops->stream);
-        leave(hops);
+        pplx_cuda_leave(hops->api, mode);
     }
     if (result == CU_ERROR_NOT_READY) return;
     if (result != CU_OK) hops->lost = result;
@@ -264,7 +257,8 @@ static cu_result start(ipc_hops *hops, slot *slot, const ipc_hop *hop) {
     cu_memory_op told = {.word = {.operation = CU_WRITE_VALUE_64,
                                   .address = hops->memory_at + SLOTS * (uint64_t)IPC_PIECE,
                                   .value = hops->begun + 1}};
-    cu_result result = enter(hops);
+    int mode;
+    cu_result result = enter(hops, &mode);
     if (result != CU_OK) return result;
     if (hop->outward)
         result = api->copy(hops->memory_at + at, hop->gpu, hop->nbytes, hops->stream);
@@ -274,7 +268,7 @@ static cu_result start(ipc_hops *hops, slot *slot, const ipc_hop *hop) {
         hops->begun++;
         hops->lost = api->stream_batch(hops->stream, 1, &told, 0); /* else it is never told: see ask() */
     }
-    leave(hops);
+    pplx_cuda_leave(api, mode);
     return result;
 }
 
