@@ -18,11 +18,10 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from benchmarks.gpu.rank import KEYS, parse
 from benchmarks.gpu.works import find, shrink, summary
 from pplx_async.cli.bench.rows import make_line
 from pplx_async.cli.bench.works import Work
-
-KEYS = ("write-8", "write-64K", "write-1M", "stream-1M", "stream-64M")
 
 
 class Rank:
@@ -70,13 +69,7 @@ class Rank:
 
 def main() -> None:
     """Do all works."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rank", type=int, choices=[0, 1])
-    parser.add_argument("store", help="a file that both can write, and that does not exist yet")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--on", choices=["cuda", "cpu"], default="cuda")
-    options = parser.parse_args()
+    options = parse(__doc__, "a file that both can write, and that does not exist yet")
     rank = Rank(options)
     for work in (shrink(find(key)) if options.quick else find(key) for key in KEYS):
         do: Callable[[Work], dict[str, float]] = getattr(rank, work.name)

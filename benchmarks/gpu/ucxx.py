@@ -23,12 +23,12 @@ import numpy as np
 import ucxx
 
 from benchmarks.gpu.cuda import Array, Cuda
+from benchmarks.gpu.rank import KEYS, parse
 from benchmarks.gpu.works import find, shrink, summary
 from benchmarks.peers.side import run_workers
 from pplx_async.cli.bench.rows import make_line
 from pplx_async.cli.bench.works import Work
 
-KEYS = ("write-8", "write-64K", "write-1M", "stream-1M", "stream-64M")
 _PORT_SECONDS = 30
 
 
@@ -113,13 +113,7 @@ async def run(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the command line, and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rank", type=int, choices=[0, 1])
-    parser.add_argument("store", help="a file that both can write, and that does not exist yet")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--on", choices=["cuda", "cpu"], default="cuda")
-    options = parser.parse_args()
+    options = parse(__doc__, "a file that both can write, and that does not exist yet")
     asyncio.run(run(options))
     os._exit(0)  # UCX may hang or crash in its exit handlers, when all is measured
 

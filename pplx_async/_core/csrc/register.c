@@ -5,9 +5,9 @@
  *
  * A NIC's driver pins every page, a tenth of a second or more for each GiB and NIC. A proxy that waits for that sends no
  * heartbeats, and its peers take it for dead. So large memory goes to a thread (aside.h), for the domains that let any
- * thread register (PPLX_CAP_REGISTER_APART), and all of GPUs for those that let it that, too (PPLX_CAP_CUDA_APART): a
- * driver is asked for it that may wait for kernels. The others have it from the proxy, as before. What it has done comes back
- * to the proxy through the submit ring, as a call of our own, and settles there.
+ * thread register (PPLX_CAP_REGISTER_APART), and so does all memory of GPUs for those with PPLX_CAP_CUDA_APART, whose
+ * driver may wait for kernels. The others have it from the proxy. What the thread has done comes back to the proxy
+ * through the submit ring, as a call of our own, and settles there.
  *
  * Between the two a request is the thread's: the proxy has written all that it will (its opcode says what comes back)
  * and reads nothing of it but what a cancel asks for, which the thread does not write. */
