@@ -90,7 +90,7 @@ static void gpu_pair_open(gpu_pair *g) {
     g->mr.access = PPLX_ACCESS_REMOTE_WRITE;
     CHECK_EQ(call(&g->pair.b, PPLX_CALL_MR_OPEN, &g->mr, &error), PPLX_OK);
     memcpy(g->pair.remote.keys, g->mr.keys, sizeof g->pair.remote.keys);
-    CHECK_EQ(cuda->stream_create(&g->stream, CU_STREAM_NON_BLOCKING), CU_OK);
+    CHECK_EQ(pplx_cuda_stream(cuda, &g->stream), CU_OK);
     CHECK_EQ(pplx_cuda_pin(libcuda, (uintptr_t)g->stream, page, PAGE, &g->pinned, &error), PPLX_OK);
 }
 

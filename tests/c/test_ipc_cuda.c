@@ -23,7 +23,7 @@ static char libcuda[PATH_MAX];
 static int (*adopt)(uint64_t *, void *, size_t);
 static int (*forget)(uint64_t);
 static int (*run_kernel)(int ms);
-static int (*queued)(void), (*opened)(void), (*retained)(void), (*launched)(void);
+static int (*queued)(void), (*opened)(void), (*retained)(void), (*launched)(void), (*batches)(void), (*stores)(void);
 static int (*handles)(void), (*renew)(uint64_t);
 static int (*open_own)(int yes), (*hold)(int yes), (*pinned)(void);
 static int (*allocate)(uint64_t *, size_t), (*release)(uint64_t);
@@ -54,7 +54,8 @@ static void load(void) {
         {&open_own, "fake_cuda_open_own"}, {&allocate, "cuMemAlloc_v2"},      {&release, "cuMemFree_v2"},
         {&to_device, "cuMemcpyHtoD_v2"},   {&from_device, "cuMemcpyDtoH_v2"}, {&retain, "cuDevicePrimaryCtxRetain"},
         {&push, "cuCtxPushCurrent_v2"},    {&queued, "fake_cuda_queued"},     {&handles, "fake_cuda_handles"},
-        {&renew, "fake_cuda_renew"},       {&hold, "fake_cuda_hold"},         {&pinned, "fake_cuda_pinned"},
+        {&batches, "fake_cuda_batches"},   {&stores, "fake_cuda_stores"},     {&renew, "fake_cuda_renew"},
+        {&hold, "fake_cuda_hold"},         {&pinned, "fake_cuda_pinned"},
     };
     for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
         void *function = dlsym(library, functions[i].name);
@@ -566,6 +567,105 @@ static void test_small_pieces_do_without_the_kernel_until_it_is_there(void) {
         write_small_ones(&p);
         check_patience(start, PATIENCE);
     }
+    gpus_close(&p);
+}
+
+/* ------------------------------------------------------------------ batches */
+
+enum { PIECE = 1 << 20, PIECES = 16 };
+
+static void post_pieces(pair *p, watched *w, uint64_t nbytes) {
+    pplx_work_request requests[PIECES];
+    size_t posted;
+    int32_t native;
+    for (uint32_t i = 0; i < PIECES; i++) {
+        requests[i] = write_of(p, &w[i], nbytes, i);
+        requests[i].local_address += nbytes * i;
+        requests[i].remote_address += nbytes * i;
+    }
+    CHECK_EQ(ipc->post(p->a.endpoint, requests, PIECES, &posted, &native), PPLX_OK);
+    CHECK_EQ(posted, PIECES);
+}
+
+static void big_gpus_open(pair *p) {
+    const pplx_option options[] = {{"libcuda", libcuda}, {"ring_slots", "64"}};
+    pair_open_with(&p->a, &p->b, options, 2);
+    device_open_of(&p->at_a, &p->a, PIECES * PIECE);
+    device_open_of(&p->at_b, &p->b, PIECES * PIECE);
+    for (size_t i = 0; i < PIECES * PIECE; i++) ((unsigned char *)p->at_a.shows)[i] = (unsigned char)(i >> 12 ^ i);
+    warm_up(p);
+    p->b.nimms = 0;
+}
+
+static void check_pieces(pair *p, watched *w, uint64_t nbytes) {
+    bool came[PIECES] = {false};
+    for (int i = 0; i < PIECES; i++) CHECK_EQ(wait_for(&p->a, &p->b, &w[i]), PPLX_OK);
+    wait_imms(&p->b, &p->a, PIECES);
+    for (int i = 0; i < PIECES; i++) {
+        CHECK(p->b.imms[i] < PIECES && !came[p->b.imms[i]]);
+        came[p->b.imms[i]] = true;
+    }
+    CHECK(memcmp(p->at_a.shows, p->at_b.shows, PIECES * nbytes) == 0);
+    memset(p->at_b.shows, 0, PIECES * nbytes);
+    p->b.nimms = 0;
+}
+
+/* A stream stores the first immediate, and that all is done: the others are there before, and nobody sees them. */
+static void test_a_batch_takes_two_stores(void) {
+    static pair p;
+    static watched w[PIECES];
+    big_gpus_open(&p);
+    for (int round = 0; round < 100; round++) { /* around the ring */
+        const int before = stores();
+        CHECK_EQ(hold(1), 0);
+        post_pieces(&p, w, 256);
+        CHECK_EQ(stores() - before, 2);
+        run_for(&p.b, &p.a, 0.001);
+        CHECK_EQ(p.b.nimms, 0);
+        CHECK_EQ(hold(0), 0);
+        check_pieces(&p, w, 256);
+    }
+    gpus_close(&p);
+}
+
+/* One call copies what waits together, if the driver has that call; else one for each. */
+static void test_a_batch_is_copied_by_one_call(void) {
+    static pair p;
+    static watched w[PIECES];
+    big_gpus_open(&p);
+    int before = batches();
+    post_pieces(&p, w, PIECE);
+    CHECK(batches() > before);
+    check_pieces(&p, w, PIECE);
+    set("FAKE_CUDA_FAIL", "cuMemcpyBatchAsync_v2:801");
+    before = batches();
+    post_pieces(&p, w, PIECE);
+    check_pieces(&p, w, PIECE);
+    CHECK_EQ(batches(), before);
+    set("FAKE_CUDA_FAIL", "");
+    gpus_close(&p);
+}
+
+/* While the streams have enough to do: so that a store is rare, however few are written at a time. */
+static void test_what_waits_for_the_streams_makes_a_batch(void) {
+    static pair p;
+    static watched w[PIECES];
+    size_t posted;
+    int32_t native;
+    big_gpus_open(&p);
+    const int before = stores();
+    CHECK_EQ(hold(1), 0);
+    for (uint32_t i = 0; i < PIECES; i++) { /* one at a time */
+        pplx_work_request request = write_of(&p, &w[i], PIECE, i);
+        request.local_address += i * PIECE;
+        request.remote_address += i * PIECE;
+        CHECK_EQ(ipc->post(p.a.endpoint, &request, 1, &posted, &native), PPLX_OK);
+        run_for(&p.a, &p.b, 0.001);
+    }
+    CHECK(stores() - before <= PIECES);
+    CHECK_EQ(hold(0), 0);
+    check_pieces(&p, w, PIECE);
+    CHECK(stores() - before < 2 * PIECES - 8);
     gpus_close(&p);
 }
 
@@ -1114,6 +1214,9 @@ int main(void) {
     RUN(test_nothing_waits_for_a_dead_peers_allocation);
     RUN(test_a_first_gpu_region_comes_late);
     RUN(test_a_first_gpu_region_comes_in_the_middle);
+    RUN(test_a_batch_takes_two_stores);
+    RUN(test_a_batch_is_copied_by_one_call);
+    RUN(test_what_waits_for_the_streams_makes_a_batch);
     RUN(test_regions_of_one_allocation_share_its_handle);
     RUN(test_a_region_for_nobody_has_no_handle);
     RUN(test_a_slow_gpu_keeps_nobody_waiting);

@@ -137,6 +137,8 @@ API fake_cuda_launched(void); /* kernels so far */
 API fake_cuda_handles(void);  /* made so far, for other processes */
 API fake_cuda_queued(void);   /* of all streams, and not done */
 API fake_cuda_pinned(void);   /* ranges of the host's memory */
+API fake_cuda_batches(void);  /* of copies, by one call each, so far */
+API fake_cuda_stores(void);   /* of 64 bits by streams, queued so far */
 API fake_cuda_hold(int yes);  /* no copy of a stream ends until it is taken back */
 API fake_cuda_exported(void); /* dma-bufs made so far */
 API fake_cuda_flushes(void);  /* of what NICs have written: by calls, so far */

@@ -7,12 +7,16 @@
 #include <stdlib.h>
 #include <time.h>
 
-static atomic_int queued, flushing_waits;
+static atomic_int queued, flushing_waits, batches, stores;
 static atomic_bool held;
 
 API fake_cuda_queued(void) { return atomic_load(&queued); }
 
 API fake_cuda_flushing_waits(void) { return atomic_load(&flushing_waits); }
+
+API fake_cuda_batches(void) { return atomic_load(&batches); }
+
+API fake_cuda_stores(void) { return atomic_load(&stores); }
 
 API fake_cuda_hold(int yes) {
     atomic_store(&held, yes);
@@ -139,6 +143,21 @@ API cuStreamCreate(stream **out, unsigned flags) {
     return OK;
 }
 
+enum { GREATEST_PRIORITY = -5 };
+
+API cuCtxGetStreamPriorityRange(int *least, int *greatest) {
+    NEED_CONTEXT();
+    *least = 0;
+    *greatest = GREATEST_PRIORITY;
+    return OK;
+}
+
+API cuStreamCreateWithPriority(stream **out, unsigned flags, int priority) {
+    NEED_CONTEXT();
+    if (priority > 0 || priority < GREATEST_PRIORITY) return INVALID_VALUE; /* the driver takes the nearest one */
+    return cuStreamCreate(out, flags);
+}
+
 API cuStreamDestroy_v2(stream *stream) {
     NEED_CONTEXT();
     pthread_mutex_lock(&stream->lock);
@@ -184,6 +203,26 @@ API cuMemcpyAsync(uint64_t to, uint64_t from, size_t nbytes, stream *stream) {
     return cuStreamSynchronize(stream);
 }
 
+typedef struct copy_attributes {
+    int32_t order, hints[4];
+    uint32_t flags;
+} copy_attributes;
+
+/* `order` 1: the source is read when the stream comes to it, as by other copies. */
+API cuMemcpyBatchAsync_v2(const uint64_t *to, const uint64_t *from, const size_t *nbytes, size_t count,
+                          const copy_attributes *attributes, const size_t *first, size_t nattributes, stream *stream) {
+    NEED_CONTEXT();
+    if (!stream || !count || nattributes != 1 || *first || attributes->order != 1 || attributes->flags)
+        return INVALID_VALUE;
+    if (stream->capturing) return CAPTURE_UNSUPPORTED;
+    atomic_fetch_add(&batches, 1);
+    for (size_t i = 0; i < count; i++) {
+        const int result = fake_enqueue(stream, (op){COPY, to[i], from[i], nbytes[i]});
+        if (result != OK) return result;
+    }
+    return OK;
+}
+
 API cuStreamWriteValue64_v2(stream *stream, uint64_t address, uint64_t value, unsigned flags) {
     NEED_CONTEXT();
     if (flags > 1 || address % 8) return INVALID_VALUE;
@@ -219,6 +258,7 @@ API cuStreamBatchMemOp_v2(stream *stream, unsigned count, const memory_op *ops, 
     }
     for (unsigned i = 0; i < count; i++) {
         const uint32_t operation = ops[i].word.operation;
+        if (operation == 5) atomic_fetch_add(&stores, 1);
         const int result = fake_enqueue(stream, (op){operation == 4   ? WAIT
                                                      : operation == 2 ? WRITE_32
                                                                       : WRITE,

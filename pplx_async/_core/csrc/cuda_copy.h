@@ -17,7 +17,7 @@
 
 #include <stdint.h>
 
-enum { CUDA_PIECES = 64, CUDA_PIECE_THREADS = 256 };
+enum { CUDA_PIECES = 160, CUDA_PIECE_THREADS = 256 };
 
 typedef struct cuda_piece {
     uint64_t to, from, nbytes;
@@ -32,7 +32,7 @@ static const char pplx_cuda_copy_ptx[] =
     ".version 6.4\n"
     ".target sm_70\n"
     ".address_size 64\n"
-    ".visible .entry pplx_copy(.param .align 8 .b8 pieces[1536])\n"
+    ".visible .entry pplx_copy(.param .align 8 .b8 pieces[3840])\n"
     "{\n"
     "    .reg .pred %p;\n"
     "    .reg .b32 %piece, %thread, %block, %width, %grid, %byte;\n"

@@ -28,7 +28,8 @@ static const pplx_symbol symbols[] = {
     SYMBOL(ipc_get, "IpcGetMemHandle"),
     SYMBOL(ipc_open, "IpcOpenMemHandle_v2"),
     SYMBOL(ipc_close, "IpcCloseMemHandle"),
-    SYMBOL(stream_create, "StreamCreate"),
+    SYMBOL(priorities, "CtxGetStreamPriorityRange"),
+    SYMBOL(stream_create, "StreamCreateWithPriority"),
     SYMBOL(stream_destroy, "StreamDestroy_v2"),
     SYMBOL(stream_query, "StreamQuery"),
     SYMBOL(stream_context, "StreamGetCtx"),
@@ -36,6 +37,7 @@ static const pplx_symbol symbols[] = {
     SYMBOL(capture_mode, "ThreadExchangeStreamCaptureMode"),
     SYMBOL(stream_batch, "StreamBatchMemOp_v2"),
     SYMBOL(copy, "MemcpyAsync"),
+    {"cuMemcpyBatchAsync_v2", NULL, false, offsetof(pplx_libcuda, copy_batch)},
     {"cuFlushGPUDirectRDMAWrites", NULL, false, offsetof(pplx_libcuda, flush_rdma)},
     SYMBOL(host_register, "MemHostRegister_v2"),
     SYMBOL(host_unregister, "MemHostUnregister"),
@@ -134,6 +136,12 @@ void pplx_cuda_leave(const pplx_libcuda *cuda, int mode) {
     cu_context own;
     cuda->capture_mode(&mode);
     cuda->context_pop(&own);
+}
+
+cu_result pplx_cuda_stream(const pplx_libcuda *cuda, cu_stream *stream) {
+    int least, greatest;
+    const cu_result result = cuda->priorities(&least, &greatest);
+    return result == CU_OK ? cuda->stream_create(stream, CU_STREAM_NON_BLOCKING, greatest) : result;
 }
 
 /* The driver takes whole pages of the host's. */

@@ -77,6 +77,14 @@ typedef union cu_memory_op {
     uint64_t pad[6];
 } cu_memory_op;
 
+enum { CU_COPY_IN_STREAM_ORDER = 1 };
+
+typedef struct cu_copy_attributes {
+    int32_t order; /* when the source is read */
+    int32_t from_hint[2], to_hint[2];
+    uint32_t flags;
+} cu_copy_attributes;
+
 typedef struct pplx_libcuda {
     cu_result (*init)(unsigned flags);
     cu_result (*error_name)(cu_result error, const char **text);
@@ -93,7 +101,8 @@ typedef struct pplx_libcuda {
     cu_result (*ipc_get)(cu_ipc_handle *handle, cu_pointer pointer);
     cu_result (*ipc_open)(cu_pointer *pointer, cu_ipc_handle handle, unsigned flags);
     cu_result (*ipc_close)(cu_pointer pointer);
-    cu_result (*stream_create)(cu_stream *stream, unsigned flags);
+    cu_result (*priorities)(int *least, int *greatest); /* of streams; the greatest is the smallest number */
+    cu_result (*stream_create)(cu_stream *stream, unsigned flags, int priority);
     cu_result (*stream_destroy)(cu_stream stream);
     cu_result (*stream_query)(cu_stream stream);
     cu_result (*stream_context)(cu_stream stream, cu_context *context);
@@ -101,6 +110,9 @@ typedef struct pplx_libcuda {
     cu_result (*capture_mode)(int *mode);                           /* of this thread; the one of before comes back */
     cu_result (*stream_batch)(cu_stream stream, unsigned count, cu_memory_op *ops, unsigned flags);
     cu_result (*copy)(cu_pointer to, cu_pointer from, size_t nbytes, cu_stream stream);
+    /* Of several pieces, in any order among them; all of them have the first attributes. NULL before 13.0. */
+    cu_result (*copy_batch)(cu_pointer *to, cu_pointer *from, size_t *nbytes, size_t count,
+                            cu_copy_attributes *attributes, size_t *first, size_t nattributes, cu_stream stream);
     cu_result (*flush_rdma)(int target, int scope); /* NULL before 11.3 */
     cu_result (*host_register)(void *memory, size_t nbytes, unsigned flags);
     cu_result (*host_unregister)(void *memory);
@@ -129,6 +141,9 @@ pplx_status pplx_cuda_init(const pplx_libcuda *cuda, const char *file, pplx_erro
  * to all who don't say that they touch nothing that is captured, and breaks if they are made. */
 cu_result pplx_cuda_enter(const pplx_libcuda *cuda, cu_context context, int *mode);
 void pplx_cuda_leave(const pplx_libcuda *cuda, int mode);
+
+/* One that waits for nothing of the program's, and whose kernels go first where there is no room for all. */
+cu_result pplx_cuda_stream(const pplx_libcuda *cuda, cu_stream *stream);
 
 /* The allocation that a pointer points into. */
 typedef struct cuda_range {

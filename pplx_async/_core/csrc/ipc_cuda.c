@@ -11,8 +11,13 @@
  * into a slot in the peer's inbox, which the GPU reaches like any pinned memory; then a store into a word of ours.
  * So no code of the host's runs between data and immediate, and the peer's thread sees the slot turn as it would
  * see any other. (cuStreamWriteValue64 comes after what the stream did before, for every reader:
- * CUDA Driver API, "Stream Memory Operations".) What is begun together is a batch, with all its copies
- * before its stores; many small ones are copied by one kernel. Our own word tells that a record has ended; while a stream works nobody here sleeps.
+ * CUDA Driver API, "Stream Memory Operations".) Our own word tells that a record has ended; while a stream works nobody
+ * here sleeps.
+ *
+ * Batches. A store keeps a stream from copying for 1.4 us, a copy of 1 MiB takes 2.7, and to begin one costs 2 to 5 (two
+ * H200s). So what is begun together has its copies before two stores: of the first immediate, behind which the others
+ * lie already, and of our word. Many small ones are copied by one kernel, others by one call. While the streams have
+ * enough to do what comes is left in the queue, and makes the next batch.
  *
  * Between GPU and host, and where a peer's memory can't be opened, the thread has a part in it: ipc_cuda_host.c.
  *
@@ -41,10 +46,12 @@
 
 enum {
     BATCH = CUDA_PIECES, /* records begun together */
+    BATCH_NBYTES = 8 << 20, /* and no more than so much, or one record */
+    MOST_BEGUN = 2,     /* batches on a stream */
     FEW = 4,            /* from so many on by one kernel, if each is */
     SMALL = 256 << 10,  /* no larger than this */
     KERNEL_BLOCK = 16 << 10, /* bytes of a block of it */
-    LARGE = 1 << 20,    /* bytes from which on a record doesn't keep the small ones waiting */
+    LARGE = 1 << 20,    /* bytes from which on a record doesn't keep the small ones waiting: it has other streams */
     ASK_NS = 10000000   /* between questions to the driver if a stream still works */
 };
 
@@ -68,7 +75,6 @@ struct ipc_cuda {
     uint64_t begun[IPC_STREAMS];
     ipc_list working[IPC_STREAMS]; /* oldest first */
     uint32_t records;          /* on them */
-    int next_large;
     uint64_t asked_ns;
     cu_result lost; /* the driver has given the context up */
     bool stuck;     /* somebody has waited for it in vain: the next one doesn't */
@@ -77,7 +83,8 @@ struct ipc_cuda {
     int stream;
     uint32_t count;
     uint32_t slots;
-    bool apart; /* some of it is not for the kernel */
+    uint64_t nbytes;
+    bool apart; /* some of it can be copied alone only */
     struct {
         ipc_record *record;
         cu_pointer remote;
@@ -110,8 +117,7 @@ static size_t page_nbytes(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 static cu_result open_streams(ipc_cuda *cuda) {
     const pplx_libcuda *api = cuda->api;
     cu_result result = CU_OK;
-    for (int i = 0; result == CU_OK && i < IPC_STREAMS; i++)
-        result = api->stream_create(&cuda->streams[i], CU_STREAM_NON_BLOCKING);
+    for (int i = 0; result == CU_OK && i < IPC_STREAMS; i++) result = pplx_cuda_stream(api, &cuda->streams[i]);
     if (result == CU_OK)
         result = api->host_register(cuda->done, page_nbytes(), CU_HOST_REGISTER_PORTABLE | CU_HOST_REGISTER_DEVICEMAP);
     return result == CU_OK ? api->host_device_pointer(&cuda->done_at, cuda->done, 0) : result;
@@ -461,38 +467,56 @@ bool pplx_ipc_cuda_room(const ipc_endpoint *endpoint) {
     return true;
 }
 
-/* Small ones by the first stream, large ones by the others in turn. */
-static int pick_stream(ipc_cuda *cuda, uint64_t nbytes) {
-    if (nbytes < LARGE) return 0;
-    cuda->next_large = cuda->next_large % (IPC_STREAMS - 1) + 1;
-    return cuda->next_large;
+/* Batches that it was given and has not done. */
+static uint64_t on_stream(const ipc_cuda *cuda, int stream) {
+    /* relaxed: what it has copied is seen by pplx_ipc_cuda_finish() */
+    return cuda->begun[stream] - atomic_load_explicit(&cuda->done[stream], memory_order_relaxed);
 }
 
-bool pplx_ipc_cuda_gather(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key) {
+/* Two for what is small, two for what is large: one stores while the other one copies. -1: both have enough to do. */
+static int pick_stream(const ipc_cuda *cuda, uint64_t nbytes) {
+    const int first = nbytes < LARGE ? 0 : IPC_STREAMS / 2, second = first + 1;
+    const int stream = on_stream(cuda, second) < on_stream(cuda, first) ? second : first;
+    return on_stream(cuda, stream) < MOST_BEGUN || nbytes >= BATCH_NBYTES ? stream : -1;
+}
+
+static bool joins(const ipc_cuda *cuda, uint64_t nbytes) {
+    const bool large = cuda->stream >= IPC_STREAMS / 2;
+    return cuda->count < BATCH && large == (nbytes >= LARGE) && cuda->nbytes + nbytes <= BATCH_NBYTES;
+}
+
+enum ipc_blocked pplx_ipc_cuda_gather(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key) {
     ipc_cuda *cuda = endpoint->domain->cuda;
     const ipc_region *local = (const ipc_region *)(const void *)record->request.local_mr;
-    const bool large = record->request.nbytes >= LARGE;
-    if (cuda->count == BATCH || (cuda->count && large != (cuda->stream != 0))) pplx_ipc_cuda_start(endpoint);
-    if (cuda->count == 0) cuda->stream = pick_stream(cuda, record->request.nbytes);
+    const uint64_t nbytes = record->request.nbytes;
+    if (cuda->count && !joins(cuda, nbytes)) pplx_ipc_cuda_start(endpoint);
+    if (cuda->count == 0) cuda->stream = pick_stream(cuda, nbytes);
+    if (cuda->stream < 0) return IPC_NEEDS_GPU;
     if (record->request.opcode == PPLX_WRITE_IMM) {
-        if (!has_room(endpoint, cuda->stream, cuda->slots)) return false;
+        if (!has_room(endpoint, cuda->stream, cuda->slots)) return IPC_NEEDS_SLOT;
         cuda->slots++;
     }
     cuda->apart |= !local->near || !key->near;
+    cuda->nbytes += nbytes;
     cuda->batch[cuda->count].record = record;
     cuda->batch[cuda->count++].remote = key->device + record->request.remote_address;
-    return true;
+    return IPC_RUNNABLE;
 }
 
 static cu_memory_op store(cu_pointer address, uint64_t value) {
     return (cu_memory_op){.word = {.operation = CU_WRITE_VALUE_64, .address = address, .value = value}};
 }
 
+/* Where the stream stores it; of those behind the first one, which hides them, it is there before. */
 static cu_memory_op store_immediate(ipc_endpoint *endpoint, int stream, uint32_t imm) {
     const uint64_t position = endpoint->stream_tail[stream]++;
     const char *slot = (const char *)ipc_stream_slot(&endpoint->outbox, stream, position);
     return store(endpoint->stream_slots + (uint64_t)(slot - (const char *)endpoint->outbox.streams),
                  ipc_immediate_slot(position, imm));
+}
+
+static void put_immediate(ipc_endpoint *endpoint, int stream, uint32_t imm) {
+    ipc_put_streamed(&endpoint->outbox, stream, endpoint->stream_tail[stream]++, imm);
 }
 
 static cuda_piece piece_of(const ipc_cuda *cuda, uint32_t i) {
@@ -502,15 +526,13 @@ static cuda_piece piece_of(const ipc_cuda *cuda, uint32_t i) {
     return (cuda_piece){.to = read ? local : remote, .from = read ? remote : local, .nbytes = request->nbytes};
 }
 
-/* The whole batch by one kernel. False: it isn't worth it, or the driver says no; or some of it is another GPU's
- * memory, and not opened as a peer's: the copy engines reach that, but a kernel would end with a fault, which takes
- * the program's own context along. */
-static bool copy_together(ipc_cuda *cuda) {
+/* The whole batch by one kernel. False: it isn't worth it, or the driver says no. */
+static bool copy_by_kernel(ipc_cuda *cuda) {
     cuda_pieces pieces;
     uint64_t longest = 0;
     /* acquire: pairs with the store in load_kernel() */
     cu_function kernel = atomic_load_explicit(&cuda->kernel, memory_order_acquire);
-    if (!kernel || cuda->count < FEW || cuda->apart) return false;
+    if (!kernel || cuda->count < FEW) return false;
     for (uint32_t i = 0; i < cuda->count; i++) {
         pieces.of[i] = piece_of(cuda, i);
         if (pieces.of[i].nbytes > longest) longest = pieces.of[i].nbytes;
@@ -521,13 +543,33 @@ static bool copy_together(ipc_cuda *cuda) {
                              0, cuda->streams[cuda->stream], arguments, NULL) == CU_OK;
 }
 
+/* By one call. False: the driver has none, or says no. */
+static bool copy_by_call(const ipc_cuda *cuda) {
+    cu_pointer to[BATCH], from[BATCH];
+    size_t nbytes[BATCH], first = 0;
+    cu_copy_attributes attributes = {.order = CU_COPY_IN_STREAM_ORDER};
+    if (!cuda->api->copy_batch || cuda->count == 1) return false;
+    for (uint32_t i = 0; i < cuda->count; i++) {
+        const cuda_piece piece = piece_of(cuda, i);
+        to[i] = piece.to;
+        from[i] = piece.from;
+        nbytes[i] = piece.nbytes;
+    }
+    return cuda->api->copy_batch(to, from, nbytes, cuda->count, &attributes, &first, 1, cuda->streams[cuda->stream]) ==
+           CU_OK;
+}
+
+/* Not if some of it is another GPU's memory, and not opened as a peer's: the copy engines reach that, one copy at a
+ * time, but a kernel would end with a fault, which takes the program's own context along. */
+static bool copy_together(ipc_cuda *cuda) { return !cuda->apart && (copy_by_kernel(cuda) || copy_by_call(cuda)); }
+
 /* Copies, then immediates, then our word: what the driver refuses of the copies ends at once. */
 void pplx_ipc_cuda_start(ipc_endpoint *endpoint) {
     ipc_cuda *cuda = endpoint->domain->cuda;
     if (!cuda || cuda->count == 0) return;
     const int stream = cuda->stream;
     const pplx_libcuda *api = cuda->api;
-    cu_memory_op ops[BATCH + 1];
+    cu_memory_op ops[2];
     uint32_t nops = 0;
     int mode;
     const cu_result entered = enter(cuda, &mode);
@@ -544,13 +586,17 @@ void pplx_ipc_cuda_start(ipc_endpoint *endpoint) {
             pplx_ipc_finish(NULL, record, PPLX_LOCAL_ACCESS);
             continue;
         }
-        if (request->opcode == PPLX_WRITE_IMM) ops[nops++] = store_immediate(endpoint, stream, request->imm);
+        if (request->opcode == PPLX_WRITE_IMM && nops == 0)
+            ops[nops++] = store_immediate(endpoint, stream, request->imm);
+        else if (request->opcode == PPLX_WRITE_IMM)
+            put_immediate(endpoint, stream, request->imm);
         record->turn = cuda->begun[stream] + 1;
         ipc_list_append(&cuda->working[stream], record);
         endpoint->streaming++;
         cuda->records++;
     }
     cuda->count = cuda->slots = 0;
+    cuda->nbytes = 0;
     cuda->apart = false;
     if (cuda->working[stream].tail && cuda->working[stream].tail->turn > cuda->begun[stream]) {
         ops[nops++] = store(cuda->done_at + (uint64_t)stream * sizeof(uint64_t), ++cuda->begun[stream]);

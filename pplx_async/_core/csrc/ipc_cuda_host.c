@@ -92,7 +92,7 @@ static cu_result pin(ipc_hops *hops) {
     if (result != CU_OK) return result;
     result = api->host_device_pointer(&hops->memory_at, hops->memory, 0);
     if (result != CU_OK) api->host_unregister(hops->memory);
-    if (result == CU_OK) result = api->stream_create(&hops->stream, CU_STREAM_NON_BLOCKING);
+    if (result == CU_OK) result = pplx_cuda_stream(api, &hops->stream);
     if (result != CU_OK) unpin(hops);
     return result;
 }

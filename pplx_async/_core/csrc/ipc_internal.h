@@ -386,7 +386,8 @@ bool pplx_ipc_cuda_yield(ipc_key *key); /* false: there is nothing to be closed 
 void pplx_ipc_cuda_drop(ipc_key *key);
 void pplx_ipc_cuda_forget(ipc_endpoint *endpoint); /* what is still opened or closed for it has nobody to tell */
 void pplx_ipc_cuda_hear(ipc_domain *domain);       /* what was opened and closed */
-bool pplx_ipc_cuda_gather(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key); /* false: no slot */
+/* IPC_RUNNABLE: it is a stream's now; else what it needs first. */
+enum ipc_blocked pplx_ipc_cuda_gather(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key);
 void pplx_ipc_cuda_start(ipc_endpoint *endpoint); /* what was gathered */
 void pplx_ipc_cuda_finish(ipc_domain *domain); /* what the streams have done */
 bool pplx_ipc_cuda_settle(const ipc_endpoint *endpoint); /* false: the GPU still works for it, after a while */

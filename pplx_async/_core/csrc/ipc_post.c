@@ -250,8 +250,8 @@ static verdict run_device(ipc_endpoint *endpoint, ipc_record *record, uint64_t r
 
 /* From GPU to GPU. */
 static verdict run_streamed(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key) {
-    if (pplx_ipc_cuda_gather(endpoint, record, key)) return STREAMED;
-    return block(&endpoint->queue_blocked, IPC_NEEDS_SLOT);
+    const enum ipc_blocked needs = pplx_ipc_cuda_gather(endpoint, record, key);
+    return needs == IPC_RUNNABLE ? STREAMED : block(&endpoint->queue_blocked, needs);
 }
 
 static verdict run_mapped(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key, uint64_t *nbytes) {

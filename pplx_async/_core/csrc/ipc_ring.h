@@ -84,11 +84,19 @@ static inline uint64_t ipc_immediates_free(const ipc_inbox *to, uint64_t tail) {
 /* ---- immediates of a GPU's stream ----
  *
  * As above, but a slot is stored by the stream, after its copies, and nobody looks at `wake` then: the thread that
- * gave the stream its work does so when it sees that the work is done, and doesn't sleep before. */
+ * gave the stream its work does so when it sees that the work is done, and doesn't sleep before. Of several that the
+ * stream publishes at once it stores the first one; those behind it are there already. */
 
 /* What a stream has to store, and where. `position` is the next one of its ring. */
 static inline _Atomic uint64_t *ipc_stream_slot(const ipc_inbox *to, int stream, uint64_t position) {
     return &to->streams[stream * IPC_STREAM_SLOTS + (int)(position % IPC_STREAM_SLOTS)];
+}
+
+/* Producer, behind a slot that the stream stores after that, which publishes this one too. */
+static inline void ipc_put_streamed(const ipc_inbox *to, int stream, uint64_t position, uint32_t imm) {
+    /* release: before the stream is given its work; the consumer doesn't get here before the stream's store */
+    atomic_store_explicit(ipc_stream_slot(to, stream, position), ipc_immediate_slot(position, imm),
+                          memory_order_release);
 }
 
 static inline bool ipc_peek_stream(const ipc_inbox *own, int stream, uint64_t head, uint32_t *imm) {
