@@ -131,7 +131,7 @@ static void ipc_domain_caps(pplx_provider_domain *handle, pplx_caps *caps) {
         .flags = PPLX_CAP_READ | PPLX_CAP_WAIT_FD | PPLX_CAP_FENCE | PPLX_CAP_PROMPT | PPLX_CAP_DEATH |
                  (cuda ? PPLX_CAP_CUDA : 0),
         .max_inflight = IPC_MAX_INFLIGHT,
-        .max_inflight_bytes = 64u << 20,
+        .max_inflight_bytes = 256u << 20,
         .max_message = IPC_MAX_MESSAGE,
         .eager_posts = 16,
         .posts_per_turn = 64,
