@@ -485,6 +485,13 @@ static bool joins(const ipc_cuda *cuda, uint64_t nbytes) {
     return cuda->count < BATCH && large == (nbytes >= LARGE) && cuda->nbytes + nbytes <= BATCH_NBYTES;
 }
 
+/* Whether what was posted begins at once: the streams have nothing to do, or it is a batch. Else poll() begins it, with
+ * what is posted until then. */
+bool pplx_ipc_cuda_begins(const ipc_endpoint *endpoint) {
+    return endpoint->domain->cuda->records == 0 || endpoint->unbegun >= BATCH ||
+           endpoint->unbegun_nbytes >= BATCH_NBYTES;
+}
+
 enum ipc_blocked pplx_ipc_cuda_gather(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key) {
     ipc_cuda *cuda = endpoint->domain->cuda;
     const ipc_region *local = (const ipc_region *)(const void *)record->request.local_mr;

@@ -205,6 +205,8 @@ struct ipc_endpoint {
     uint64_t stream_head[IPC_STREAMS], stream_tail[IPC_STREAMS];
     cu_pointer stream_slots; /* of the outbox, as our GPU knows them; 0: not yet */
     bool shown;              /* we were told how to open memory of a GPU, whose owner waits for our goodbye */
+    uint32_t unbegun;        /* posted since the queue was looked at, from a GPU's memory or into it */
+    uint64_t unbegun_nbytes; /* of these */
     uint32_t streaming;      /* records that a stream works for */
     uint32_t aside;          /* allocations of the peer's that are being opened or closed */
     /* Commands: executed up to here; sent, and acknowledged, up to here. */
@@ -392,6 +394,7 @@ void pplx_ipc_cuda_start(ipc_endpoint *endpoint); /* what was gathered */
 void pplx_ipc_cuda_finish(ipc_domain *domain); /* what the streams have done */
 bool pplx_ipc_cuda_settle(const ipc_endpoint *endpoint); /* false: the GPU still works for it, after a while */
 bool pplx_ipc_cuda_room(const ipc_endpoint *endpoint); /* all of its rings */
+bool pplx_ipc_cuda_begins(const ipc_endpoint *endpoint);
 bool pplx_ipc_cuda_busy(const ipc_domain *domain);
 bool pplx_ipc_cuda_idle(const ipc_endpoint *endpoint); /* nothing works in its memory, as was seen last */
 void pplx_ipc_cuda_unplug(ipc_endpoint *endpoint); /* before the outbox is unmapped */

@@ -427,12 +427,18 @@ static bool run_list(ipc_endpoint *endpoint, ipc_list *list, run_fn run, uint64_
     return more;
 }
 
+static bool run_queue(ipc_endpoint *endpoint, uint64_t *nbytes) {
+    endpoint->unbegun = 0;
+    endpoint->unbegun_nbytes = 0;
+    return run_list(endpoint, &endpoint->queue, run_one_sided, nbytes);
+}
+
 bool pplx_ipc_run_own(ipc_endpoint *endpoint, ipc_turn *turn) {
     const uint64_t quantum = least(turn->nbytes, IPC_PIECE);
     uint64_t left = quantum;
     endpoint->queue_blocked = endpoint->sends_blocked = IPC_RUNNABLE; /* tried again, it says so again */
     bool more = run_list(endpoint, &endpoint->sends, run_send, &left);
-    more |= run_list(endpoint, &endpoint->queue, run_one_sided, &left);
+    more |= run_queue(endpoint, &left);
     if (endpoint->domain->cuda) pplx_ipc_cuda_start(endpoint);
     turn->nbytes -= quantum - left;
     return more;
@@ -513,9 +519,15 @@ static void start(ipc_endpoint *endpoint, ipc_record *record, uint64_t *nbytes) 
         }
     }
     ipc_list_append(list, record);
+    const bool of_gpu = endpoint->domain->cuda && is_device(record);
+    if (of_gpu && !send) { /* together, at the end of post(), or in poll() */
+        endpoint->unbegun++;
+        endpoint->unbegun_nbytes += request->nbytes;
+    }
     if (!first) return;
     *(send ? &endpoint->sends_blocked : &endpoint->queue_blocked) = IPC_RUNNABLE;
-    if (request->nbytes <= least(IPC_SMALL_COPY, *nbytes) || (endpoint->domain->cuda && is_device(record)))
+    if (of_gpu && !send) return;
+    if (request->nbytes <= least(IPC_SMALL_COPY, *nbytes) || of_gpu)
         run_list(endpoint, list, send ? run_send : run_one_sided, nbytes);
 }
 
@@ -555,7 +567,10 @@ pplx_status pplx_ipc_post(pplx_provider_endpoint *handle, const pplx_work_reques
             start(endpoint, record, &nbytes);
         }
     }
-    if (endpoint->domain->cuda) pplx_ipc_cuda_start(endpoint);
+    if (endpoint->unbegun && pplx_ipc_cuda_begins(endpoint)) {
+        run_queue(endpoint, &nbytes);
+        pplx_ipc_cuda_start(endpoint);
+    }
     *posted = i;
     return status;
 }
