@@ -405,6 +405,7 @@ cdef class Engine(Waker):
         transfer.request.targets = transfer.owned_targets
         transfer.request.ntargets = <uint32_t>plan.ntargets
         transfer.nbytes = plan.nbytes
+        transfer.copied = plan.copied
         transfer.detached = detached
         for used in plan.used:
             transfer.use(used)
@@ -496,6 +497,7 @@ cdef class Engine(Waker):
         transfer.request.targets = &transfer.target
         transfer.request.ntargets = 1
         transfer.nbytes = local.nbytes
+        transfer.copied = 0 if local.registration.on_gpu else local.nbytes
         transfer.detached = detached
         transfer.use(local.registration)
         transfer.use(remote.record)
@@ -518,7 +520,7 @@ cdef class Engine(Waker):
         cdef Transfer transfer = self.new_transfer("send", 0)
         cdef bytes payload = bytes(data)
         transfer.payload = payload
-        transfer.nbytes = <uint64_t>len(payload)
+        transfer.nbytes = transfer.copied = <uint64_t>len(payload)
         transfer.request.kind = PPLX_REQUEST_SEND
         transfer.request.subject = peer.ptr
         transfer.request.payload = <const void *><const char *>payload

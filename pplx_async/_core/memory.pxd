@@ -27,6 +27,7 @@ cdef class Registration(Used):
     cdef readonly uint64_t nbytes
     cdef readonly uint32_t access
     cdef readonly bint writable
+    cdef bint on_gpu
     cdef bint lacks  # a NIC of the engine doesn't reach it
     cdef public bint is_open
 

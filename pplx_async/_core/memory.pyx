@@ -101,7 +101,8 @@ cdef class Registration(Used):
             self.mr.memory.address = memory.address
             self.nbytes = memory.nbytes
         self.mr.memory.device = memory.device
-        self.mr.memory.kind = PPLX_MEMORY_HOST if memory.device < 0 else PPLX_MEMORY_CUDA
+        self.on_gpu = memory.device >= 0
+        self.mr.memory.kind = PPLX_MEMORY_CUDA if self.on_gpu else PPLX_MEMORY_HOST
         self.mr.memory.nbytes = self.nbytes
         cdef Allocation allocation = find_allocation(self.mr.memory.address, self.nbytes)
         if allocation is not None:

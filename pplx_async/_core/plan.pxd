@@ -11,6 +11,7 @@ cdef class Plan:
     cdef pplx_segment *segments
     cdef size_t ntargets, nsegments, room_targets, room_segments
     cdef uint64_t nbytes
+    cdef uint64_t copied
     cdef unsigned long thread
     cdef object engine
     cdef set used

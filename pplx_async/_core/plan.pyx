@@ -43,6 +43,8 @@ _NEW_COUNTER = "Ask the peer for a new counter."
 
 
 cdef uint64_t MOST_BYTES = <uint64_t>-1
+# Bytes that a thread copies in the time that a work request takes it.
+cdef uint64_t AS_MUCH = 1024
 
 
 # ---- what was given ----
@@ -325,6 +327,7 @@ cdef class Plan:
         target.nsegments += 1
         self.nsegments += 1
         self.nbytes += source.nbytes
+        self.copied += AS_MUCH if source.registration.on_gpu else source.nbytes
 
     def add_notify(self, counter, times=1) -> None:
         """Add an immediate alone: the counter counts ``times`` more."""
@@ -413,6 +416,7 @@ cdef class Plan:
         target.nsegments += <uint32_t>made
         self.nsegments += made
         self.nbytes += page * sources.count
+        self.copied += AS_MUCH * made if here.registration.on_gpu else page * sources.count
         return sources.count
 
     def __dealloc__(self):

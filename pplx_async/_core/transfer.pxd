@@ -25,6 +25,7 @@ cdef class Transfer(Promise):
     cdef object ended_by   # what ended it before that; else None
     cdef readonly str operation
     cdef readonly uint64_t nbytes
+    cdef uint64_t copied  # of these, by threads of ours, at most
     cdef readonly bint detached
     cdef readonly bint settled
     cdef readonly bint released

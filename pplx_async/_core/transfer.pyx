@@ -40,7 +40,7 @@ from pplx_async import errors
 
 __all__ = ["Transfer"]
 
-# Bytes up to which a transfer is posted where it is submitted.
+# Bytes to copy up to which a transfer is posted where it is submitted.
 cdef uint64_t SMALL = 64 << 10
 
 
@@ -95,7 +95,7 @@ cdef class Transfer(Promise):
         Py_INCREF(self)  # the core's; given back by Engine.reap when the request is released
         # What does take long, a call or a large copy, is not for the loop's thread.
         cdef Waker waker = self.engine
-        self.theirs = self.request.kind != PPLX_REQUEST_CALL and self.nbytes > SMALL and not waker.alone
+        self.theirs = self.request.kind != PPLX_REQUEST_CALL and self.copied > SMALL and not waker.alone
         waker.theirs += self.theirs
         waker.hand_in(&self.request, self.request.kind != PPLX_REQUEST_CALL and not self.theirs)
         return 0
