@@ -93,9 +93,11 @@ cdef class Transfer(Promise):
         self.request.cookie = <void *>self
         self.request.nbytes = self.nbytes
         Py_INCREF(self)  # the core's; given back by Engine.reap when the request is released
-        # What does take long, a call or a large copy, is not for the loop's thread.
+        # What does take long, a call or a large copy, is not for the loop's thread. What a GPU copies is, if it is one
+        # or two and this thread spins for it; more than that keeps the proxy awake, and both can work.
         cdef Waker waker = self.engine
-        self.theirs = self.request.kind != PPLX_REQUEST_CALL and self.copied > SMALL and not waker.alone
+        cdef bint long = self.copied > SMALL or (self.nbytes > SMALL and (not waker.spins or waker.inflight > 2))
+        self.theirs = self.request.kind != PPLX_REQUEST_CALL and long and not waker.alone
         waker.theirs += self.theirs
         waker.hand_in(&self.request, self.request.kind != PPLX_REQUEST_CALL and not self.theirs)
         return 0
