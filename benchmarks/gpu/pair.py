@@ -103,6 +103,7 @@ class Pair:
         running = self._target.ask("run_gated", work.count)
         for _ in range(work.count):
             await self._answered()
+            pause()  # here, where it is decided when the gate opens
             began.append(time.monotonic_ns())
             await side.engine.write(local, remote, counter=side.remote_gates)
         return _microseconds(began, await running)

@@ -5,13 +5,17 @@
 - *write*: from the call to the count at the receiver.
 - *gated*: from the call to the first instruction of a kernel behind a gate at the receiver. (In C the host polls for
   the store behind the copy, and then lets the stream go: counting is the host's.)
-- *gate*: the same of a write of 8 B in shared memory of the host: from the last immediate, that is.
+- *gate*: the same of a write of 8 B in shared memory of the host: from the last immediate, that is. The clock starts
+  before it, at the call of ``engine.write`` in the other process. (In C it starts at the store that lets the stream go:
+  what is left is the GPU's own part.)
 - *doorbell*: from a kernel's store, which the host sees, to bytes of the host that arrive because the stream has come
   to the doorbell behind that kernel.
 - *watch*: the host says that it saw a number, a kernel adds to it, a coroutine sees that.
 - *compute*: a kernel that needs the whole GPU, while a stream waits in a gate.
 - *stream*: writes of slots, ``inflight`` at a time, until the last await is over.
 - *pages*: pages from random to random places in one await.
+
+A stream that is to be let go has waited for 20 to 60 us by then, with us as in C: see `side.pause`.
 
 What the host sees of a GPU's store is seen by a thread that polls for it in C, for ours as for C's; what that takes, 1
 to 2 us, is in the figures of both.

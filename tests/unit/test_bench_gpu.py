@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import time
 import pytest
 
 from benchmarks.figures import insert
-from benchmarks.gpu import about, figures, lines, measure, peers, works
+from benchmarks.gpu import about, figures, lines, measure, pair, peers, side, works
 from benchmarks.gpu.measure import _parse, row_of
 from benchmarks.gpu.pair import Pair
 from benchmarks.gpu.stamps import Stamps
@@ -114,6 +115,32 @@ def test_a_work_that_fails_leaves_the_others(built, kernels, tmp_path, monkeypat
         ("gate-8", "c"),
         *(("watch-8", name) for name in NAMES),
     ]
+
+
+def test_who_opens_a_gate_pauses_before_the_clock_starts(built, kernels, tmp_path, monkeypatch):
+    """And the one that waits in it does not: what comes after its pause would take up some of the chance."""
+    paused = []
+    monkeypatch.setattr(pair, "pause", lambda: paused.append("leader"))
+    monkeypatch.setattr(side, "pause", lambda: paused.append("target"))
+    status, found = measure_here(kernels, tmp_path, "gate-8,gated-8")
+    assert (status, found["failed"]) == (0, {})
+    counts = [row["count"] for row in found["rows"] if row["name"] != "c"]
+    assert len(counts) == 4
+    assert set(paused) == {"leader"}
+    assert len(paused) >= sum(counts)
+
+
+def test_pauses_are_long_enough_and_of_many_lengths(monkeypatch):
+    monkeypatch.setattr(side, "_random", random.Random(1))
+    drawn = random.Random(1)
+    lengths = set()
+    for _ in range(200):
+        began = time.monotonic_ns()
+        side.pause()
+        took, length = time.monotonic_ns() - began, drawn.uniform(20_000, 60_000)
+        assert took >= length
+        lengths.add(length)
+    assert max(lengths) - min(lengths) > 30_000
 
 
 def test_other_bytes_are_a_failure(built, kernels, tmp_path, monkeypatch):

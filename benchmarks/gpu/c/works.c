@@ -5,13 +5,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PAUSE_US = 20, COMPUTE_THREADS = 1024, GATHER_THREADS = 512 };
+enum { LEAST_PAUSE_US = 20, MOST_PAUSE_US = 60, COMPUTE_THREADS = 1024, GATHER_THREADS = 512 };
 
 static const double median = -1;
 
-/* Until a stream has come to where it waits. */
+/* Until a stream has come to where it waits, and then for a random time: a GPU looks at a stream that waits only now
+ * and then, so after pauses of one length it would always be as soon, by luck. */
 static void settle(void) {
-    const double end = gpu_now_us() + PAUSE_US;
+    static uint64_t dice = 1;
+    dice = dice * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+    const double part = (double)(dice >> 32) / 4294967296.0;
+    const double end = gpu_now_us() + LEAST_PAUSE_US + part * (MOST_PAUSE_US - LEAST_PAUSE_US);
     while (gpu_now_us() < end) {
     }
 }
