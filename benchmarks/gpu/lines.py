@@ -26,7 +26,8 @@ TITLES = {
     "compute-8": "a kernel on the whole GPU, while a stream waits in a gate",
     "stream-1M": "stream of 1 MiB, 16 in flight",
     "stream-64M": "stream of 64 MiB, 16 in flight",
-    "pages-64K": "1024 pages of 64 KiB in one await",
+    "burst-64K": "1024 pages of 64 KiB in one await, from rest",
+    "pages-64K": "1024 pages of 64 KiB in one await, four at a time",
 }
 _FIELDS = {"p50": "", "value": "", "p99": "99 %", "p999": "99.9 %", "max": "longest"}
 

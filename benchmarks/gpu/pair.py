@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.gpu.side import LANDED, OUTGOING, Given, Side, pause
 from benchmarks.gpu.target import Here, Target, There
-from benchmarks.gpu.works import ROUNDS, summary
+from benchmarks.gpu.works import AT_ONCE, AWAITS, ROUNDS, summary
 from pplx_async.cli.bench.works import Work, scramble
 
 __all__ = ["Pair"]
@@ -183,20 +183,32 @@ class Pair:
         starts = [piece.start for piece in pieces][: work.count]
         return await self._bulk(work, write_all, starts, starts)
 
+    async def _burst(self, work: Work) -> Result:
+        return await self._pages(work)
+
     async def _pages(self, work: Work) -> Result:
         side = self._side
         bits = (side.memory.nbytes // work.nbytes).bit_length() - 1
         ours, theirs = (np.array([scramble(i, bits, seed) for i in range(work.count)]) for seed in (1, 2))
 
         async def write_all() -> None:
-            await side.engine.write_pages(
-                side.region,
-                side.remote,
-                page_nbytes=work.nbytes,
-                local_pages=ours,
-                remote_pages=theirs,
-                counter=side.remote_counter,
-            )
+            window: deque[Awaitable[int]] = deque()
+            for first in range(0, work.count, AT_ONCE):
+                if len(window) == AWAITS:
+                    await window.popleft()
+                some = slice(first, first + AT_ONCE)
+                window.append(
+                    side.engine.write_pages(
+                        side.region,
+                        side.remote,
+                        page_nbytes=work.nbytes,
+                        local_pages=ours[some],
+                        remote_pages=theirs[some],
+                        counter=side.remote_counter,
+                    )
+                )
+            for transfer in window:
+                await transfer
 
         return await self._bulk(work, write_all, (ours * work.nbytes).tolist(), (theirs * work.nbytes).tolist())
 

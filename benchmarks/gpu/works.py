@@ -13,7 +13,8 @@
 - *watch*: the host says that it saw a number, a kernel adds to it, a coroutine sees that.
 - *compute*: a kernel that needs the whole GPU, while a stream waits in a gate.
 - *stream*: writes of slots, ``inflight`` at a time, until the last await is over.
-- *pages*: pages from random to random places in one await.
+- *burst*: pages from random to random places in one await, from rest. (In C one kernel.)
+- *pages*: the same, `AT_ONCE` to an await, of which some are under way. (In C one kernel for all of them.)
 
 A stream that is to be let go has waited for 20 to 60 us by then, with us as in C: see `side.pause`.
 
@@ -30,7 +31,7 @@ from collections.abc import Sequence
 from pplx_async.cli.bench.aims import Aim
 from pplx_async.cli.bench.works import KIB, MIB, Work
 
-__all__ = ["AIMS", "FIELDS", "ROUNDS", "WORKS", "arena_nbytes", "find", "shrink", "summary"]
+__all__ = ["AIMS", "AT_ONCE", "AWAITS", "FIELDS", "ROUNDS", "WORKS", "arena_nbytes", "find", "shrink", "summary"]
 
 WORKS = (
     Work("write", 8, 2000, "us"),
@@ -43,10 +44,13 @@ WORKS = (
     Work("compute", 8, 20, "us"),
     Work("stream", MIB, 4096, "GB/s", inflight=16),
     Work("stream", 64 * MIB, 256, "GB/s", inflight=16),
-    Work("pages", 64 * KIB, 1024, "GB/s"),
+    Work("burst", 64 * KIB, 1024, "GB/s"),
+    Work("pages", 64 * KIB, 16384, "GB/s"),
 )
 # Of the kernel of `compute`: some milliseconds on an H200.
 ROUNDS = 1 << 20
+# Of `pages`: in one await, and how many of these at a time.
+AT_ONCE, AWAITS = 1024, 4
 
 # Bounds: of which figure, and which. The published watcher has 6.2 us, and 19.4 at 99.9 %.
 AIMS: dict[str, tuple[tuple[str, Aim], ...]] = {
@@ -67,7 +71,7 @@ FIELDS = {"p50": 50.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
 
 def arena_nbytes(works: Sequence[Work]) -> int:
     """Memory that each side needs on its GPU: a power of two, as the places of pages want it."""
-    most = max(work.nbytes * (work.count if work.name == "pages" else work.inflight) for work in works)
+    most = max(work.nbytes * (work.count if work.name in ("burst", "pages") else work.inflight) for work in works)
     return 1 << (most - 1).bit_length()
 
 

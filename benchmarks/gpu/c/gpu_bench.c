@@ -16,7 +16,7 @@ enum { LINE = 64, PAGE = 4096, TURNS_BEFORE_YIELD = 1 << 14 };
 
 static const char usage[] =
     "usage: gpu_bench WORK [options]\n"
-    "works: write gated gate doorbell watch compute stream pages\n"
+    "works: write gated gate doorbell watch compute stream burst pages\n"
     "  --nbytes N --count N --inflight N   of one repetition\n"
     "  --arena N       bytes of memory on each GPU\n"
     "  --rounds N      of the kernel of `compute`\n"

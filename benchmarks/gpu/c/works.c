@@ -226,6 +226,7 @@ const gpu_work gpu_works[] = {
     {"watch", "us", run_watch, NULL},
     {"compute", "us", run_compute, NULL},
     {"stream", "GB/s", run_stream, check_stream},
+    {"burst", "GB/s", run_pages, check_pages},
     {"pages", "GB/s", run_pages, check_pages},
     {0},
 };
