@@ -4,6 +4,8 @@
 /* The owner makes progress itself: what is submitted in any way ends, while proxy and owner take the
  * token from each other; nobody's wake-up is lost; and when the owner stays away, the proxy turns. The
  * owner blocks in poll() on what it was told to watch and on nothing else. */
+#include <sched.h>
+
 #include "engine_helpers.h"
 
 enum { NBYTES = 1 << 20 };
@@ -203,6 +205,66 @@ static void spinning_that_pays(void) {
     pair_close(&pair);
 }
 
+/* ------------------------------------------------------------------ a proxy that turns all the time */
+
+static uint64_t turns_of(const pplx_engine *engine) {
+    pplx_engine_stats stats;
+    pplx_engine_read_stats(engine, &stats);
+    return stats.turns;
+}
+
+/* Without a pause: whoever turns on another core is at it right now. */
+static void await_turns(const pplx_engine *engine, uint64_t n) {
+    const uint64_t before = turns_of(engine), start = check_now_ns();
+    while (turns_of(engine) < before + n) check_patience(start, PATIENCE_S);
+}
+
+static _Alignas(8) pplx_cell watched;
+
+static void open_watch(const pair *pair, pplx_word *watch, bool *retired) {
+    watched = (pplx_cell){0};
+    *watch = (pplx_word){.kind = PPLX_WORD_WATCH, .cookie = retired, .cell = &watched, .notify_at = UINT64_MAX};
+    pplx_word_arm(pair->a.engine, watch);
+}
+
+static void write_watched(void) {
+    __atomic_fetch_add((uint64_t __attribute__((may_alias)) *)(void *)&watched, 1, __ATOMIC_RELEASE);
+}
+
+static void *write_while_it_spins(void *engine) {
+    await_turns(engine, 200);
+    write_watched();
+    return NULL;
+}
+
+/* Its lease says that it turns for minutes yet, but it computes: what a stream writes meanwhile the proxy sees. */
+static void word_is_seen_under_a_lease(void) {
+    enum { LONG_US = 4 * PATIENCE_S * 1000000 };
+    pair pair;
+    pplx_word watch;
+    bool retired = false;
+    pair_open(&pair, 1, 1, "", NBYTES);
+    open_watch(&pair, &watch, &retired);
+    for (int i = 0; i < 20; i++) {
+        pthread_t stream;
+        CHECK_EQ(pthread_create(&stream, NULL, write_while_it_spins, pair.a.engine), 0);
+        CHECK(pplx_spin(pair.a.engine, LONG_US) & PPLX_DONE);
+        CHECK_EQ(pthread_join(stream, NULL), 0);
+        reap_all(&pair.a);
+        const uint64_t told = pair.a.words, start = check_now_ns();
+        write_watched();
+        while (pair.a.words == told) { /* no call that turns */
+            check_patience(start, PATIENCE_S);
+            sched_yield();
+            reap_all(&pair.a);
+        }
+        pplx_spin_end(pair.a.engine);
+    }
+    pplx_word_close(pair.a.engine, &watch);
+    AWAIT(retired);
+    pair_close(&pair);
+}
+
 int main(void) {
     RUN(in_order);
     RUN(in_disorder);
@@ -210,5 +272,6 @@ int main(void) {
     RUN(owner_that_stays_away);
     RUN(call_under_a_lease);
     RUN(spinning_that_pays);
+    RUN(word_is_seen_under_a_lease);
     return check_done();
 }

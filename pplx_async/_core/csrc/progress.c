@@ -113,10 +113,11 @@ static void nap(const pplx_engine *engine, uint64_t ns) {
         }
 }
 
-/* Until the owner gives the token back, or its lease has run out. */
+/* Until the owner gives the token back, or its lease has run out. With words it comes back at once: nobody rings for
+ * what a stream writes while the owner computes. */
 void pplx_stand_by(pplx_engine *engine) {
     const uint64_t now = pplx_now_ns(), end = atomic_load_explicit(&engine->lease_ns, memory_order_relaxed);
-    if (end > now)
+    if (end > now && !pplx_words_armed(engine))
         nap(engine, end - now);
     else
         sched_yield(); /* the owner holds it for one turn */
