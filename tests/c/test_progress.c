@@ -219,6 +219,50 @@ static void await_turns(const pplx_engine *engine, uint64_t n) {
     while (turns_of(engine) < before + n) check_patience(start, PATIENCE_S);
 }
 
+/* The last ones of `cpus`, at most `room`; how many. */
+static int list_cpus(const cpu_set_t *cpus, int *list, int room) {
+    int n = 0;
+    for (int cpu = CPU_SETSIZE - 1; cpu >= 0 && n < room; cpu--)
+        if (CPU_ISSET((size_t)cpu, cpus)) list[n++] = cpu;
+    return n;
+}
+
+static void stay_on(int cpu) {
+    cpu_set_t cpus;
+    CPU_ZERO(&cpus);
+    CPU_SET((size_t)cpu, &cpus);
+    CHECK_EQ(sched_setaffinity(0, sizeof cpus, &cpus), 0);
+}
+
+/* The proxy of a stays on that core and spins so long after a request; that of b does neither. */
+static void open_turning(pair *pair, int cpu, uint32_t spin_us) {
+    pplx_engine_config config = default_config;
+    memset(pair, 0, sizeof *pair);
+    host_open_with(&pair->b, 1, "", &config);
+    config.cpu = cpu;
+    config.spin_us = spin_us;
+    host_open_with(&pair->a, 1, "", &config);
+    pair_fill(pair, NBYTES);
+}
+
+/* As often as not it is in the middle of a turn when a request comes. Others on the machine may keep it there, or the
+ * owner from its core; not all the time. */
+static void await_token(pair *pair) {
+    enum { REQUESTS = 32, MOST = REQUESTS * 3 / 4 };
+    const uint64_t start = check_now_ns();
+    for (int here = 0; here < MOST; check_patience(start, PATIENCE_S)) {
+        here = 0;
+        for (int i = 0; i < REQUESTS; i++) {
+            transfer t;
+            prepare(pair, &t, 64);
+            t.target.counter = PPLX_NO_COUNTER;
+            await_turns(pair->a.engine, 2);
+            here += (pplx_submit_here(pair->a.engine, &t.request) & PPLX_DROVE) != 0;
+            AWAIT(t.end.released);
+        }
+    }
+}
+
 static _Alignas(8) pplx_cell watched;
 
 static void open_watch(const pair *pair, pplx_word *watch, bool *retired) {
@@ -229,6 +273,25 @@ static void open_watch(const pair *pair, pplx_word *watch, bool *retired) {
 
 static void write_watched(void) {
     __atomic_fetch_add((uint64_t __attribute__((may_alias)) *)(void *)&watched, 1, __ATOMIC_RELEASE);
+}
+
+/* For words it turns without end. Between two turns it lets an owner run that is on its core: then that can turn. */
+static void proxy_that_yields_its_core_yields_the_token(void) {
+    cpu_set_t all;
+    int cpu;
+    pair pair;
+    pplx_word watch;
+    bool retired = false;
+    CHECK_EQ(sched_getaffinity(0, sizeof all, &all), 0);
+    CHECK_EQ(list_cpus(&all, &cpu, 1), 1);
+    open_turning(&pair, cpu, 0);
+    stay_on(cpu);
+    open_watch(&pair, &watch, &retired);
+    await_token(&pair);
+    pplx_word_close(pair.a.engine, &watch);
+    AWAIT(retired);
+    CHECK_EQ(sched_setaffinity(0, sizeof all, &all), 0);
+    pair_close(&pair);
 }
 
 static void *write_while_it_spins(void *engine) {
@@ -272,6 +335,7 @@ int main(void) {
     RUN(owner_that_stays_away);
     RUN(call_under_a_lease);
     RUN(spinning_that_pays);
+    RUN(proxy_that_yields_its_core_yields_the_token);
     RUN(word_is_seen_under_a_lease);
     return check_done();
 }

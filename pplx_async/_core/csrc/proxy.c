@@ -337,10 +337,13 @@ static void block(pplx_engine *engine) {
 
 /* There was nothing to do for a while. For words it stays awake, but not in the way of who is to write them. */
 static void rest(pplx_engine *engine) {
-    if (pplx_words_armed(engine))
-        sched_yield();
-    else
+    if (!pplx_words_armed(engine)) {
         block(engine);
+        return;
+    }
+    pplx_token_give(engine); /* else an owner on this core would run only to find it taken */
+    sched_yield();
+    take_token(engine);
 }
 
 static void prepare_thread(const pplx_engine *engine) {
