@@ -263,6 +263,22 @@ static void await_token(pair *pair) {
     }
 }
 
+static void proxy_that_turns_gives_the_owner_the_token(void) {
+    cpu_set_t all;
+    int cpus[2];
+    pair pair;
+    CHECK_EQ(sched_getaffinity(0, sizeof all, &all), 0);
+    if (list_cpus(&all, cpus, 2) < 2) {
+        printf("# skipped: one core, so nobody turns while the owner waits\n");
+        return;
+    }
+    open_turning(&pair, cpus[0], 1000000);
+    stay_on(cpus[1]);
+    await_token(&pair);
+    CHECK_EQ(sched_setaffinity(0, sizeof all, &all), 0);
+    pair_close(&pair);
+}
+
 static _Alignas(8) pplx_cell watched;
 
 static void open_watch(const pair *pair, pplx_word *watch, bool *retired) {
@@ -335,6 +351,7 @@ int main(void) {
     RUN(owner_that_stays_away);
     RUN(call_under_a_lease);
     RUN(spinning_that_pays);
+    RUN(proxy_that_turns_gives_the_owner_the_token);
     RUN(proxy_that_yields_its_core_yields_the_token);
     RUN(word_is_seen_under_a_lease);
     return check_done();

@@ -247,6 +247,7 @@ struct pplx_engine {
 
     /* The progress token, see progress.c. Fields below belong to whoever holds it. */
     _Atomic uint32_t token;    /* it is held; written by who takes and gives it */
+    _Atomic bool wanted;       /* the owner waits for it; written by the owner */
     _Atomic uint64_t lease_ns; /* until when the owner makes progress and the proxy stands by; owner */
     bool drives;               /* constant after start: the owner listens to the wait fds too */
     _Atomic bool listens;      /* ... and does so now; written by the owner */
@@ -321,6 +322,7 @@ pplx_status pplx_fail(pplx_error *error, pplx_status status, int32_t provider_er
 /* progress.c: the token */
 bool pplx_token_take(pplx_engine *engine);
 void pplx_token_give(pplx_engine *engine);
+void pplx_token_offer(pplx_engine *engine); /* gives it, to the owner first if that waits for it */
 bool pplx_leased(const pplx_engine *engine);
 void pplx_stand_by(pplx_engine *engine);
 void pplx_let_owner(pplx_engine *engine);

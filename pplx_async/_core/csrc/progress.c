@@ -24,7 +24,12 @@
  * The token is one word, taken by compare-and-swap with acquire, given with release: what one holder
  * wrote, the next one sees. It is held for a turn or a bounded spin, never across the owner's own
  * code. `lease_ns` says who should take it next. The proxy looks at it again with the token in hand,
- * so it never turns under a lease; who ends a lease rings, for the proxy may be standing by. */
+ * so it never turns under a lease; who ends a lease rings, for the proxy may be standing by.
+ *
+ * A proxy that turns gives the token and takes it again within nanoseconds, and the owner would hardly
+ * ever come in between. So it says that it wants it (`wanted`), and the proxy, giving it, leaves it alone
+ * for a moment. That is a hint, and both wait for a bounded time only: the other may be off its core,
+ * and then the proxy turns on, and the owner queues what it has. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* ppoll */
 #endif
@@ -40,6 +45,7 @@ enum {
     NAP_NS = 1000000,
     MOST_TURNS = 4,
     MOST_TRIES = 100,
+    MOST_YIELDS = 4,
     MOST_UNSEEN = 4,
     MOST_DRIVE_NS = 200000
 };
@@ -67,6 +73,13 @@ bool pplx_token_take(pplx_engine *engine) {
 
 void pplx_token_give(pplx_engine *engine) {
     atomic_store_explicit(&engine->token, 0, memory_order_release); /* release: pairs with pplx_token_take() */
+}
+
+/* The proxy, between two turns. It yields rather than spins, for the owner may be waiting for this core. */
+void pplx_token_offer(pplx_engine *engine) {
+    pplx_token_give(engine);
+    /* relaxed: a hint, and nothing else is handed over by it */
+    for (int i = 0; i < MOST_YIELDS && atomic_load_explicit(&engine->wanted, memory_order_relaxed); i++) sched_yield();
 }
 
 /* Whether the proxy may block, as far as this domain is concerned. */
@@ -178,11 +191,16 @@ static uint32_t come_back(pplx_engine *engine, bool armed, uint32_t flags) {
 
 /* A turn of the proxy's may end soon: worth waiting for, up to a point. */
 static bool take_soon(pplx_engine *engine) {
-    for (int tries = 0; tries < MOST_TRIES; tries++) {
-        if (pplx_token_take(engine)) return true;
+    bool taken = pplx_token_take(engine);
+    if (taken) return true;
+    atomic_store_explicit(&engine->wanted, true, memory_order_relaxed); /* relaxed: see pplx_token_offer() */
+    for (int tries = 1; tries < MOST_TRIES && !taken; tries++) {
         relax();
+        /* relaxed: a look, which leaves the proxy's cache line where it is; the take acquires */
+        taken = !atomic_load_explicit(&engine->token, memory_order_relaxed) && pplx_token_take(engine);
     }
-    return false;
+    atomic_store_explicit(&engine->wanted, false, memory_order_relaxed); /* relaxed: as above */
+    return taken;
 }
 
 static bool is_queued(pplx_engine *engine) {

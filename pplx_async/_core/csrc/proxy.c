@@ -370,7 +370,7 @@ void *pplx_proxy_main(void *argument) {
             engine->active_ns = engine->now_ns;
         else if (engine->now_ns - engine->active_ns >= engine->stats.spin_ns)
             rest(engine);
-        pplx_token_give(engine); /* the owner may want it */
+        pplx_token_offer(engine);
         take_token(engine);
     }
     do /* peers given back last are freed here, and memory that is being registered comes back */
