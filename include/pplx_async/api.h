@@ -98,7 +98,8 @@ extern "C" {
     X(pplx_status, cuda_pin, (const char *, uint64_t, void *, size_t, pplx_pinned *, pplx_error *))          \
     X(void, cuda_unpin, (const char *, void *, const pplx_pinned *))                                         \
     X(pplx_status, cuda_push, (const char *, uint64_t, const pplx_step *, size_t, uint32_t *, pplx_error *)) \
-    X(size_t, engine_gpus, (const pplx_engine *, pplx_gpu_told *, size_t))
+    X(size_t, engine_gpus, (const pplx_engine *, pplx_gpu_told *, size_t))                                   \
+    X(uint32_t, cell_take, (pplx_cell *))
 
 typedef struct pplx_api {
     size_t size; /* sizeof(pplx_api) in the core */

@@ -3,25 +3,30 @@
 
 /* Words: how a stream of a GPU and the proxy hand over to each other, with nobody else in between.
  *
- * A stream writes 32 bits, and waits until one of some bits of 64 is set (cuStreamBatchMemOp; the tests' stand-in
+ * A stream writes 32 bits, and waits until 64 make a number that is large enough (cuStreamBatchMemOp; the tests' own
  * does the same). The proxy polls the words that are armed and answers in them. It never sleeps while there are any.
  *
- *   gate       stream: state = REQUEST; wait for OPEN, ABORTED or GONE; state = PASSED
- *              proxy:  sees REQUEST; takes `eighths` from the counter, when they are there; state = OPEN
- *   doorbell   stream: (if it repeats: wait for FREE or GONE); state = RUNG
- *              proxy:  sees RUNG; posts the request; state = FREE
- *   watch      kernels: add to the 64 bits as they like; proxy: sees that they differ, and tells the owner
+ *   gate       stream: asks; waits for the answer
+ *              proxy:  sees that; takes `eighths` from the counter, when they are there; answers
+ *   doorbell   stream: (if it repeats: waits for the answer to the last one); asks
+ *              proxy:  sees that; posts the request; answers
+ *   watch      kernels: add to 64 bits of their own as they like; proxy: sees that they differ, and tells the owner
  *
- * The stream itself writes REQUEST before it waits, so that a gate that a graph has captured works each time that the
- * graph is launched: the proxy answers a request that it has seen, and what it has not taken stays in the counter.
- * A doorbell that repeats is answered when its request may be posted again; until then the stream waits.
+ * A cell has a number, which goes up. A word takes the cell over at an even one, its turn. Its stream asks by turn + 1
+ * and is answered by turn + 2, at which the next word takes it over. A stream waits for its answer or anything above,
+ * so it goes on whenever it looks, though the cell may be another word's by then: a cell is free as soon as its stream
+ * was answered, and no stream has to say that it has passed. A word that repeats goes back from answer to question.
  *
- * What NICs have written into memory of GPUs is flushed before OPEN is stored, or by the wait itself: csrc/gpus.c.
+ * The stream itself asks before it waits, so that a gate that a graph has captured works each time that the graph is
+ * launched: the proxy answers a question that it has seen, and what it has not taken stays in the counter. A doorbell
+ * that repeats is answered when its request may be posted again; until then the stream waits.
+ *
+ * What NICs have written into memory of GPUs is flushed before a gate's answer, or by the wait itself: csrc/gpus.c.
  *
  * A gate that can't open any more (its peer is lost, its counter closed or broken, it is cancelled) lets the stream go
- * all the same, with ABORTED, and what runs there has not what it waited for. So it poisons its lane, one engine's
+ * all the same, as `aborted` says, and what runs there has not what it waited for. So it poisons its lane, one engine's
  * view of one stream: all that was put there before, and all that comes until the owner heals it, is answered and not
- * done. GONE, in the other half of the word, is for the end: nobody polls it any more, and no stream ever waits there.
+ * done. `gone`, the upper half of the number, is for the end: nobody polls it any more, and no stream ever waits there.
  *
  * Life of a word: the owner fills it in, queues the stream's part, and arms it. The proxy retires it: it comes
  * through the done list (PPLX_NODE_WORD) with PPLX_WORD_RETIRED in its flags, and then is the owner's again. It may come
@@ -35,28 +40,17 @@
 extern "C" {
 #endif
 
-/* Aligned memory that never moves. As one number of 64 bits: `gone` above `state`. */
+/* Aligned memory that never moves, zeros at first. As one number of 64 bits: `gone` above `state`. */
 typedef struct pplx_cell {
-    uint32_t state;   /* enum pplx_cell_state; atomic; stream and proxy by turns */
+    uint32_t state;   /* the lower half of its number; atomic; stream and proxy by turns */
     uint32_t gone;    /* 0, then 1; atomic; proxy, or the owner when there is no proxy any more */
-    uint32_t aborted; /* 1: what has last let a stream go was ABORTED; atomic; proxy. For kernels: device.cuh */
+    uint32_t aborted; /* 1: it was answered without what its stream waits for; atomic; proxy. Kernels: device.cuh */
     uint32_t reserved;
+    uint64_t watched; /* what kernels add to; atomic */
 } pplx_cell;
 
-enum pplx_cell_state {
-    PPLX_CELL_IDLE = 0,
-    PPLX_CELL_REQUEST = 1,
-    PPLX_CELL_OPEN = 2,
-    PPLX_CELL_ABORTED = 4,
-    PPLX_CELL_FREE = 8,
-    PPLX_CELL_RUNG = 16,
-    PPLX_CELL_PASSED = 32
-};
-
-/* What a stream waits for: any of these bits. */
-#define PPLX_CELL_GONE (UINT64_C(1) << 32)
-#define PPLX_CELL_ANSWERED (PPLX_CELL_GONE | PPLX_CELL_OPEN | PPLX_CELL_ABORTED)
-#define PPLX_CELL_MAY_RING (PPLX_CELL_GONE | PPLX_CELL_FREE)
+/* What is added to a word's turn. */
+enum pplx_cell_step { PPLX_CELL_ASKS = 1, PPLX_CELL_ANSWERED = 2 };
 
 /* One stream, as an engine knows it. It is poisoned while the two differ. */
 typedef struct pplx_lane {
@@ -94,7 +88,8 @@ typedef struct pplx_word {
     uint64_t posted;    /* proxy, atomic: times that a doorbell was answered by posting */
     int32_t status;     /* proxy puts it there, the owner takes it off; atomic: what a stream was last let go for, or
                          * not posted; PPLX_OK */
-    uint32_t spent;     /* proxy, before it retires: the stream has come and gone; it never looks there again */
+    uint32_t spent;     /* proxy, before it retires: its stream has asked and was answered, and does not write there
+                         * again: the cell is free */
     /* proxy */
     uint32_t phase;     /* enum phase in words.c */
     int32_t dead;       /* it is ended, and why */
@@ -107,21 +102,25 @@ typedef struct pplx_word {
     /* later ones */
     uint32_t gpu;   /* owner, before it is armed: the stream's, as pplx_cuda_push() says; 0: it is the host's */
     int32_t native; /* proxy, before `status`: of PPLX_NATIVE, CUDA's code */
+    uint32_t turn;  /* owner, before it is armed: pplx_cell_take() */
 } pplx_word;
+
+/* Take a free cell over; returns the word's turn. */
+uint32_t pplx_cell_take(pplx_cell *cell);
 
 /* Hand it to the proxy; whether the stream comes first does not matter. */
 void pplx_word_arm(pplx_engine *engine, pplx_word *word);
 
 /* A gate opens no more, a doorbell posts no more: each is answered as on a poisoned lane. Once a word; returns
  * at once. A request that was not rung for settles with `end_status`. A word that does not repeat is retired when the
- * stream has come and gone. */
+ * stream has come. */
 void pplx_word_end(pplx_engine *engine, pplx_word *word);
 
 /* For a watch, and for what repeats: no stream or kernel uses it from now on. It retires when nothing of it is in
- * flight, without an end of its own: one that waits is let go by GONE. Once a word. */
+ * flight, without an end of its own: one that waits is let go by `gone`. Once a word. */
 void pplx_word_close(pplx_engine *engine, pplx_word *word);
 
-uint64_t pplx_cell_value(const pplx_cell *cell); /* any thread: all of it, as a watch has it */
+uint64_t pplx_cell_value(const pplx_cell *cell); /* any thread: of a watch */
 
 /* Nobody polls it any more, as after pplx_engine_stop(): whoever waits there is let go. */
 void pplx_word_let_go(pplx_cell *cell);
@@ -151,7 +150,7 @@ enum pplx_step_kind { PPLX_STEP_WRITE = 0, PPLX_STEP_WAIT = 1, PPLX_STEP_WAIT_FL
 typedef struct pplx_step {
     uint32_t kind;
     uint32_t value;   /* WRITE: into the first 32 bits there */
-    uint64_t mask;    /* WAITs: until one of these bits of the 64 is set */
+    uint64_t least;   /* WAITs: until the 64 bits there are at least this */
     uint64_t address; /* of the cell, as the stream sees it */
 } pplx_step;
 
@@ -167,7 +166,7 @@ typedef struct pplx_pinned {
     uint64_t context;
 } pplx_pinned;
 
-/* Let GPUs see the cells: whole pages of the host's. */
+/* Let GPUs see the cells: whole pages of the host's; once more does no harm. */
 pplx_status pplx_cuda_pin(const char *libcuda, uint64_t stream, void *memory, size_t nbytes, pplx_pinned *pinned,
                           pplx_error *error);
 void pplx_cuda_unpin(const char *libcuda, void *memory, const pplx_pinned *pinned); /* no stream looks there any more */

@@ -4,7 +4,7 @@ from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int32_t, uint64_t
 
 from pplx_async._core.counters cimport CounterCore
-from pplx_async._core.includes.pplx cimport pplx_cell, pplx_lane, pplx_pinned, pplx_word
+from pplx_async._core.includes.pplx cimport pplx_cell, pplx_lane, pplx_word
 from pplx_async._core.promise cimport Promise
 from pplx_async._core.transfer cimport Transfer
 from pplx_async._core.waker cimport Waker
@@ -16,9 +16,7 @@ cdef class Page:
     cdef uint64_t start
     cdef object free  # indices, the one that was given back first comes first
     cdef readonly bint kept
-    cdef pplx_pinned pinned
-    cdef bytes library  # that it is pinned with
-    cdef bint is_pinned
+    cdef uint64_t pinned  # where it starts for GPUs; 0: it is not, by this engine
 
     cdef pplx_cell *cell(self, int index) noexcept
 
@@ -36,6 +34,7 @@ cdef class Words:
     cdef readonly bint flushes  # what NICs have written into memory of GPUs
     cdef dict lanes
     cdef set armed
+    cdef bint ended
 
     cdef int forget(self, Word word) except -1
 
@@ -52,13 +51,14 @@ cdef class Word:
     cdef Words home
     cdef Lane lane
     cdef readonly int index
+    cdef uint64_t place    # its address; a watch's is within the cell
     cdef object reason     # why it counts no more; or not until its lane is healed
     cdef bint final        # ... for good
     cdef bint armed, retired, closed
     cdef list waits        # a heap
     cdef uint64_t order
 
-    cdef int take_cell(self, Words home, Lane lane, uint64_t state, bint repeats) except -1
+    cdef int take_cell(self, Words home, Lane lane, bint repeats) except -1
     cdef int give_back(self) except -1
     cdef int reaped(self) except -1
     cdef int serve(self) except -1

@@ -3,13 +3,17 @@
 """The owner's side of words (``pplx_async/words.h``): cells, lanes, and who waits for what a stream did.
 
 A word is armed after its part was queued on the stream. From then on the core points into it, and it is held until it
-comes back retired. Its cell is used again when the stream has come and gone there; a page with a cell of which that is
-not known when the engine ends is kept for good, for a stream may still look there.
+comes back retired. Its cell is used again once the stream has been answered there, whether or not it has seen that.
+
+So streams may look at a page for as long as they like, and its memory is never given back: when its engine ends it
+goes to the next one. Nor is it unpinned, for that waits until no stream is in a gate, of whichever engine. One with a
+cell that a stream may still write to, for it has not come there yet, is nobody's any more.
 """
 
 cimport cython
 
 import mmap
+import os
 import weakref
 from collections import deque
 from heapq import heapify, heappop, heappush
@@ -23,12 +27,7 @@ from pplx_async._core.counters cimport CounterCore
 from pplx_async._core.includes.pplx cimport (
     PPLX_CAP_GPU_FLUSH,
     PPLX_CELL_ANSWERED,
-    PPLX_CELL_FREE,
-    PPLX_CELL_IDLE,
-    PPLX_CELL_MAY_RING,
-    PPLX_CELL_PASSED,
-    PPLX_CELL_REQUEST,
-    PPLX_CELL_RUNG,
+    PPLX_CELL_ASKS,
     PPLX_CLOSED,
     PPLX_EIGHTHS,
     PPLX_NATIVE,
@@ -45,6 +44,7 @@ from pplx_async._core.includes.pplx cimport (
     pplx_caps,
     pplx_cell,
     pplx_error,
+    pplx_pinned,
     pplx_step,
 )
 from pplx_async._core.memory cimport Used
@@ -74,8 +74,11 @@ cdef int CELLS = 1024
 cdef int CELL_NBYTES = 64  # a cache line: what a GPU writes to one doesn't slow down the next
 cdef uint64_t NEVER = <uint64_t>-1
 cdef uint64_t MOST = <uint64_t>1 << 60
+cdef uint32_t LAST_TURN = <uint32_t>-16  # of a cell: its number may not begin anew
 
+_pages = []  # of engines that have ended; the child of a fork shares their memory, and takes others
 _kept = []
+os.register_at_fork(after_in_child=_pages.clear)
 
 
 def run_step(int kind, uint64_t value, uint64_t address, unsigned int us) -> bool:
@@ -84,7 +87,7 @@ def run_step(int kind, uint64_t value, uint64_t address, unsigned int us) -> boo
     cdef bint done
     step.kind = kind
     step.value = <unsigned int>(value & 0xffffffff)
-    step.mask = value
+    step.least = value
     step.address = address
     with nogil:
         done = api.step_run(&step, us)
@@ -115,7 +118,7 @@ def cuda_push(str library, uint64_t stream, uint64_t address, steps) -> int:
     for kind, value in steps:
         c_steps[count].kind = kind
         c_steps[count].value = <unsigned int>(<uint64_t>value & 0xffffffff)
-        c_steps[count].mask = value
+        c_steps[count].least = value
         c_steps[count].address = address
         count += 1
     error.status = api.cuda_push(path_of(path), stream, c_steps, count, &gpu, &error)
@@ -124,7 +127,7 @@ def cuda_push(str library, uint64_t stream, uint64_t address, steps) -> int:
 
 
 cdef class Page:
-    """Memory for the words of one engine; it never moves, and processes that are forked share it."""
+    """Memory for the words of an engine at a time; it never moves, and processes that are forked share it."""
 
     def __cinit__(self):
         self.memory = mmap.mmap(-1, CELLS * CELL_NBYTES)
@@ -148,31 +151,27 @@ cdef class Page:
     def pin(self, str library, uint64_t stream) -> None:
         """Let GPUs see it, once; ``stream`` says which is the first."""
         cdef pplx_error error
-        if self.is_pinned:
+        cdef pplx_pinned pinned
+        cdef bytes path
+        if self.pinned:
             return
-        self.library = None if library is None else library.encode()
+        path = None if library is None else library.encode()
         error.status = api.cuda_pin(
-            path_of(self.library), stream, <void *><size_t>self.start, CELLS * CELL_NBYTES, &self.pinned, &error
+            path_of(path), stream, <void *><size_t>self.start, CELLS * CELL_NBYTES, &pinned, &error
         )
         check(&error, "pin the words of an engine", "cuda")
-        self.is_pinned = True
-
-    def unpin(self) -> None:
-        """No stream looks there any more."""
-        if self.is_pinned and not self.kept:
-            self.is_pinned = False
-            api.cuda_unpin(path_of(self.library), <void *><size_t>self.start, &self.pinned)
+        self.pinned = pinned.address
 
     @property
     def device_address(self) -> int:
         """Where it starts, for GPUs; for the host where no GPU knows of it."""
-        return self.pinned.address if self.is_pinned else self.start
+        return self.pinned or self.start
 
-    def keep(self) -> None:
-        """Never give it back."""
-        if not self.kept:
-            self.kept = True
-            _kept.append(self)
+    def leave(self) -> None:
+        """Its engine has ended. The next one pins it anew, for another library maybe."""
+        self.pinned = 0
+        self.kept = len(self.free) < CELLS
+        (_kept if self.kept else _pages).append(self)
 
     def __dealloc__(self):
         PyBuffer_Release(&self.view)
@@ -229,7 +228,7 @@ cdef class Words:
 
     def __init__(self, Waker engine) -> None:
         self.engine = engine
-        self.page = Page()
+        self.page = _pages.pop() if _pages else Page()
         self.flushes = flushes_gpus(engine)
         self.lanes = {}
         self.armed = set()
@@ -255,12 +254,13 @@ cdef class Words:
                 (<BellCore>word).end_for(used, exception, repeating_only)
 
     def let_go(self) -> None:
-        """The proxy has stopped: no stream may wait for it any more. A cell that is out may yet be looked at."""
+        """The proxy has stopped: no stream may wait for it any more."""
+        if self.ended:
+            return
+        self.ended = True
         for word in self.armed:
             api.word_let_go((<Word>word).word.cell)
-        if len(self.page.free) < CELLS:
-            self.page.keep()
-        self.page.unpin()
+        self.page.leave()
 
 
 @cython.auto_pickle(False)
@@ -294,7 +294,7 @@ cdef class WordWait(Promise):
 cdef class Word:
     """One word; base of gates, doorbells and watches."""
 
-    cdef int take_cell(self, Words home, Lane lane, uint64_t state, bint repeats) except -1:
+    cdef int take_cell(self, Words home, Lane lane, bint repeats) except -1:
         cdef pplx_cell *cell
         if not home.page.free:
             raise MemoryError(f"all {CELLS} words of the engine are in use: await some, or close what was captured")
@@ -308,18 +308,18 @@ cdef class Word:
         self.waits = []
         self.index = home.page.free.popleft()
         cell = home.page.cell(self.index)
-        cell.gone = cell.aborted = 0
-        cell.state = <unsigned int>state
+        self.place = <size_t>cell
         self.word.cell = cell
+        self.word.turn = api.cell_take(cell)
         self.word.cookie = <void *>self
         self.word.notify_at = NEVER
         self.word.repeats = repeats
         return 0
 
     cdef int give_back(self) except -1:
-        if self.index >= 0:
+        if self.index >= 0 and self.word.turn < LAST_TURN:
             self.home.page.free.append(self.index)
-            self.index = -1
+        self.index = -1
         return 0
 
     @property
@@ -330,12 +330,12 @@ cdef class Word:
     @property
     def address(self) -> int:
         """Of its cell, for the host."""
-        return <size_t>self.word.cell
+        return self.place
 
     @property
     def device_address(self) -> int:
         """Of its cell, for GPUs, once one knows of it."""
-        return self.home.page.device_address + <uint64_t><size_t>self.word.cell - self.home.page.start
+        return self.home.page.device_address + self.place - self.home.page.start
 
     @property
     def repeats(self) -> bool:
@@ -439,18 +439,17 @@ cdef class GateCore(Word):
     def __init__(self, Words home, Lane lane, CounterCore counter not None, count, bint repeats) -> None:
         cdef uint64_t c_count = whole(count, "n", 1, MOST)
         counter.check_gate()
-        self.take_cell(home, lane, PPLX_CELL_IDLE, repeats)
+        self.take_cell(home, lane, repeats)
         self.counter = counter
         self.word.kind = PPLX_WORD_GATE
         self.word.counter = &counter.counter
         self.word.eighths = c_count * PPLX_EIGHTHS
 
     def steps(self) -> tuple[tuple[int, int], ...]:
-        """What the stream does: (a step's kind, its value or mask) each."""
+        """What the stream does: (a step's kind, its number) each."""
         return (
-            (PPLX_STEP_WRITE, PPLX_CELL_REQUEST),
-            (PPLX_STEP_WAIT_FLUSH if self.home.flushes else PPLX_STEP_WAIT, PPLX_CELL_ANSWERED),
-            (PPLX_STEP_WRITE, PPLX_CELL_PASSED),
+            (PPLX_STEP_WRITE, self.word.turn + PPLX_CELL_ASKS),
+            (PPLX_STEP_WAIT_FLUSH if self.home.flushes else PPLX_STEP_WAIT, self.word.turn + PPLX_CELL_ANSWERED),
         )
 
     def arm(self, unsigned int gpu=0) -> None:
@@ -501,6 +500,8 @@ cdef class GateCore(Word):
         if self.in_vain:
             self.in_vain = False
             self.told(PPLX_PEER_LOST)
+        if self.index < 0:
+            self.counter._gates.discard(self)
 
     def end(self, exception) -> None:
         """It opens no more; a stream that waits there is let go."""
@@ -537,6 +538,9 @@ cdef class GateCore(Word):
             self.fail_waits(self.reason)
 
     cdef int on_retired(self) except -1:
+        if self.in_vain and not self.word.repeats:  # waits go on, and new ones may come, until it has heard why
+            self.retired = False
+            return self.give_back()
         self.counter._gates.discard(self)
         return Word.on_retired(self)
 
@@ -550,13 +554,13 @@ cdef class BellCore(Word):
     """A stream rings, and a transfer is posted; or nothing, where only its coming there matters."""
 
     def __init__(self, Words home, Lane lane, bint repeats) -> None:
-        self.take_cell(home, lane, PPLX_CELL_FREE, repeats)
+        self.take_cell(home, lane, repeats)
         self.word.kind = PPLX_WORD_DOORBELL
 
     def steps(self) -> tuple[tuple[int, int], ...]:
-        """As of every word. What rings once finds it free."""
-        ring = (PPLX_STEP_WRITE, PPLX_CELL_RUNG)
-        return ((PPLX_STEP_WAIT, PPLX_CELL_MAY_RING), ring) if self.word.repeats else (ring,)
+        """As of every word. What rings once need not wait."""
+        ring = (PPLX_STEP_WRITE, self.word.turn + PPLX_CELL_ASKS)
+        return ((PPLX_STEP_WAIT, self.word.turn + PPLX_CELL_ANSWERED), ring) if self.word.repeats else (ring,)
 
     cdef int hold(self, Transfer transfer) except -1:
         """Not submitted now: when the stream gets there."""
@@ -704,7 +708,8 @@ cdef class WatchCore(Word):
     """A number that kernels increase."""
 
     def __init__(self, Words home) -> None:
-        self.take_cell(home, None, PPLX_CELL_IDLE, True)
+        self.take_cell(home, None, True)
+        self.place = <size_t>&self.word.cell.watched  # who had the cell before may still look at its number
         self.word.kind = PPLX_WORD_WATCH
 
     @property

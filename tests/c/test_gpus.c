@@ -112,17 +112,16 @@ static void gate_and_copy(gpu_pair *g, uint64_t round, int32_t native) {
     pplx_word gate = {.kind = PPLX_WORD_GATE,
                       .cookie = &retired,
                       .cell = cell,
+                      .turn = pplx_cell_take(cell),
                       .lane = &lane,
                       .counter = &g->pair.counter,
                       .eighths = PPLX_EIGHTHS,
                       .notify_at = UINT64_MAX};
     const pplx_step steps[] = {
-        {.kind = PPLX_STEP_WRITE, .value = PPLX_CELL_REQUEST, .address = g->pinned.address},
-        {.kind = PPLX_STEP_WAIT_FLUSH, .mask = PPLX_CELL_ANSWERED, .address = g->pinned.address},
-        {.kind = PPLX_STEP_WRITE, .value = PPLX_CELL_PASSED, .address = g->pinned.address},
+        {.kind = PPLX_STEP_WRITE, .value = gate.turn + PPLX_CELL_ASKS, .address = g->pinned.address},
+        {.kind = PPLX_STEP_WAIT_FLUSH, .least = gate.turn + PPLX_CELL_ANSWERED, .address = g->pinned.address},
     };
-    *cell = (pplx_cell){0};
-    CHECK_EQ(pplx_cuda_push(libcuda, (uintptr_t)g->stream, steps, 3, &gate.gpu, &error), PPLX_OK);
+    CHECK_EQ(pplx_cuda_push(libcuda, (uintptr_t)g->stream, steps, 2, &gate.gpu, &error), PPLX_OK);
     CHECK_EQ(gate.gpu, 1);
     CHECK_EQ(cuda->copy(g->copy, g->landing, NBYTES, g->stream), CU_OK);
     pplx_word_arm(g->pair.b.engine, &gate);

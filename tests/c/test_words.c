@@ -39,39 +39,33 @@ static void stream_start(stream *stream, uint32_t rounds) {
 
 static void stream_end(stream *stream) { CHECK_EQ(pthread_join(stream->thread, NULL), 0); }
 
-static void add_step(stream *stream, uint32_t kind, uint64_t value, const pplx_cell *cell) {
+static void add_step(stream *stream, uint32_t kind, uint32_t number, const pplx_word *word) {
     CHECK(stream->nsteps < MOST_STEPS);
     stream->steps[stream->nsteps++] = (pplx_step){
-        .kind = kind, .value = (uint32_t)value, .mask = value, .address = (uintptr_t)cell};
+        .kind = kind, .value = number, .least = number, .address = (uintptr_t)word->cell};
 }
 
-static void add_gate(stream *stream, const pplx_cell *cell) {
-    add_step(stream, PPLX_STEP_WRITE, PPLX_CELL_REQUEST, cell);
-    add_step(stream, PPLX_STEP_WAIT, PPLX_CELL_ANSWERED, cell);
-    add_step(stream, PPLX_STEP_WRITE, PPLX_CELL_PASSED, cell);
+static void add_gate(stream *stream, const pplx_word *word) {
+    add_step(stream, PPLX_STEP_WRITE, word->turn + PPLX_CELL_ASKS, word);
+    add_step(stream, PPLX_STEP_WAIT, word->turn + PPLX_CELL_ANSWERED, word);
 }
 
-static void add_ring(stream *stream, const pplx_cell *cell) {
-    add_step(stream, PPLX_STEP_WAIT, PPLX_CELL_MAY_RING, cell);
-    add_step(stream, PPLX_STEP_WRITE, PPLX_CELL_RUNG, cell);
+static void add_ring(stream *stream, const pplx_word *word) {
+    add_step(stream, PPLX_STEP_WAIT, word->turn + PPLX_CELL_ANSWERED, word);
+    add_step(stream, PPLX_STEP_WRITE, word->turn + PPLX_CELL_ASKS, word);
 }
 
-/* Eight aligned bytes each, in lines of their own. */
+/* In lines of their own; each case takes over what those before it have left. */
 static struct {
     _Alignas(64) pplx_cell cell;
 } cells[4];
 
-static pplx_cell *fresh_cell(int i, uint32_t state) {
-    cells[i].cell = (pplx_cell){.state = state};
-    return &cells[i].cell;
-}
-
-static pplx_word gate_of(pplx_cell *cell, pplx_lane *lane, pplx_counter *counter, uint64_t n, bool repeats,
-                         bool *retired) {
+static pplx_word gate_of(int cell, pplx_lane *lane, pplx_counter *counter, uint64_t n, bool repeats, bool *retired) {
     return (pplx_word){.kind = PPLX_WORD_GATE,
                        .cookie = retired,
                        .repeats = repeats,
-                       .cell = cell,
+                       .cell = &cells[cell].cell,
+                       .turn = pplx_cell_take(&cells[cell].cell),
                        .lane = lane,
                        .poisons = pplx_lane_poisons(lane),
                        .counter = counter,
@@ -90,7 +84,7 @@ typedef struct rung {
     bool retired;
 } rung;
 
-static void rung_fill(rung *rung, pair *pair, pplx_cell *cell, pplx_lane *lane, bool repeats) {
+static void rung_fill(rung *rung, pair *pair, int cell, pplx_lane *lane, bool repeats) {
     memset(rung, 0, sizeof *rung);
     rung->segment = (pplx_segment){.nbytes = NBYTES, .pages = 1};
     rung->target = (pplx_target){.local = &pair->from.mr,
@@ -107,7 +101,8 @@ static void rung_fill(rung *rung, pair *pair, pplx_cell *cell, pplx_lane *lane, 
     rung->word = (pplx_word){.kind = PPLX_WORD_DOORBELL,
                              .cookie = &rung->retired,
                              .repeats = repeats,
-                             .cell = cell,
+                             .cell = &cells[cell].cell,
+                             .turn = pplx_cell_take(&cells[cell].cell),
                              .lane = lane,
                              .poisons = pplx_lane_poisons(lane),
                              .request = &rung->request,
@@ -141,13 +136,12 @@ static void ring_and_gate(const char *faults) {
     bool retired = false;
     atomic_store(&looked, 0);
     pair_open(&pair, 1, 1, faults, NBYTES);
-    pplx_cell *bell = fresh_cell(0, PPLX_CELL_FREE), *cell = fresh_cell(1, PPLX_CELL_IDLE);
-    rung_fill(&rung, &pair, bell, &lanes[0], true);
-    pplx_word gate = gate_of(cell, &lanes[1], &pair.counter, 1, true, &retired);
+    rung_fill(&rung, &pair, 0, &lanes[0], true);
+    pplx_word gate = gate_of(1, &lanes[1], &pair.counter, 1, true, &retired);
     pplx_word_arm(pair.a.engine, &rung.word);
     pplx_word_arm(pair.b.engine, &gate);
-    add_ring(&rings, bell);
-    add_gate(&gates, cell);
+    add_ring(&rings, &rung.word);
+    add_gate(&gates, &gate);
     rings.between = prepare;
     gates.between = look;
     rings.argument = gates.argument = &pair;
@@ -185,14 +179,13 @@ static void two_gates(void) {
     bool retired[2] = {false};
     rung rung;
     pair_open(&pair, 1, 1, "reorder=16", NBYTES);
-    rung_fill(&rung, &pair, fresh_cell(0, PPLX_CELL_FREE), &lanes[0], true);
+    rung_fill(&rung, &pair, 0, &lanes[0], true);
     pplx_word_arm(pair.a.engine, &rung.word);
-    add_ring(&rings, &cells[0].cell);
+    add_ring(&rings, &rung.word);
     for (int i = 0; i < 2; i++) {
-        pplx_cell *cell = fresh_cell(1 + i, PPLX_CELL_IDLE);
-        words[i] = gate_of(cell, &lanes[1 + i], &pair.counter, (uint64_t)(1 + 2 * i), true, &retired[i]);
+        words[i] = gate_of(1 + i, &lanes[1 + i], &pair.counter, (uint64_t)(1 + 2 * i), true, &retired[i]);
         pplx_word_arm(pair.b.engine, &words[i]);
-        add_gate(&gates[i], cell);
+        add_gate(&gates[i], &words[i]);
         stream_start(&gates[i], ROUNDS / 4);
     }
     stream_start(&rings, ROUNDS);
@@ -208,6 +201,40 @@ static void two_gates(void) {
     pair_close(&pair);
 }
 
+/* A stream goes on whenever it looks, though its cell may be another one's by then, who waits there in vain. */
+static void looks_late(void) {
+    pair pair;
+    pplx_lane lane = {0};
+    stream late[2] = {{0}};
+    uint32_t turn = 0;
+    pair_open(&pair, 1, 1, "", NBYTES);
+    for (uint32_t round = 0; round < ROUNDS / 4; round++) {
+        stream *next = &late[round % 2], *last = &late[(round + 1) % 2];
+        bool retired = false;
+        pplx_word gate = gate_of(0, &lane, &pair.counter, 1, round % 4 == 3, &retired);
+        CHECK(round == 0 || gate.turn == turn + PPLX_CELL_ANSWERED);
+        turn = gate.turn;
+        next->nsteps = 0;
+        add_gate(next, &gate);
+        CHECK(pplx_step_run(&next->steps[0], 0));
+        CHECK(!pplx_step_run(&next->steps[1], 0));
+        if (round > 0) {
+            CHECK(pplx_step_run(&last->steps[1], 0)); /* who has not looked before */
+            stream_end(last); /* who does all the time */
+        }
+        next->steps[0] = next->steps[1];
+        stream_start(next, 1);
+        pplx_word_arm(pair.b.engine, &gate);
+        write_now(&pair, 0, NBYTES, true);
+        WATCH(pplx_word_count(&gate) == 1);
+        if (gate.repeats) pplx_word_close(pair.b.engine, &gate);
+        WAIT(retired);
+        CHECK(gate.spent);
+    }
+    stream_end(&late[1]);
+    pair_close(&pair);
+}
+
 /* Ended while streams come and go: what is behind a gate that was aborted is not posted, whatever the timing. */
 static void ends_at_random_moments(void) {
     for (uint64_t seed = 1; seed <= 40; seed++) {
@@ -217,14 +244,13 @@ static void ends_at_random_moments(void) {
         stream stream = {0};
         rung rung;
         pair_open(&pair, 1, 1, "", NBYTES);
-        pplx_cell *cell = fresh_cell(0, PPLX_CELL_IDLE), *bell = fresh_cell(1, PPLX_CELL_FREE);
         pplx_counter never = {0};
         CHECK_EQ(pplx_counter_open(pair.a.engine, &never), PPLX_OK);
         bool retired = false;
-        pplx_word gate = gate_of(cell, &lane, &never, 1, false, &retired);
-        rung_fill(&rung, &pair, bell, &lane, false);
-        add_gate(&stream, cell);
-        add_step(&stream, PPLX_STEP_WRITE, PPLX_CELL_RUNG, bell);
+        pplx_word gate = gate_of(0, &lane, &never, 1, false, &retired);
+        rung_fill(&rung, &pair, 1, &lane, false);
+        add_gate(&stream, &gate);
+        add_step(&stream, PPLX_STEP_WRITE, rung.word.turn + PPLX_CELL_ASKS, &rung.word);
         stream_start(&stream, 1);
         pplx_word_arm(pair.a.engine, &rung.word);
         pplx_word_arm(pair.a.engine, &gate);
@@ -247,23 +273,21 @@ static void ends_at_random_moments(void) {
     }
 }
 
-typedef struct let_go {
-    pplx_cell *cell;
-    pplx_lane *lane;
-} let_go;
-
 /* A stream whose gate never opens, and its owner, who heals the lane each time. It looks at the lane all the time: so it
  * has an old number of it at hand when the answer comes, and would see that one if the answer came first. */
 static void *ask_and_look(void *argument) {
-    const let_go *asked = argument;
+    pplx_word *word = argument;
+    const pplx_step asks = {.value = word->turn + PPLX_CELL_ASKS, .address = (uintptr_t)word->cell};
+    const pplx_step waits = {
+        .kind = PPLX_STEP_WAIT, .least = word->turn + PPLX_CELL_ANSWERED, .address = (uintptr_t)word->cell};
     const uint64_t until = check_now_ns() + ASKED_NS; /* not so many times: that would be long on one core */
     while (check_now_ns() < until) {
-        __atomic_store_n(&asked->cell->state, PPLX_CELL_REQUEST, __ATOMIC_RELEASE); /* release: as a stream's */
-        do pplx_lane_poisoned(asked->lane);
-        while (!(pplx_cell_value(asked->cell) & PPLX_CELL_ANSWERED));
-        CHECK(pplx_lane_poisoned(asked->lane));
-        CHECK(pplx_cell_aborted(asked->cell));
-        pplx_lane_heal(asked->lane);
+        CHECK(pplx_step_run(&asks, 0));
+        do pplx_lane_poisoned(word->lane);
+        while (!pplx_step_run(&waits, 0));
+        CHECK(pplx_lane_poisoned(word->lane));
+        CHECK(pplx_cell_aborted(word->cell));
+        pplx_lane_heal(word->lane);
     }
     return NULL;
 }
@@ -277,12 +301,11 @@ static void poisoned_before_it_is_let_go(void) {
     } alone;
     bool retired = false;
     pair_open(&pair, 1, 1, "", NBYTES);
-    let_go asked = {.cell = fresh_cell(0, PPLX_CELL_IDLE), .lane = &alone.lane};
-    pplx_word gate = gate_of(asked.cell, asked.lane, &pair.counter, 1, true, &retired);
+    pplx_word gate = gate_of(0, &alone.lane, &pair.counter, 1, true, &retired);
     gate.end_status = PPLX_CLOSED;
     pplx_word_arm(pair.b.engine, &gate);
     pplx_word_end(pair.b.engine, &gate);
-    CHECK_EQ(pthread_create(&thread, NULL, ask_and_look, &asked), 0);
+    CHECK_EQ(pthread_create(&thread, NULL, ask_and_look, &gate), 0);
     CHECK_EQ(pthread_join(thread, NULL), 0);
     CHECK_EQ(pplx_word_count(&gate), 0);
     pplx_word_close(pair.b.engine, &gate);
@@ -297,17 +320,16 @@ static void closing_lets_go(void) {
     stream waits = {0}, late = {0};
     rung rung;
     pair_open(&pair, 1, 1, "", NBYTES);
-    pplx_cell *cell = fresh_cell(0, PPLX_CELL_IDLE), *later = fresh_cell(1, PPLX_CELL_IDLE);
     bool retired[2] = {false};
-    pplx_word gate = gate_of(cell, &lane, &pair.counter, 1, false, &retired[0]);
-    pplx_word other = gate_of(later, &lane, &pair.counter, 1, true, &retired[1]);
-    rung_fill(&rung, &pair, fresh_cell(2, PPLX_CELL_FREE), &lane, false);
+    pplx_word gate = gate_of(0, &lane, &pair.counter, 1, false, &retired[0]);
+    pplx_word other = gate_of(1, &lane, &pair.counter, 1, true, &retired[1]);
+    rung_fill(&rung, &pair, 2, &lane, false);
     pplx_word_arm(pair.b.engine, &gate);
     pplx_word_arm(pair.b.engine, &other);
     pplx_word_arm(pair.a.engine, &rung.word);
-    add_gate(&waits, cell);
-    add_gate(&late, later);
-    add_ring(&late, &cells[2].cell);
+    add_gate(&waits, &gate);
+    add_gate(&late, &other);
+    add_ring(&late, &rung.word);
     stream_start(&waits, 1);
     CHECK_EQ(call(&pair.b, PPLX_CALL_WORDS_CLOSE, NULL, NULL), PPLX_OK);
     CHECK_EQ(call(&pair.a, PPLX_CALL_WORDS_CLOSE, NULL, NULL), PPLX_OK);
@@ -335,10 +357,11 @@ static void watches(void) {
     pplx_word watch = {.kind = PPLX_WORD_WATCH,
                        .cookie = &retired,
                        .repeats = 1,
-                       .cell = fresh_cell(0, PPLX_CELL_IDLE),
+                       .cell = &cells[0].cell,
+                       .turn = pplx_cell_take(&cells[0].cell),
                        .notify_at = UINT64_MAX};
     pplx_word_arm(pair.b.engine, &watch);
-    CHECK_EQ(pthread_create(&kernel, NULL, add_up, watch.cell), 0);
+    CHECK_EQ(pthread_create(&kernel, NULL, add_up, &watch.cell->watched), 0);
     WATCH(pplx_cell_value(watch.cell) == 3 * ROUNDS);
     CHECK_EQ(pthread_join(kernel, NULL), 0);
     WAIT(pair.b.words > 0); /* it was told */
@@ -350,6 +373,7 @@ static void watches(void) {
 int main(void) {
     RUN(rings_and_gates);
     RUN(two_gates);
+    RUN(looks_late);
     RUN(ends_at_random_moments);
     RUN(poisoned_before_it_is_let_go);
     RUN(closing_lets_go);

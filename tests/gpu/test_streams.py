@@ -3,6 +3,7 @@
 """Streams of CUDA wait for transfers and start them: on a GPU if there is one, else on the tests' own libcuda."""
 
 import asyncio
+import ctypes
 import types
 
 import numpy as np
@@ -215,6 +216,21 @@ async def test_engine_closes_with_streams_that_wait(library, device, words):
             graph.launch()
         await board.idle(board.sends, board.receives)
         board.close()
+
+
+async def test_engines_that_follow_each_other_pin_their_words_once(fake, device):
+    """Unpinning would wait for whatever stream is in a gate, of any engine: nothing is, and nothing adds up."""
+    pinned, counts = ctypes.CDLL(fake).fake_cuda_pinned, []
+    for _ in range(5):
+        async with open_pair("loopback", cuda_library=fake) as pair:
+            board = await HostBoard(pair, device).open()
+            gate = board.counter.gate(board.receives, 1)
+            await board.write(after=board.sends)
+            await gate
+            await board.idle(board.receives, board.sends)
+            board.close()
+        counts.append(pinned())
+    assert counts == counts[:1] * 5
 
 
 async def test_streams_of_every_library(host_board):

@@ -14,7 +14,6 @@ from helpers.engines import SOON, eventually
 from pplx_async import BrokenResourceError, ClosedResourceError
 
 REPLAYS = 1000
-REQUEST = 1  # PPLX_CELL_REQUEST
 
 
 async def test_opens_after_n_and_not_before(board):
@@ -89,7 +88,7 @@ async def asked(board, *gates):
     """Wait until streams wait in these, and b's proxy has seen it."""
     for gate in gates:
         state = ctypes.c_uint32.from_address(gate.address)
-        await eventually(lambda state=state: state.value == REQUEST, "its stream waits")
+        await eventually(lambda state=state: state.value % 2, "its stream waits")
     turns = board.b.stats().turns
     await eventually(lambda: board.b.stats().turns > turns + 10, "the proxy has seen it")
 

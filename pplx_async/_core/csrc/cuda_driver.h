@@ -25,7 +25,7 @@ typedef struct cu_ipc_handle {
     uint8_t bytes[64];
 } cu_ipc_handle;
 
-enum { CU_OK = 0, CU_ERROR_NOT_READY = 600, CU_ERROR_NOT_SUPPORTED = 801 };
+enum { CU_OK = 0, CU_ERROR_NOT_READY = 600, CU_ERROR_ALREADY_REGISTERED = 712, CU_ERROR_NOT_SUPPORTED = 801 };
 
 enum cu_device_attribute {
     CU_CAN_FLUSH_REMOTE_WRITES = 98,
@@ -64,7 +64,7 @@ enum {
 /* One of an array for cuStreamBatchMemOp; the driver's union, as far as it is used. */
 enum cu_memory_operation { CU_WRITE_VALUE_32 = 2, CU_WAIT_VALUE_64 = 4, CU_WRITE_VALUE_64 = 5 };
 
-enum { CU_WAIT_VALUE_AND = 2, CU_WAIT_VALUE_FLUSH = 1 << 30, CU_CAPTURE_MODE_RELAXED = 2 };
+enum { CU_WAIT_VALUE_GEQ = 0, CU_WAIT_VALUE_FLUSH = 1 << 30, CU_CAPTURE_MODE_RELAXED = 2 };
 
 typedef union cu_memory_op {
     struct {

@@ -55,10 +55,10 @@ pplx_status pplx_cuda_pin(const char *path, uint64_t stream, void *memory, size_
     cu_result result = enter(cuda, (cu_stream)(uintptr_t)stream, &context, &mode);
     if (result != CU_OK) return failed(cuda, result, "no context of that stream", error);
     result = cuda->host_register(memory, nbytes, CU_HOST_REGISTER_PORTABLE | CU_HOST_REGISTER_DEVICEMAP);
-    if (result == CU_OK) {
+    const bool is_new = result == CU_OK;
+    if (is_new || result == CU_ERROR_ALREADY_REGISTERED)
         result = cuda->host_device_pointer(&pinned->address, memory, 0);
-        if (result != CU_OK) cuda->host_unregister(memory);
-    }
+    if (is_new && result != CU_OK) cuda->host_unregister(memory);
     pplx_cuda_leave(cuda, mode);
     if (result != CU_OK) return failed(cuda, result, "the words can't be pinned", error);
     pinned->context = (uintptr_t)context;
@@ -123,8 +123,8 @@ static cu_result push(const pplx_libcuda *cuda, cu_context context, cu_stream st
         const bool write = steps[i].kind == PPLX_STEP_WRITE;
         ops[i].word.operation = write ? CU_WRITE_VALUE_32 : CU_WAIT_VALUE_64;
         ops[i].word.address = steps[i].address;
-        ops[i].word.value = write ? steps[i].value : steps[i].mask;
-        ops[i].word.flags = write ? 0 : CU_WAIT_VALUE_AND | (steps[i].kind == PPLX_STEP_WAIT_FLUSH ? flush : 0);
+        ops[i].word.value = write ? steps[i].value : steps[i].least;
+        ops[i].word.flags = write ? 0 : CU_WAIT_VALUE_GEQ | (steps[i].kind == PPLX_STEP_WAIT_FLUSH ? flush : 0);
     }
     return cuda->stream_batch(stream, (unsigned)count, ops, 0);
 }

@@ -9,7 +9,7 @@
  *       if (steps.of[i].kind == PPLX_STEP_WRITE)
  *           { __threadfence_system(); *(volatile uint32_t *)steps.of[i].address = steps.of[i].value; }
  *       else
- *           { while (!(*(volatile uint64_t *)steps.of[i].address & steps.of[i].mask)) __nanosleep(200);
+ *           { while (*(volatile uint64_t *)steps.of[i].address < steps.of[i].least) __nanosleep(200);
  *             __threadfence_system(); } */
 #ifndef PPLX_CSRC_CUDA_WORDS_H
 #define PPLX_CSRC_CUDA_WORDS_H
@@ -19,7 +19,7 @@
 enum { CUDA_STEPS = 4 };
 
 typedef struct cuda_steps {
-    pplx_step of[CUDA_STEPS]; /* 24 bytes each: kind, value, mask, address */
+    pplx_step of[CUDA_STEPS]; /* 24 bytes each: kind, value, least, address */
     uint32_t count, reserved;
 } cuda_steps;
 
@@ -31,7 +31,7 @@ static const char pplx_cuda_words_ptx[] = ".version 6.4\n"
                                           "{\n"
                                           "    .reg .pred %p;\n"
                                           "    .reg .b32 %i, %count, %kind, %value;\n"
-                                          "    .reg .b64 %at, %mask, %address, %seen;\n"
+                                          "    .reg .b64 %at, %least, %address, %seen;\n"
                                           "    mov.b64 %at, steps;\n"
                                           "    ld.param.u32 %count, [steps+96];\n"
                                           "    mov.u32 %i, 0;\n"
@@ -40,7 +40,7 @@ static const char pplx_cuda_words_ptx[] = ".version 6.4\n"
                                           "    @%p bra DONE;\n"
                                           "    ld.param.u32 %kind, [%at];\n"
                                           "    ld.param.u32 %value, [%at+4];\n"
-                                          "    ld.param.u64 %mask, [%at+8];\n"
+                                          "    ld.param.u64 %least, [%at+8];\n"
                                           "    ld.param.u64 %address, [%at+16];\n"
                                           "    setp.ne.u32 %p, %kind, 0;\n"
                                           "    @%p bra WAIT;\n"
@@ -49,8 +49,7 @@ static const char pplx_cuda_words_ptx[] = ".version 6.4\n"
                                           "    bra AFTER;\n"
                                           "WAIT:\n"
                                           "    ld.acquire.sys.u64 %seen, [%address];\n"
-                                          "    and.b64 %seen, %seen, %mask;\n"
-                                          "    setp.ne.u64 %p, %seen, 0;\n"
+                                          "    setp.ge.u64 %p, %seen, %least;\n"
                                           "    @%p bra AFTER;\n"
                                           "    nanosleep.u32 200;\n"
                                           "    bra WAIT;\n"

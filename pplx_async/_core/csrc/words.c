@@ -3,17 +3,22 @@
 
 /* Words: the proxy's answers to streams (pplx_async/words.h says what a stream does, and what it is promised).
  *
- * A cell is two words of 32 bits. `state` is written by stream and proxy by turns: each writes what only the other
- * one answers, and then waits for that. So there is one writer at any time, and what it wrote before it wrote the
- * state is seen by who reads the state: release on the one side, acquire on the other. For the stream that is what
- * its operations do by themselves; for the count of a gate it means that what has landed is there when it opens.
+ * `state` is written by stream and proxy by turns: each writes what only the other one answers, and then waits for
+ * that. So there is one writer at any time, and what it wrote before it wrote the state is seen by who reads the state:
+ * release on the one side, acquire on the other. For the stream that is what its operations do by themselves; for the
+ * count of a gate it means that what has landed is there when it opens.
  *
- *   gate, as the proxy sees it      ASLEEP    --(REQUEST)-->  WAITING, or at once:
+ *   gate, as the proxy sees it      ASLEEP    --(it asks)-->  WAITING, or at once:
  *                                   WAITING   --(enough has been counted, or never will)-->  ANSWERED
- *                                   ANSWERED  --(PASSED, or the next REQUEST)-->  ASLEEP, or it retires
+ *                                   ANSWERED  --(at once)-->  ASLEEP; it retires in the next look at the words
+ *
+ * A stream that has been answered need not have seen it yet when its cell is given out again. It only looks there any
+ * more, and what is written there from then on is not below its answer. That a word which repeats goes back to its
+ * question hurts nobody: its stream has seen the answer by then, for launches of a graph come one after the other, and
+ * who had the cell before waits for less than that.
  *
  * WAITING gates stand in the queue of their counter, in the order in which the proxy saw them, and are served by
- * whoever counts: the store of OPEN comes right after that of the count, whichever thread turns.
+ * whoever counts: the store of the answer comes right after that of the count, whichever thread turns.
  *
  * No garbage is sent on. A stream that is let go has been waiting for our answer, and its lane is poisoned before
  * that answer is stored; so whatever it rings for afterwards is seen on a poisoned lane. Healing a lane (the owner, when
@@ -29,19 +34,31 @@
 
 enum phase { ASLEEP, WAITING, ANSWERED, RETIRING };
 
-/* One number of 64 bits: for a watch, and for streams that wait. */
+/* One number of 64 bits, for streams that wait. */
 typedef uint64_t __attribute__((may_alias)) whole_cell;
 
-static uint32_t look(const pplx_word *word) {
-    return __atomic_load_n(&word->cell->state, __ATOMIC_ACQUIRE); /* acquire: see the head */
+static bool asks(const pplx_word *word) {
+    /* acquire: see the head */
+    return __atomic_load_n(&word->cell->state, __ATOMIC_ACQUIRE) == word->turn + PPLX_CELL_ASKS;
 }
 
-static void answer(const pplx_word *word, uint32_t state) {
-    __atomic_store_n(&word->cell->state, state, __ATOMIC_RELEASE); /* release: see the head */
+static void answer(const pplx_word *word) {
+    /* release: see the head */
+    __atomic_store_n(&word->cell->state, word->turn + PPLX_CELL_ANSWERED, __ATOMIC_RELEASE);
+}
+
+uint32_t pplx_cell_take(pplx_cell *cell) {
+    /* A question that `gone` has answered is behind us, too. Relaxed: nobody else writes there. */
+    const uint32_t turn = (__atomic_load_n(&cell->state, __ATOMIC_RELAXED) + 1) & ~UINT32_C(1);
+    __atomic_store_n(&cell->watched, 0, __ATOMIC_RELAXED); /* relaxed: no kernel knows it yet */
+    __atomic_store_n(&cell->aborted, 0, __ATOMIC_RELEASE); /* release: pairs with pplx_cell_aborted() */
+    __atomic_store_n(&cell->state, turn, __ATOMIC_RELEASE); /* before `gone` goes: somebody may look there */
+    __atomic_store_n(&cell->gone, 0, __ATOMIC_RELEASE);     /* release: see the line above */
+    return turn;
 }
 
 uint64_t pplx_cell_value(const pplx_cell *cell) {
-    return __atomic_load_n((const whole_cell *)cell, __ATOMIC_ACQUIRE); /* acquire: pairs with whoever adds to it */
+    return __atomic_load_n(&cell->watched, __ATOMIC_ACQUIRE); /* acquire: pairs with whoever adds to it */
 }
 
 bool pplx_cell_aborted(const pplx_cell *cell) {
@@ -120,14 +137,14 @@ static void retire(pplx_engine *engine, pplx_word *word, bool spent) {
 /* ---- gates ---- */
 
 /* The stream goes on; how, its kernels may ask. */
-static void let_through(const pplx_word *word, bool aborted) {
+static void let_through(pplx_word *word, bool aborted) {
+    word->phase = word->repeats ? ASLEEP : ANSWERED;
     __atomic_store_n(&word->cell->aborted, aborted, __ATOMIC_RELEASE); /* release: pairs with pplx_cell_aborted() */
-    answer(word, aborted ? PPLX_CELL_ABORTED : PPLX_CELL_OPEN);
+    answer(word);
 }
 
 /* Without what it waited for. */
 static void give_up(pplx_engine *engine, pplx_word *word, int32_t status) {
-    word->phase = ANSWERED;
     poison(word->lane); /* before the answer: see the head */
     let_through(word, true);
     tell_status(engine, word, status);
@@ -140,7 +157,6 @@ static void open_gate(pplx_engine *engine, pplx_word *word) {
         give_up(engine, word, PPLX_NATIVE);
         return;
     }
-    word->phase = ANSWERED;
     let_through(word, false);
     count(engine, word);
 }
@@ -196,15 +212,11 @@ static bool is_in_vain(const pplx_engine *engine, const pplx_counter *counter) {
 }
 
 static bool poll_gate(pplx_engine *engine, pplx_word *word) {
-    const uint32_t state = look(word);
-    if (word->phase == ANSWERED && (state == PPLX_CELL_PASSED || state == PPLX_CELL_REQUEST)) {
-        word->phase = ASLEEP;
-        if (!word->repeats) {
-            retire(engine, word, true);
-            return true;
-        }
+    if (word->phase == ANSWERED) { /* here and not as it is answered, which may be while others are looked at */
+        retire(engine, word, true);
+        return true;
     }
-    if (word->phase == ASLEEP && state == PPLX_CELL_REQUEST) {
+    if (word->phase == ASLEEP && asks(word)) {
         if (word->dead || is_poisoned(word))
             abort_gate(engine, word, word->dead ? word->dead : PPLX_POISONED);
         else
@@ -262,14 +274,14 @@ static void post_request(pplx_engine *engine, pplx_word *word) {
 }
 
 static bool poll_bell(pplx_engine *engine, pplx_word *word) {
-    if (word->busy || look(word) != PPLX_CELL_RUNG) return false;
+    if (word->busy || !asks(word)) return false;
     if (word->dead || is_poisoned(word))
         refuse(engine, word);
     else if (word->request)
         post_request(engine, word);
     else
         count(engine, word);
-    answer(word, PPLX_CELL_FREE);
+    answer(word);
     if (!word->repeats) retire(engine, word, true);
     return true;
 }
@@ -340,11 +352,11 @@ static void close_word(pplx_engine *engine, pplx_word *word, bool spent) {
         if (word->phase == WAITING) abort_gate(engine, word, PPLX_CANCELLED);
         pplx_word_let_go(word->cell);
     }
-    word->spent = spent;
+    word->spent = spent || word->phase == ANSWERED;
     if (word->busy)
         word->closing = 1; /* then it retires with its request */
     else
-        retire(engine, word, spent);
+        retire(engine, word, word->spent);
 }
 
 void pplx_words_run_close(pplx_engine *engine) {
@@ -387,6 +399,7 @@ void pplx_word_arm(pplx_engine *engine, pplx_word *word) {
         word->request->cancel_node.kind = PPLX_NODE_CANCEL;
         word->request->bell = word;
     }
+    if (word->kind == PPLX_WORD_DOORBELL && word->repeats) answer(word); /* nothing is under way: it may be rung */
     pplx_hand_in(engine, &word->node);
 }
 
@@ -440,7 +453,8 @@ bool pplx_step_run(const pplx_step *step, uint32_t us) {
     const pplx_cell *cell = (const pplx_cell *)(uintptr_t)step->address;
     const uint64_t until = pplx_now_ns() + us * UINT64_C(1000);
     for (int looks = 0;; looks++) {
-        if (pplx_cell_value(cell) & step->mask) return true;
+        /* acquire: see the head */
+        if (__atomic_load_n((const whole_cell *)cell, __ATOMIC_ACQUIRE) >= step->least) return true;
         if (looks < LOOKS) continue;
         if (pplx_now_ns() >= until) return false;
         nap(ns);

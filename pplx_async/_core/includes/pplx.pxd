@@ -73,20 +73,14 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         PPLX_CALL_DRAIN
         PPLX_CALL_RAIL_LOST
         PPLX_CALL_WORDS_CLOSE
-        PPLX_CELL_IDLE
-        PPLX_CELL_REQUEST
-        PPLX_CELL_FREE
-        PPLX_CELL_RUNG
-        PPLX_CELL_PASSED
+        PPLX_CELL_ASKS
+        PPLX_CELL_ANSWERED
         PPLX_WORD_GATE
         PPLX_WORD_DOORBELL
         PPLX_WORD_WATCH
         PPLX_STEP_WRITE
         PPLX_STEP_WAIT
         PPLX_STEP_WAIT_FLUSH
-
-    const uint64_t PPLX_CELL_ANSWERED
-    const uint64_t PPLX_CELL_MAY_RING
 
     const char *PPLX_API_CAPSULE
 
@@ -275,9 +269,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint64_t nbytes
 
     ctypedef struct pplx_cell:
-        uint32_t state
-        uint32_t gone
-        uint32_t aborted
+        uint64_t watched
 
     ctypedef struct pplx_lane:
         uint32_t poisons
@@ -299,11 +291,12 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint32_t spent
         uint32_t gpu
         int32_t native
+        uint32_t turn
 
     ctypedef struct pplx_step:
         uint32_t kind
         uint32_t value
-        uint64_t mask
+        uint64_t least
         uint64_t address
 
     ctypedef struct pplx_pinned:
@@ -395,5 +388,6 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         pplx_status (*cuda_push)(const char *, uint64_t, const pplx_step *, size_t, uint32_t *,
                                  pplx_error *) noexcept nogil
         size_t (*engine_gpus)(const pplx_engine *, pplx_gpu_told *, size_t) noexcept nogil
+        uint32_t (*cell_take)(pplx_cell *) noexcept nogil
 
     const pplx_api *pplx_core_api()
