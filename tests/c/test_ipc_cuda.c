@@ -29,6 +29,8 @@ static int (*open_own)(int yes), (*hold)(int yes), (*pinned)(void);
 static int (*allocate)(uint64_t *, size_t), (*release)(uint64_t);
 static int (*to_device)(uint64_t, const void *, size_t), (*from_device)(void *, uint64_t, size_t);
 static int (*retain)(uintptr_t *, int), (*push)(uintptr_t);
+static int (*stream_create)(void **, unsigned), (*stream_destroy)(void *);
+static int (*wait_value)(void *, uint64_t, uint64_t, unsigned), (*waiting)(void);
 
 /* Of this libcuda's, whose threads look at them at any time: so they are there from the beginning, for what is added to
  * the environment may move it. */
@@ -49,13 +51,30 @@ static void load(void) {
         void *function;
         const char *name;
     } functions[] = {
-        {&adopt, "fake_cuda_adopt"},       {&forget, "fake_cuda_forget"},     {&run_kernel, "fake_cuda_run_kernel"},
-        {&opened, "fake_cuda_opened"},     {&retained, "fake_cuda_retained"}, {&launched, "fake_cuda_launched"},
-        {&open_own, "fake_cuda_open_own"}, {&allocate, "cuMemAlloc_v2"},      {&release, "cuMemFree_v2"},
-        {&to_device, "cuMemcpyHtoD_v2"},   {&from_device, "cuMemcpyDtoH_v2"}, {&retain, "cuDevicePrimaryCtxRetain"},
-        {&push, "cuCtxPushCurrent_v2"},    {&queued, "fake_cuda_queued"},     {&handles, "fake_cuda_handles"},
-        {&batches, "fake_cuda_batches"},   {&stores, "fake_cuda_stores"},     {&renew, "fake_cuda_renew"},
-        {&hold, "fake_cuda_hold"},         {&pinned, "fake_cuda_pinned"},
+        {&adopt, "fake_cuda_adopt"},
+        {&forget, "fake_cuda_forget"},
+        {&run_kernel, "fake_cuda_run_kernel"},
+        {&opened, "fake_cuda_opened"},
+        {&retained, "fake_cuda_retained"},
+        {&launched, "fake_cuda_launched"},
+        {&open_own, "fake_cuda_open_own"},
+        {&allocate, "cuMemAlloc_v2"},
+        {&release, "cuMemFree_v2"},
+        {&to_device, "cuMemcpyHtoD_v2"},
+        {&from_device, "cuMemcpyDtoH_v2"},
+        {&retain, "cuDevicePrimaryCtxRetain"},
+        {&push, "cuCtxPushCurrent_v2"},
+        {&queued, "fake_cuda_queued"},
+        {&handles, "fake_cuda_handles"},
+        {&batches, "fake_cuda_batches"},
+        {&stores, "fake_cuda_stores"},
+        {&renew, "fake_cuda_renew"},
+        {&hold, "fake_cuda_hold"},
+        {&pinned, "fake_cuda_pinned"},
+        {&waiting, "fake_cuda_waiting"},
+        {&stream_create, "cuStreamCreate"},
+        {&stream_destroy, "cuStreamDestroy_v2"},
+        {&wait_value, "cuStreamWaitValue64_v2"},
     };
     for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
         void *function = dlsym(library, functions[i].name);
@@ -284,10 +303,17 @@ enum { FOR_LONG_MS = 120000, ROUNDS = 300 };
 
 static ipc_endpoint *inside(const side *s) { return (ipc_endpoint *)s->endpoint; }
 
+/* This thread's, for good. */
+static void make_context(void) {
+    static bool made;
+    uintptr_t context;
+    if (!made) CHECK(retain(&context, 0) == 0 && push(context) == 0);
+    made = true;
+}
+
 /* Memory that another process could open. */
 static void device_allocate(device *d, side *s) {
-    uintptr_t context;
-    if (retained() == 0) CHECK(retain(&context, 0) == 0 && push(context) == 0); /* this thread's, for good */
+    make_context();
     d->nbytes = GPU;
     CHECK_EQ(allocate(&d->address, GPU), 0);
     device_register(d, s);
@@ -481,6 +507,80 @@ static void test_nothing_waits_for_a_dead_peers_allocation(void) {
         }
         CHECK(release(p.at_a.address) == 0 && release(p.at_b.address) == 0);
     }
+}
+
+/* A stream of the program's, which waits as in a gate. Who waits for it in the driver, on the thread that calls us, is
+ * ended by the alarm. */
+typedef struct gate {
+    uint64_t word;
+    void *stream;
+} gate;
+
+static void gate_shut(gate *g) {
+    make_context();
+    const uint64_t start = check_now_ns();
+    CHECK_EQ(allocate(&g->word, 4096), 0);
+    CHECK_EQ(stream_create(&g->stream, 1), 0);
+    CHECK_EQ(wait_value(g->stream, g->word, 1, 0), 0);
+    while (waiting() == 0) check_patience(start, PATIENCE);
+    alarm(2 * (unsigned)PATIENCE);
+}
+
+static void gate_open(const gate *g) {
+    const uint64_t start = check_now_ns(), one = 1;
+    CHECK_EQ(to_device(g->word, &one, sizeof one), 0);
+    while (waiting()) check_patience(start, PATIENCE);
+    alarm(0);
+    CHECK(stream_destroy(g->stream) == 0 && release(g->word) == 0);
+}
+
+/* A peer goes: its rings stay pinned until the stream has gone on, and nobody waits for that. */
+static void test_a_peer_goes_while_a_stream_waits_in_a_gate(void) {
+    static pair p;
+    static gate g;
+    gpus_open(&p, "64");
+    warm_up(&p);
+    const int before = pinned();
+    gate_shut(&g);
+    close_endpoint(&p.a, &p.b);
+    CHECK_EQ(pinned(), before);
+    gate_open(&g);
+    const uint64_t start = check_now_ns();
+    while (pinned() == before) check_patience(start, PATIENCE);
+    CHECK_EQ(pinned(), before - 1);
+    gpus_close(&p);
+}
+
+/* All is closed: what the driver keeps is free when the stream has gone on, and nobody waits for that. */
+static void test_an_engine_closes_while_a_stream_waits_in_a_gate(void) {
+    static pair p;
+    static gate g;
+    gpus_open(&p, "64");
+    warm_up(&p);
+    gate_shut(&g);
+    const int before = pinned();
+    gpus_close(&p);
+    CHECK_EQ(retained(), 3);
+    CHECK_EQ(pinned(), before);
+    gate_open(&g);
+    const uint64_t start = check_now_ns();
+    while (retained() > 1 || pinned()) check_patience(start, PATIENCE);
+}
+
+/* What waits for the stream, loading the kernel here, keeps no transfer waiting: the gate may need it. */
+static void test_a_transfer_passes_what_waits_for_a_gate(void) {
+    static pair p;
+    static gate g;
+    static watched w;
+    gate_shut(&g);
+    strangers_open(&p);
+    set_content(&p, 0x5a);
+    pplx_work_request request = write_of(&p, &w, GPU, 1);
+    CHECK_EQ(perform(&p.a, &p.b, &request), PPLX_OK);
+    check_content(&p, 0x5a);
+    CHECK_EQ(waiting(), 1);
+    gate_open(&g);
+    strangers_close(&p);
 }
 
 /* Who registers its first memory of a GPU after the peer's has been in use lets its GPU copy from then on. */
@@ -1212,6 +1312,9 @@ int main(void) {
     RUN(test_goodbye_comes_when_the_allocation_is_closed);
     RUN(test_a_break_tells_when_the_allocation_is_closed);
     RUN(test_nothing_waits_for_a_dead_peers_allocation);
+    RUN(test_a_peer_goes_while_a_stream_waits_in_a_gate);
+    RUN(test_an_engine_closes_while_a_stream_waits_in_a_gate);
+    RUN(test_a_transfer_passes_what_waits_for_a_gate);
     RUN(test_a_first_gpu_region_comes_late);
     RUN(test_a_first_gpu_region_comes_in_the_middle);
     RUN(test_a_batch_takes_two_stores);

@@ -7,7 +7,9 @@
  * can't; copies go through a second mapping. Another process opens it by /proc, its own can't, as with CUDA. A
  * stream is a thread with a queue. What the device sees of pinned host memory has another address, so that
  * who gives a host address to a stream is found out. Calls that need a context refuse without one. A copy from or to
- * memory of the host that is not pinned has the caller wait for it.
+ * memory of the host that is not pinned has the caller wait for it. To unpin, to free, to close what is another
+ * process's, to load a module and to unload it wait for kernels, and until no stream of the context waits for a word, as
+ * was measured on an H200; to open what is another process's waits for kernels alone, and the rest for neither.
  *
  *   FAKE_CUDA_DEVICES=2        how many there are; 0: none, as on a machine whose driver finds no GPU
  *   FAKE_CUDA_COPY_US=0        each copy takes so long
@@ -128,6 +130,7 @@ int fake_enqueue(stream *stream, op op);
 void fake_nap_us(int us);
 bool fake_forbidden(void); /* by a capture, to this thread */
 void fake_wait_for_kernels(void);
+void fake_wait_for_all(void); /* and for streams of the context that wait for a word */
 
 /* A kernel of the program's runs for so long from now on (0: no more). Some calls of the driver wait for it. */
 API fake_cuda_run_kernel(int ms);
@@ -136,6 +139,7 @@ API fake_cuda_retained(void); /* primary contexts */
 API fake_cuda_launched(void); /* kernels so far */
 API fake_cuda_handles(void);  /* made so far, for other processes */
 API fake_cuda_queued(void);   /* of all streams, and not done */
+API fake_cuda_waiting(void);  /* streams that wait for a word */
 API fake_cuda_pinned(void);   /* ranges of the host's memory */
 API fake_cuda_batches(void);  /* of copies, by one call each, so far */
 API fake_cuda_stores(void);   /* of 64 bits by streams, queued so far */

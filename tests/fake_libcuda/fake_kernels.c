@@ -35,7 +35,7 @@ static const char bench_kernels[4][16] = {"bench_store", "bench_count", "bench_g
 
 API cuModuleLoadData(void **module, const char *image) {
     NEED_CONTEXT();
-    fake_wait_for_kernels();
+    fake_wait_for_all();
     if (fake_forbidden()) return CAPTURE_UNSUPPORTED;
     const char *name = strstr(image, words_kernel)       ? words_kernel
                        : strstr(image, bench_kernels[0]) ? bench_kernels[0]
@@ -53,7 +53,8 @@ API cuModuleGetFunction(void **function, void *module, const char *name) {
 }
 
 API cuModuleUnload(void *module) {
-    REFUSE();
+    NEED_CONTEXT();
+    fake_wait_for_all();
     return module == known_kernel || module == words_kernel || module == bench_kernels[0] ? OK : INVALID_VALUE;
 }
 

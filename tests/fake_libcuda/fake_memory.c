@@ -88,6 +88,7 @@ API cuMemAlloc_v2(uint64_t *pointer, size_t nbytes) {
 
 API cuMemFree_v2(uint64_t pointer) {
     NEED_CONTEXT();
+    fake_wait_for_all();
     pthread_mutex_lock(&fake_lock);
     range *range = fake_find(pointer);
     const bool fine = range && range->start == pointer && !range->opened;

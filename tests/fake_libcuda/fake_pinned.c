@@ -46,6 +46,7 @@ API cuMemHostRegister_v2(void *memory, size_t nbytes, unsigned flags) {
 
 API cuMemHostUnregister(void *memory) {
     NEED_CONTEXT();
+    fake_wait_for_all();
     int result = NOT_REGISTERED;
     pthread_mutex_lock(&fake_lock);
     for (int i = 0; i < MOST_RANGES; i++) {

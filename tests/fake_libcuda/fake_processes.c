@@ -84,7 +84,7 @@ API cuIpcOpenMemHandle_v2(uint64_t *pointer, handle_bytes in, unsigned flags) {
 
 API cuIpcCloseMemHandle(uint64_t pointer) {
     NEED_CONTEXT();
-    fake_wait_for_kernels();
+    fake_wait_for_all();
     pthread_mutex_lock(&fake_lock);
     range *range = fake_find(pointer);
     const bool fine = range && range->opened && range->start == pointer;

@@ -9,6 +9,18 @@
 
 static atomic_int queued, flushing_waits, batches, stores;
 static atomic_bool held;
+static atomic_int waiting[MOST_DEVICES]; /* for a word: streams of each device */
+
+API fake_cuda_waiting(void) {
+    int count = 0;
+    for (int i = 0; i < MOST_DEVICES; i++) count += atomic_load(&waiting[i]);
+    return count;
+}
+
+void fake_wait_for_all(void) {
+    fake_wait_for_kernels();
+    while (atomic_load(&waiting[fake_device()])) fake_nap_us(100);
+}
 
 API fake_cuda_queued(void) { return atomic_load(&queued); }
 
@@ -58,6 +70,12 @@ static int count_up(stream *stream, _Atomic uint64_t *word, _Atomic uint64_t *se
     return OK;
 }
 
+static void wait_for_word(stream *stream, const _Atomic uint64_t *word, const op *op) {
+    atomic_fetch_add(&waiting[stream->device], 1);
+    while (!stream->ended && !waited(atomic_load(word), op->from, op->nbytes)) fake_nap_us(20);
+    atomic_fetch_sub(&waiting[stream->device], 1);
+}
+
 static int execute(stream *stream, const op *op) {
     if (op->kind == NAP) {
         fake_nap_us((int)op->nbytes);
@@ -83,7 +101,7 @@ static int execute(stream *stream, const op *op) {
     else if (op->kind == WRITE_32)
         atomic_store((_Atomic uint32_t *)(void *)word, (uint32_t)op->from);
     else
-        while (!stream->ended && !waited(atomic_load(word), op->from, op->nbytes)) fake_nap_us(20);
+        wait_for_word(stream, word, op);
     if (op->kind == WAIT && op->nbytes & FLUSH) fake_flush(stream->device, OWNER);
     return OK;
 }

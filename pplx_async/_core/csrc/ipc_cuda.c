@@ -26,14 +26,17 @@
  * memory stays unreleased: memory of a GPU can't be moved. When a process ends, its driver's file is closed, with what
  * its streams do, before its pidfd tells; its socket may tell before, so that alone isn't believed.
  *
- * Opening a peer's memory, closing it, and loading the kernel wait in the driver for whatever runs in this process's
- * context: seconds, maybe; to pin memory takes long, too. They are made by a thread beside (aside.h), one after the other. A transfer that needs an
- * allocation waits for it; who is asked to let go confirms when it is closed; small pieces are the copy engine's until
+ * Some calls take long, and are made by threads beside (aside.h). To open a peer's memory waits in the driver for the
+ * kernels that run in this process's context, and to pin memory takes its time; a stream that waits in a gate holds up
+ * neither. To close a peer's memory, to unpin, and to load and unload the kernel wait for such streams as well: measured
+ * on an H200. Such a gate may need what is to be opened, so these are another thread's, each one after the other. A
+ * transfer that needs an allocation waits for it; who is asked to let go confirms when it is closed; the rings of a peer
+ * that is gone are unmapped when they are unpinned, and nobody waits for that; small pieces are the copy engine's until
  * the kernel is there.
  *
- * Threads. The thread that calls the domain, and that other one, which touches an ipc_opened from when it is given
- * until `done` is set, and of ipc_cuda what its comments say. Each call makes the context current and then that of
- * before again. */
+ * Threads. The thread that calls the domain, and those two, which touch an ipc_opened from when it is given until `done`
+ * is set, an ipc_plug from when the endpoint has left it, and of ipc_cuda what its comments say. Each call makes the
+ * context current and then that of before again. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -61,13 +64,14 @@ struct ipc_cuda {
     int ordinal;
     cu_context context;
     cu_stream streams[IPC_STREAMS];
-    cu_module module;          /* the other thread's, like the next call */
-    pplx_aside_call load;
-    _Atomic(cu_function) kernel; /* the other thread's; NULL: not there yet, or this GPU's driver doesn't take it */
-    pplx_aside aside;
+    cu_module module;          /* the patient thread's, like the next calls */
+    pplx_aside_call load, shut;
+    _Atomic(cu_function) kernel; /* the patient thread's; NULL: not there yet, or this GPU's driver doesn't take it */
+    pplx_aside aside;          /* what passes streams in gates */
+    pplx_aside patient;        /* what waits for them */
     cuda_shared *allocations; /* of ours: struct ipc_allocation */
     ipc_opened *under_way; /* opened or closed by it */
-    atomic_bool news;      /* the other thread: one of them is done; after that it rings */
+    atomic_bool news;      /* the other threads: one of them is done; after that they ring */
     int bell;              /* an eventfd in the domain's epoll set; -1: there is none, and we don't sleep */
     ipc_watch watch;
     _Atomic uint64_t *done;    /* a pinned page: how far each stream has come */
@@ -103,7 +107,14 @@ struct ipc_opened {
     cu_pointer allocation;   /* 0: it can't be opened */
     bool fits;               /* it is as long as the peer says */
     bool closing;
-    atomic_bool done; /* the other thread: release, after all else */
+    atomic_bool done; /* the thread that has it: release, after all else */
+};
+
+/* A peer's rings, which our GPU knows. */
+struct ipc_plug {
+    pplx_aside_call call;
+    ipc_cuda *cuda;
+    ipc_inbox outbox; /* the endpoint's, which has left it to us */
 };
 
 static cu_result enter(const ipc_cuda *cuda, int *mode) { return pplx_cuda_enter(cuda->api, cuda->context, mode); }
@@ -143,34 +154,49 @@ static void close_streams(ipc_cuda *cuda) {
     if (cuda->module) cuda->api->module_unload(cuda->module);
 }
 
-/* The thread beside does it if it still runs when the domain is closed. */
-static void free_cuda(void *handle) {
-    ipc_cuda *cuda = handle;
+/* The last of the calls: what of the end is the driver's. */
+static void shut(pplx_aside_call *call) {
+    ipc_cuda *cuda = (ipc_cuda *)(void *)((char *)call - offsetof(ipc_cuda, shut));
     int mode;
     const bool entered = cuda->context && enter(cuda, &mode) == CU_OK;
+    for (const ipc_opened *opened = cuda->under_way; entered && opened; opened = opened->next)
+        if (opened->allocation && !opened->closing) cuda->api->ipc_close(opened->allocation);
+    if (entered) close_streams(cuda);
+    pplx_ipc_hops_close(cuda->hops, entered);
+    if (entered) leave(cuda, mode);
+    if (cuda->context) cuda->api->primary_release(cuda->device);
+}
+
+static void free_cuda(void *handle) {
+    ipc_cuda *cuda = handle;
     for (ipc_opened *opened = cuda->under_way, *next; opened; opened = next) {
         next = opened->next;
-        if (entered && opened->allocation && !opened->closing) cuda->api->ipc_close(opened->allocation);
         free(opened);
     }
     for (cuda_shared *shared = cuda->allocations, *next; shared; shared = next) { /* of regions that were never free */
         next = shared->next;
         free(shared);
     }
-    if (entered) close_streams(cuda);
-    pplx_ipc_hops_close(cuda->hops, entered);
-    if (entered) leave(cuda, mode);
-    if (cuda->context) cuda->api->primary_release(cuda->device);
     if (cuda->done) munmap(cuda->done, page_nbytes());
     if (cuda->bell >= 0) close(cuda->bell);
     free(cuda);
 }
 
+/* Nothing is being opened any more. */
+static void end_patiently(void *handle) {
+    ipc_cuda *cuda = handle;
+    cuda->shut.make = shut;
+    pplx_aside_make(&cuda->patient, &cuda->shut);
+    if (pplx_aside_end(&cuda->patient)) free_cuda(cuda);
+}
+
+/* As a rule all is free when this returns. Where the driver has us wait it is so later, by the threads beside; the
+ * process may end before, and none that is forked has them. */
 void pplx_ipc_cuda_close(ipc_domain *domain) {
     ipc_cuda *cuda = domain->cuda;
     domain->cuda = NULL;
     domain->hops = NULL;
-    if (cuda && pplx_aside_end(&cuda->aside)) free_cuda(cuda);
+    if (cuda && pplx_aside_end(&cuda->aside)) end_patiently(cuda);
 }
 
 static void hang_bell(ipc_domain *domain, ipc_cuda *cuda) {
@@ -191,7 +217,8 @@ static pplx_status open_cuda(ipc_domain *domain, const pplx_libcuda *api, int or
     cuda->api = api;
     cuda->ordinal = ordinal;
     cuda->done = page == MAP_FAILED ? NULL : page;
-    pplx_aside_init(&cuda->aside, "pplx-cuda", free_cuda, cuda);
+    pplx_aside_init(&cuda->aside, "pplx-cuda", end_patiently, cuda);
+    pplx_aside_init(&cuda->patient, "pplx-cuda-end", free_cuda, cuda);
     hang_bell(domain, cuda);
     cu_result result = api->device_get(&cuda->device, ordinal);
     if (result == CU_OK) result = api->device_attribute(&has_words, CU_CAN_USE_64_BIT_STREAM_MEM_OPS, cuda->device);
@@ -202,7 +229,7 @@ static pplx_status open_cuda(ipc_domain *domain, const pplx_libcuda *api, int or
         domain->hops = cuda->hops = pplx_ipc_hops_open(domain, &cuda->aside, api, cuda->context);
         if (result == CU_OK && cuda->hops) {
             cuda->load.make = load_kernel;
-            pplx_aside_make(&cuda->aside, &cuda->load);
+            pplx_aside_make(&cuda->patient, &cuda->load);
             for (ipc_endpoint *endpoint = domain->endpoints; endpoint; endpoint = endpoint->next)
                 pplx_ipc_keys_ask_again(endpoint);
             return PPLX_OK;
@@ -323,13 +350,14 @@ static void close_allocation(pplx_aside_call *call) {
 
 static void give_aside(ipc_opened *opened, void (*make)(pplx_aside_call *call)) {
     ipc_cuda *cuda = opened->cuda;
+    const bool closing = make == close_allocation;
     opened->next = cuda->under_way;
     cuda->under_way = opened;
     if (opened->endpoint) opened->endpoint->aside++;
     opened->call.make = make;
-    opened->closing = make == close_allocation;
+    opened->closing = closing;
     atomic_store_explicit(&opened->done, false, memory_order_relaxed); /* relaxed: given under a lock */
-    pplx_aside_make(&cuda->aside, &opened->call);
+    pplx_aside_make(closing ? &cuda->patient : &cuda->aside, &opened->call);
 }
 
 /* Whoever can't open it has the owner copy. False: it can't be what the peer says. */
@@ -430,29 +458,48 @@ void pplx_ipc_cuda_hear(ipc_domain *domain) {
 
 /* ------------------------------------------------------------------ batches */
 
-/* Once for each peer: its rings as our GPU knows them. */
+/* Once for each peer, its rings: at once, for this passes streams that wait, and takes a millisecond. */
 static bool plug(ipc_endpoint *endpoint) {
-    const pplx_libcuda *api = endpoint->domain->cuda->api;
+    ipc_cuda *cuda = endpoint->domain->cuda;
     if (endpoint->stream_slots) return true;
-    if (api->host_register(endpoint->outbox.streams, IPC_STREAMS_NBYTES,
-                           CU_HOST_REGISTER_PORTABLE | CU_HOST_REGISTER_DEVICEMAP) != CU_OK)
-        return false;
-    if (api->host_device_pointer(&endpoint->stream_slots, endpoint->outbox.streams, 0) == CU_OK) {
-        ipc_start_streaming(&endpoint->outbox);
-        return true;
+    if (!endpoint->plug) {
+        ipc_plug *plug = calloc(1, sizeof *plug);
+        if (!plug || cuda->api->host_register(endpoint->outbox.streams, IPC_STREAMS_NBYTES,
+                                              CU_HOST_REGISTER_PORTABLE | CU_HOST_REGISTER_DEVICEMAP) != CU_OK) {
+            free(plug);
+            return false;
+        }
+        plug->cuda = cuda;
+        endpoint->plug = plug;
     }
-    api->host_unregister(endpoint->outbox.streams);
-    endpoint->stream_slots = 0;
-    return false;
+    if (cuda->api->host_device_pointer(&endpoint->stream_slots, endpoint->outbox.streams, 0) != CU_OK) {
+        endpoint->stream_slots = 0;
+        return false;
+    }
+    ipc_start_streaming(&endpoint->outbox);
+    return true;
+}
+
+static void unplug(pplx_aside_call *call) {
+    ipc_plug *plug = (ipc_plug *)(void *)call;
+    int mode;
+    if (enter(plug->cuda, &mode) == CU_OK) {
+        plug->cuda->api->host_unregister(plug->outbox.streams);
+        leave(plug->cuda, mode);
+    }
+    munmap(plug->outbox.head, plug->outbox.nbytes);
+    free(plug);
 }
 
 void pplx_ipc_cuda_unplug(ipc_endpoint *endpoint) {
-    const ipc_cuda *cuda = endpoint->domain->cuda;
-    int mode;
-    if (!endpoint->stream_slots || enter(cuda, &mode) != CU_OK) return;
-    cuda->api->host_unregister(endpoint->outbox.streams);
+    ipc_plug *plug = endpoint->plug;
+    if (!plug) return;
+    plug->outbox = endpoint->outbox;
+    plug->call.make = unplug;
+    endpoint->plug = NULL;
     endpoint->stream_slots = 0;
-    leave(cuda, mode);
+    endpoint->outbox = (ipc_inbox){0};
+    pplx_aside_make(&plug->cuda->patient, &plug->call);
 }
 
 static bool has_room(ipc_endpoint *endpoint, int stream, uint32_t slots) {

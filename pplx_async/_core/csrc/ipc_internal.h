@@ -28,7 +28,7 @@
  * opted in it is *addressed* instead: the kernel copies, at this thread's call. Whichever way, the
  * immediate comes after the bytes.
  *
- * Threads. One thread calls a domain; there is no other but the one that opens and closes memory of GPUs
+ * Threads. One thread calls a domain; there are no others but those that open and close memory of GPUs
  * (ipc_cuda.c), and one lock only, round the list of the process's memfds (ipc_segment.c). What two processes (or two
  * domains of one process) share is in ipc_wire.h.
  *
@@ -83,6 +83,7 @@ typedef struct ipc_cuda ipc_cuda;
 typedef struct ipc_hops ipc_hops;
 typedef struct ipc_opened ipc_opened;
 typedef struct ipc_allocation ipc_allocation;
+typedef struct ipc_plug ipc_plug;
 
 static const uint64_t IPC_MAX_MESSAGE = UINT64_C(1) << 40;
 
@@ -204,6 +205,7 @@ struct ipc_endpoint {
     /* The same, of each stream of a GPU: ours, the peer's. */
     uint64_t stream_head[IPC_STREAMS], stream_tail[IPC_STREAMS];
     cu_pointer stream_slots; /* of the outbox, as our GPU knows them; 0: not yet */
+    ipc_plug *plug;          /* ... and what unpins them again */
     bool shown;              /* we were told how to open memory of a GPU, whose owner waits for our goodbye */
     uint32_t unbegun;        /* posted since the queue was looked at, from a GPU's memory or into it */
     uint64_t unbegun_nbytes; /* of these */
@@ -397,7 +399,7 @@ bool pplx_ipc_cuda_room(const ipc_endpoint *endpoint); /* all of its rings */
 bool pplx_ipc_cuda_begins(const ipc_endpoint *endpoint);
 bool pplx_ipc_cuda_busy(const ipc_domain *domain);
 bool pplx_ipc_cuda_idle(const ipc_endpoint *endpoint); /* nothing works in its memory, as was seen last */
-void pplx_ipc_cuda_unplug(ipc_endpoint *endpoint); /* before the outbox is unmapped */
+void pplx_ipc_cuda_unplug(ipc_endpoint *endpoint); /* if the GPU knows the outbox: take it, to be unmapped later */
 void pplx_ipc_cuda_close(ipc_domain *domain);
 
 /* ipc_cuda_host.c */
