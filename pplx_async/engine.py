@@ -399,6 +399,17 @@ class TransferEngine(Operations, StreamOperations):
         # The loop gets one turn, so that everyone who waited for us hears the end.
         await asyncio.sleep(0)
 
+    async def _end_gates(self) -> None:
+        """Let streams go when the last peer has said goodbye.
+
+        Nobody else ends the gates of a counter that is bound to no peer, and as long as a stream waits there the driver
+        closes no memory of peers.
+        """
+        if self._closing and all(peer._freeing for peer in self._peers):
+            await self._core.count_arrived()
+            for counter in self._counters.values():
+                counter.end_gates(ClosedResourceError("the engine was closed"))
+
     def _on_close_ended(self, closing: asyncio.Task[None]) -> None:
         """Stop at once where the loop ends before our close does: asyncio.run() cancels all that is left on it."""
         if not closing.cancelled() or not self._core.running:

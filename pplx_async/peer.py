@@ -748,6 +748,7 @@ class Peer:
         core = self._engine._core
         # First the endpoints: that counts what has arrived, and who waits for it hears that.
         closing = asyncio.ensure_future(self._close_endpoints())
+        await self._engine._end_gates()
         await asyncio.wait({closing}, timeout=self._engine.options.drain_timeout)
         if closed is not None and self._goodbye.is_set():
             self._record.reason = closed

@@ -190,6 +190,10 @@ cdef class CounterCore:
     def end_waits(self, exception) -> None:
         """Fail everyone who waits, streams included."""
         self._end_promises(exception)
+        self.end_gates(exception)
+
+    def end_gates(self, exception) -> None:
+        """Fail the streams that wait."""
         for gate in list(self._gates):
             gate.end(fresh(exception, "gate"))
 
