@@ -5,15 +5,26 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Hashable, Sequence
+import os
+import sys
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pplx_async._core.words import cuda_capturing, cuda_push
 
 if TYPE_CHECKING:
-    from pplx_async._core.words import Page
+    from pplx_async._core.words import Lane, Page, Words
 
-__all__ = ["Stream", "Streamlike", "find"]
+__all__ = ["MOST_QUEUES", "QUEUES", "Stream", "Streamlike", "check_queues", "find", "read_queues"]
+
+#: How many queues of a GPU the streams of a process share: this variable, a number up to `MOST_QUEUES`.
+QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS"
+MOST_QUEUES = 32
+_USUAL_QUEUES = 8
+
+# Of this process: CUDA reads the variable once, too. None: no gate was queued yet; more than any: somebody was warned.
+_queues: int | None = None
 
 #: What is taken for a stream; `find` tells them apart.
 Streamlike = Any
@@ -98,3 +109,29 @@ def find(stream: Streamlike, library: str | None) -> Stream:
     if not 0 <= handle < 1 << 64:
         raise ValueError(f"a stream's handle is not negative and has 64 bits, and {handle} is none")
     return CudaStream(handle, library)
+
+
+def read_queues(environ: Mapping[str, str]) -> int:
+    """Say how many queues there are; so many streams that wait in gates leave none for the others."""
+    try:
+        return min(max(int(environ.get(QUEUES, "")), 1), MOST_QUEUES)
+    except ValueError:
+        return _USUAL_QUEUES
+
+
+def check_queues(words: Words, lane: Lane, stacklevel: int) -> None:
+    """Warn, once a process, if a gate on this lane is to hold the last stream of a GPU that may be held."""
+    global _queues
+    if _queues is None:
+        _queues = read_queues(os.environ)
+    if not words.fills(lane, _queues):
+        return
+    queues, _queues = _queues, sys.maxsize
+    advice = f"set {QUEUES}={MOST_QUEUES} before CUDA is initialised, or let" if queues < MOST_QUEUES else "let"
+    warnings.warn(
+        f"with this gate {queues} streams of a GPU wait in gates, or will, and the process has {queues} queues there: "
+        "while all of them wait no other stream runs, nor do those of the engine, which may be what opens them. "
+        f"Remedy: {advice} fewer wait at once",
+        RuntimeWarning,
+        stacklevel=stacklevel + 1,
+    )

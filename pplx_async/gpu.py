@@ -137,7 +137,10 @@ class Gate(GateCore):
     def __init__(self, counter: ImmCounter, stream: Streamlike, n: int) -> None:
         engine = counter._engine
         target = engine._find(stream)
-        super().__init__(engine._core.words, engine._lane(target), counter, n, target.is_capturing())
+        words, lane = engine._core.words, engine._lane(target)
+        if isinstance(target, _streams.CudaStream):
+            _streams.check_queues(words, lane, stacklevel=3)
+        super().__init__(words, lane, counter, n, target.is_capturing())
         engine._put(target, self)
 
 

@@ -69,6 +69,7 @@ cdef class Word:
 
 
 cdef class GateCore(Word):
+    cdef bint holds(self) noexcept
     cdef CounterCore counter
     cdef bint in_vain      # its peer is gone, and the counter has not heard of it yet
 

@@ -243,6 +243,13 @@ cdef class Words:
         """The lane of a stream that has one, or None."""
         return self.lanes.get(key)
 
+    def fills(self, lane, Py_ssize_t queues) -> bool:
+        """Whether as many streams of GPUs as that are in gates, or will be, with one on this lane."""
+        if len(self.lanes) < queues:
+            return False
+        held = {(<Word>word).lane for word in self.armed if isinstance(word, GateCore) and (<GateCore>word).holds()}
+        return len(held | {lane}) >= queues
+
     cdef int forget(self, Word word) except -1:
         self.armed.discard(word)
         return 0
@@ -456,6 +463,13 @@ cdef class GateCore(Word):
         """As of every word."""
         self.counter._gates.add(self)
         Word.arm(self, gpu)
+
+    cdef bint holds(self) noexcept:
+        """A stream of a GPU waits here, or is to; where it comes again and again: it does now."""
+        cdef uint64_t state = api.cell_value(self.word.cell)
+        if self.word.gpu == 0:
+            return False
+        return state == PPLX_CELL_REQUEST or (state == PPLX_CELL_IDLE and not self.word.repeats)
 
     @property
     def opened(self) -> int:

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from helpers.cuda import DeviceStream
 from helpers.engines import eventually, open_pair
-from pplx_async import BrokenResourceError, CapturedTransfer, ClosedResourceError, CudaError
+from pplx_async import BrokenResourceError, CapturedTransfer, ClosedResourceError, CudaError, _streams
 
 NBYTES = 1 << 16
 REPLAYS = 200
@@ -299,3 +299,38 @@ async def test_without_a_driver_it_says_so():
             counter.gate(1 << 20, 1)
         assert type(caught.value).__name__ == "ProviderUnavailable"
         assert pair.b.stats().words == 0
+
+
+async def test_a_gate_that_takes_the_last_queue_of_the_gpu_warns_once(library, device, monkeypatch):
+    monkeypatch.setattr(_streams, "_queues", None)
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "3")
+    streams = [DeviceStream(device) for _ in range(5)]
+    async with open_pair("loopback", cuda_library=library) as pair:
+        board = await HostBoard(pair, device).open()
+        captured = []
+        for stream in streams:
+            with stream.capture():
+                captured.append(board.counter.gate(stream, 1))  # nobody waits there
+        first = [board.counter.gate(streams[n], 1) for n in (0, 0, 1)]
+        for _ in first:
+            await board.write()
+        await asyncio.gather(*first)
+        gates = [board.counter.gate(streams[n], 1) for n in (2, 3, 3)]  # those before have gone on
+        with pytest.warns(RuntimeWarning, match=r"3 queues there.* set CUDA_DEVICE_MAX_CONNECTIONS=32") as caught:
+            gates.append(board.counter.gate(streams[4], 1))
+        assert [warning.filename for warning in caught] == [__file__]
+        gates.append(board.counter.gate(streams[0], 1))
+        for _ in gates:
+            await board.write()
+        await asyncio.gather(*gates)
+        for gate in captured:
+            gate.close()
+        await board.idle(*streams)
+        board.close()
+    for stream in streams:
+        stream.close()
+
+
+@pytest.mark.parametrize(("value", "queues"), [(None, 8), ("1", 1), ("32", 32), ("64", 32), ("0", 1), ("many", 8)])
+def test_how_many_queues_there_are(value, queues):
+    assert _streams.read_queues({} if value is None else {_streams.QUEUES: value}) == queues

@@ -29,7 +29,7 @@ root 0000:15 node 0
     nic 0000:18:00.0 rdmap24s0 model=efa
 """
 PROBES = {
-    "environ": {},
+    "environ": {"CUDA_DEVICE_MAX_CONNECTIONS": "32"},
     "built": {"fabric": None, "verbs": None},
     "libfabric": [{"library": "/usr/lib/libfabric.so.1", "version": "2.1", "providers": ["tcp"], "reason": None}],
     "libibverbs": {"library": "/usr/lib/libibverbs.so.1.14.50.0", "version": "1.14.50.0", "reason": None},

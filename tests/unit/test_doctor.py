@@ -305,7 +305,7 @@ def test_efa_without_huge_pages(tmp_path):
     level, _, fix = ask(root)["EFA"]
     assert (level, fix.partition("=")[0]) == ("warning", "sudo sysctl -w vm.nr_hugepages")
     for environ in ({"FI_EFA_USE_HUGE_PAGE": "0"}, {"FI_EFA_FORK_SAFE": "1"}):  # then it takes none
-        probes(root, environ=environ)
+        probes(root, environ=hosts.PROBES["environ"] | environ)
         assert ask(root) == {}
 
 
@@ -354,14 +354,14 @@ def test_a_libfabric_that_gives_efa_memory_of_gpus_or_not(tmp_path, version, gpu
 )
 def test_variables_that_spoil_efa(tmp_path, variable, value, level):
     root = host(tmp_path, AWS)
-    probes(root, environ={variable: value})
+    probes(root, environ=hosts.PROBES["environ"] | {variable: value})
     bad = ask(root)
     assert bad.get("EFA variables", (None,))[0] == level
     if level is not None:
         assert bad["EFA variables"][2] == f"unset {variable}"
     # Where there is no EFA they mean nothing.
     other = host(tmp_path / "other")
-    probes(other, environ={variable: value})
+    probes(other, environ=hosts.PROBES["environ"] | {variable: value})
     assert ask(other) == {}
 
 
@@ -445,6 +445,21 @@ def test_a_process_that_is_bound_far_from_the_nics(tmp_path):
 
 def test_a_cpu_that_may_not_be_used(tmp_path):
     assert ask(host(tmp_path), cpu=9)["CPUs"][0] == "problem"
+
+
+@pytest.mark.parametrize("value", [None, "8", "31"])
+def test_few_queues_for_streams_in_gates(tmp_path, value):
+    root = host(tmp_path)
+    probes(root, environ={} if value is None else {"CUDA_DEVICE_MAX_CONNECTIONS": value})
+    level, text, fix = ask(root)["GPU queues"]
+    assert (level, text.endswith(f"is {value or 'not set'}")) == ("warning", True)
+    assert fix.startswith("export CUDA_DEVICE_MAX_CONNECTIONS=32 ")
+
+
+def test_queues_are_of_no_interest_without_a_gpu(tmp_path):
+    root = host(tmp_path, LAPTOP)
+    probes(root, environ={})
+    assert said(root, "GPU queues") == []
 
 
 def test_a_gpu_far_from_every_nic(tmp_path):

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pplx_async._streams import MOST_QUEUES, QUEUES, read_queues
 from pplx_async.cli.doctor.finding import Finding, ok, problem, warning
 from pplx_async.cli.doctor.system import System
 from pplx_async.pci import Distance
 from pplx_async.placement import choose_cpu, pair
 
-__all__ = ["cpus", "descriptors", "pairs", "process_vm"]
+__all__ = ["cpus", "descriptors", "gpu_queues", "pairs", "process_vm"]
 
 _FEW_DESCRIPTORS = 1024
 _CORES_FOR_A_PROXY = 4
@@ -60,6 +61,21 @@ def cpus(system: System) -> Iterator[Finding]:
         yield warning(
             f"this process runs on no CPU of NUMA node {', '.join(map(str, sorted(nodes)))}, where the NICs are",
             f"numactl --cpunodebind={','.join(map(str, sorted(nodes)))} ...  # in front of the command",
+        )
+
+
+def gpu_queues(system: System) -> Iterator[Finding]:
+    """Look at how many streams may wait in gates before nothing else runs on a GPU."""
+    if not any(gpu.model[0] == 0x10DE for gpu in system.machine.gpus):
+        return
+    queues = read_queues(system.environ)
+    if queues == MOST_QUEUES:
+        yield ok(f"{QUEUES}={queues}: fewer streams than that may wait in gates at once")
+    else:
+        yield warning(
+            f"while {queues} streams wait in gates nothing else runs on a GPU, nor do the engine's copies, "
+            f"and processes may wait for each other for ever: {QUEUES} is {system.environ.get(QUEUES, 'not set')}",
+            f"export {QUEUES}={MOST_QUEUES}  # before CUDA starts; only gates need it",
         )
 
 

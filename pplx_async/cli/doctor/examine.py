@@ -36,6 +36,7 @@ CHECKS: tuple[Check, ...] = (
     ("open files", check_process.descriptors),
     ("CPUs", check_process.cpus),
     ("GPUs and NICs", check_process.pairs),
+    ("GPU queues", check_process.gpu_queues),
 )
 # Each library has half a minute to answer in, and three are usual.
 _SECONDS = 120.0
