@@ -51,8 +51,9 @@ struct ipc_hops {
     const pplx_libcuda *api;
     cu_context context;
     bool asked;               /* the other thread pins, or has pinned */
-    atomic_bool answered;     /* the other thread: release, after the next three */
+    atomic_bool answered;     /* the other thread: release, after the next four */
     cu_result refused;
+    bool pinned;              /* the other thread's */
     cu_pointer memory_at;     /* as the GPU sees it */
     cu_stream stream;
     unsigned char *memory;    /* SLOTS pieces, then the word */
@@ -78,23 +79,23 @@ static _Atomic uint64_t *word(const ipc_hops *hops) {
 
 /* ------------------------------------------------------------------ opening, closing */
 
+/* By the thread that has to wait: the driver does, for streams in gates. */
 static void unpin(ipc_hops *hops) {
     if (hops->stream) hops->api->stream_destroy(hops->stream);
-    if (hops->memory_at) hops->api->host_unregister(hops->memory);
-    hops->stream = NULL;
-    hops->memory_at = 0;
+    if (hops->pinned) hops->api->host_unregister(hops->memory);
 }
 
+/* What fails is tried again from there: to take back what was done could take long. */
 static cu_result pin(ipc_hops *hops) {
     const pplx_libcuda *api = hops->api;
-    cu_result result = api->host_register(hops->memory, memory_nbytes(),
-                                          CU_HOST_REGISTER_PORTABLE | CU_HOST_REGISTER_DEVICEMAP);
+    cu_result result = CU_OK;
+    if (!hops->pinned)
+        result = api->host_register(hops->memory, memory_nbytes(),
+                                    CU_HOST_REGISTER_PORTABLE | CU_HOST_REGISTER_DEVICEMAP);
     if (result != CU_OK) return result;
+    hops->pinned = true;
     result = api->host_device_pointer(&hops->memory_at, hops->memory, 0);
-    if (result != CU_OK) api->host_unregister(hops->memory);
-    if (result == CU_OK) result = pplx_cuda_stream(api, &hops->stream);
-    if (result != CU_OK) unpin(hops);
-    return result;
+    return result == CU_OK ? pplx_cuda_stream(api, &hops->stream) : result;
 }
 
 static void pin_aside(pplx_aside_call *call) {
