@@ -104,3 +104,29 @@ def test_an_engine_closes_while_a_stream_of_another_waits_in_a_gate(fake, other)
     result = run_program(CLOSING, fake, other)
     assert result.stdout == "closed\n", result.stderr
     assert (result.returncode, result.stderr) == (0, "")
+
+
+LEAVING = """
+import asyncio, ctypes, sys
+from helpers.cuda import Device, DeviceStream
+from helpers.engines import eventually
+from pplx_async import TransferEngine
+
+async def main(library):
+    driver, device = ctypes.CDLL(library), Device(0, library)
+    waits, other, word = DeviceStream(device), DeviceStream(device), device.zeros(8)
+    device.call("cuStreamWaitValue64_v2", waits.handle, ctypes.c_uint64(word.address), ctypes.c_uint64(1), 0)
+    await eventually(driver.fake_cuda_waiting, "the stream waits")
+    async with TransferEngine(fabric="ipc", cuda_library=library) as engine:
+        async with await engine.register(word):
+            await engine.reached(other)
+    print("closed")
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_a_process_ends_while_the_driver_keeps_threads_of_the_engine_waiting(fake):
+    result = run_program(LEAVING, fake)
+    assert result.stdout == "closed\n", result.stderr
+    assert (result.returncode, result.stderr) == (0, "")
