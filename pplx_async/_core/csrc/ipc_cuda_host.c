@@ -17,7 +17,8 @@
  * gives it up (pplx_ipc_hop_drop), or a peer that stands still would keep those of all others. If there is none, who has
  * asked first is next.
  *
- * Threads. The one that calls the domain; and the one beside (aside.h), which pins. */
+ * Threads. The one that calls the domain; the one beside (aside.h), which pins; and at the end the one that waits for
+ * streams in gates, which unpins. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
