@@ -4,6 +4,7 @@
 
 import contextlib
 import ctypes
+import os
 
 import pytest
 
@@ -28,6 +29,8 @@ def library():
     fabric = find_fabric("ipc-gpu")
     if fabric.missing:
         pytest.skip(fabric.missing)
+    # Its threads look at it at any time: from now on it is replaced, for what is added may move the environment.
+    os.environ.setdefault("FAKE_CUDA_FAIL", "")
     return str(FAKE_CUDA_LIBRARY)
 
 

@@ -282,7 +282,7 @@ async def test_a_lost_gpu_fails_what_is_written(fake, device, monkeypatch):
             await x.engine.write(x.regions["gpu"], x.remote["gpu"])
         with pytest.raises(CompletionError, match="719"):
             await x.engine.write(x.regions["staged"], x.remote["gpu"])
-        monkeypatch.delenv("FAKE_CUDA_FAIL")
+        monkeypatch.setenv("FAKE_CUDA_FAIL", "")
         await x.engine.write(x.regions["gpu"], x.remote["gpu"], counter=x.counter)
         await x.other.ask("wait", count=1)
 

@@ -283,7 +283,7 @@ async def test_what_the_driver_refuses_leaves_nothing(fake, device, monkeypatch,
             with pytest.raises(CudaError) as caught:
                 refused()
             assert caught.value.errno == code
-        monkeypatch.delenv("FAKE_CUDA_FAIL")
+        monkeypatch.setenv("FAKE_CUDA_FAIL", "")
         assert pair.a.stats().words == pair.b.stats().words == pair.a.stats().inflight == 0
         gate = board.counter.gate(board.receives, 1)
         await board.write(after=board.sends)
