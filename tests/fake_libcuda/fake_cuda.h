@@ -11,6 +11,9 @@
  * process's, to load a module and to unload it wait for kernels, and until no stream of the context waits for a word, as
  * was measured on an H200; to open what is another process's waits for kernels alone, and the rest for neither.
  *
+ * Physical memory (cuMemCreate) is a memfd, too, and its name says so. It is mapped whole, into reserved addresses,
+ * and reached by the devices that cuMemSetAccess names. tests/gpu/test_virtual.py holds it to what a driver says.
+ *
  *   FAKE_CUDA_DEVICES=2        how many there are; 0: none, as on a machine whose driver finds no GPU
  *   FAKE_CUDA_COPY_US=0        each copy takes so long
  *   FAKE_CUDA_SKIP_COPIES=1    none is done, and nobody told
@@ -47,13 +50,14 @@ enum {
     INVALID_DEVICE = 101,
     INVALID_CONTEXT = 201,
     NOT_READY = 600,
+    UNKNOWN = 999,
     PEER_ACCESS_ALREADY_ENABLED = 704,
     NOT_SUPPORTED = 801,
     CAPTURE_UNSUPPORTED = 900,
     ALREADY_REGISTERED = 712,
     NOT_REGISTERED = 713
 };
-enum { MOST_RANGES = 4096, MOST_DEVICES = 8, MOST_OPS = 16384, MOST_CAPTURED = 256 };
+enum { MOST_RANGES = 4096, MOST_DEVICES = 8, MOST_OPS = 16384, MOST_CAPTURED = 256, GRANULARITY = 2 << 20 };
 enum { NOBODY = 0, OWNER = 100, ALL_DEVICES = 200 }; /* FAKE_CUDA_ORDERING, and how far a flush goes */
 enum { BY_CALL = 1, BY_WAIT = 2 };                   /* FAKE_CUDA_FLUSH */
 enum { FLUSH = 1 << 30 };                            /* a flag of a wait */
@@ -71,6 +75,14 @@ static const uint64_t PINNED = UINT64_C(1) << 62; /* added to a host address: as
         if (fake_depth == 0) return INVALID_CONTEXT; \
     } while (0)
 
+/* What is mapped at an address. */
+typedef struct chunk {
+    uint64_t start, nbytes, id;
+    int device, handle_types; /* how others may open it */
+} chunk;
+
+typedef struct mapping mapping;
+
 typedef struct range {
     uint64_t start, nbytes; /* as the program knows it */
     unsigned char *alias;   /* as this library reads it, and as a NIC does */
@@ -80,6 +92,8 @@ typedef struct range {
     int opens;
     ino_t inode;
     uint64_t id;
+    bool reserved; /* addresses alone, for cuMemMap(): what is mapped there */
+    mapping *mappings;
 } range;
 
 typedef struct op {
@@ -116,7 +130,11 @@ int fake_device(void);              /* of the current context */
 /* With fake_lock held; fake_translate() takes it. */
 range *fake_find(uint64_t pointer);
 int fake_map(int fd, uint64_t nbytes, int device, bool opened, uint64_t *out);
+int fake_reserve(uint64_t nbytes, uint64_t *out);
 void fake_unmap(range *range);
+bool fake_is_mapped(const range *range, uint64_t pointer, uint64_t nbytes, int device); /* -1: for any device */
+bool fake_chunk(const range *range, uint64_t pointer, chunk *found);
+uint64_t fake_new_id(void);
 bool fake_is_pinned(uint64_t host, uint64_t nbytes);
 unsigned char *fake_translate(uint64_t pointer, uint64_t nbytes, bool device_only);
 
@@ -135,6 +153,10 @@ void fake_wait_for_all(void); /* and for streams of the context that wait for a 
 /* A kernel of the program's runs for so long from now on (0: no more). Some calls of the driver wait for it. */
 API fake_cuda_run_kernel(int ms);
 API fake_cuda_opened(void);   /* allocations of other processes */
+API fake_cuda_imported(void); /* chunks of other processes, so far */
+API fake_cuda_chunks(void);   /* that have a handle or a mapping */
+API fake_cuda_mapped(void);   /* ... and these, each time that they are mapped */
+API fake_cuda_reserved(void); /* addresses for them: how often, and not given back */
 API fake_cuda_retained(void); /* primary contexts */
 API fake_cuda_launched(void); /* kernels so far */
 API fake_cuda_handles(void);  /* made so far, for other processes */

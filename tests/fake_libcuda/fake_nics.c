@@ -73,7 +73,7 @@ void fake_move(unsigned char *to, uint64_t at, const unsigned char *from, uint64
 API fake_cuda_alias(uint64_t pointer, size_t nbytes, int device, void **alias) {
     pthread_mutex_lock(&fake_lock);
     range *range = fake_find(pointer);
-    const bool there = range && range->device == device;
+    const bool there = range && range->device == device && !range->reserved;
     if (there) fake_share_with_nics(range);
     pthread_mutex_unlock(&fake_lock);
     *alias = there ? fake_translate(pointer, nbytes, true) : NULL;

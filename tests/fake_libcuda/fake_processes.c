@@ -38,7 +38,7 @@ API cuIpcGetMemHandle(handle_bytes *out, uint64_t pointer) {
     handle handle = {.magic = "fakecuda", .pid = getpid()};
     pthread_mutex_lock(&fake_lock);
     const range *range = fake_find(pointer);
-    const bool fine = range && !range->opened;
+    const bool fine = range && !range->opened && !range->reserved;
     if (fine)
         handle.fd = range->fd, handle.device = range->device, handle.nbytes = range->nbytes,
         handle.inode = range->inode;

@@ -45,3 +45,14 @@ def fake(library):
 @pytest.fixture(scope="session")
 def device(library):
     return Device(0, library)
+
+
+@pytest.fixture
+def second(library, device):
+    """Another GPU of this machine; the first one's context stays the current one."""
+    try:
+        found = Device(1, library)
+    except RuntimeError:
+        pytest.skip("this machine has one GPU")
+    found.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+    return found

@@ -11,9 +11,11 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["Adopted", "Device", "DeviceArray", "DeviceGraph", "DeviceStream", "Flushing"]
+__all__ = ["CHUNK", "Adopted", "Device", "DeviceArray", "DeviceGraph", "DeviceStream", "Flushing", "VirtualArray"]
 
-_POINTER = ctypes.c_uint64
+_POINTER, _SIZE, _FLAGS = ctypes.c_uint64, ctypes.c_size_t, ctypes.c_ulonglong
+
+CHUNK = 2 << 20  # what the driver makes physical memory in units of
 
 
 class Device:
@@ -38,6 +40,31 @@ class Device:
 
     def zeros(self, nbytes: int) -> DeviceArray:
         return DeviceArray(self, bytes(nbytes))
+
+    def virtual(self, nbytes: int, **options: Any) -> VirtualArray:
+        return VirtualArray(self, nbytes, **options)
+
+    def reserve(self, nbytes: int) -> int:
+        """Addresses, with nothing behind them."""
+        start = _POINTER()
+        self.call("cuMemAddressReserve", ctypes.byref(start), _SIZE(nbytes), _SIZE(0), _POINTER(0), _FLAGS(0))
+        return start.value
+
+    def unreserve(self, start: int, mapped: int, reserved: int) -> None:
+        """Give them back, and what is mapped at their start."""
+        self.call("cuMemUnmap", _POINTER(start), _SIZE(mapped))
+        self.call("cuMemAddressFree", _POINTER(start), _SIZE(reserved))
+
+    def physical(self, nbytes: int, handle_types: int = 1) -> ctypes.c_uint64:
+        """Memory without an address, of this GPU."""
+        handle, properties = ctypes.c_uint64(), _Properties(1, handle_types, 1, self.ordinal)
+        self.call("cuMemCreate", ctypes.byref(handle), _SIZE(nbytes), ctypes.byref(properties), _FLAGS(0))
+        return handle
+
+    def give_access(self, start: int, nbytes: int) -> None:
+        """Let this GPU's work read and write what is mapped there."""
+        access = (ctypes.c_int * 3)(1, self.ordinal, 3)
+        self.call("cuMemSetAccess", _POINTER(start), _SIZE(nbytes), ctypes.byref(access), _SIZE(1))
 
 
 class Adopted:
@@ -83,6 +110,61 @@ class DeviceArray:
 
     def free(self) -> None:
         self._device.call("cuMemFree_v2", _POINTER(self.address))
+
+
+class _Properties(ctypes.Structure):
+    """The driver's CUmemAllocationProp."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("handle_types", ctypes.c_int),
+        ("location_type", ctypes.c_int),
+        ("location_id", ctypes.c_int),
+        ("security", ctypes.c_void_p),
+        ("flags", ctypes.c_ubyte * 8),
+    )
+
+
+class VirtualArray(DeviceArray):
+    """Bytes on a GPU in a virtual mapping, as torch's expandable_segments make them: in chunks, from `at` on.
+
+    Parameters
+    ----------
+    chunks : list of int, optional
+        The chunks' sizes; as many as it takes of one of `CHUNK` each by default.
+    owners : list of Device, optional
+        On whose GPU each chunk lies; on that of `device`, whose work reaches all of them, by default.
+    handle_types : int
+        By what other processes can open them; 1: by a descriptor.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        nbytes: int,
+        *,
+        at: int = 4096,
+        chunks: list[int] | None = None,
+        owners: list[Device] | None = None,
+        handle_types: int = 1,
+        reserved: int | None = None,
+    ) -> None:
+        self._device, self.nbytes = device, nbytes
+        chunks = chunks or [CHUNK] * -(-(at + nbytes) // CHUNK)
+        self._mapped = sum(chunks)
+        self.reserved = reserved or self._mapped + CHUNK
+        self.start = device.reserve(self.reserved)
+        self.address = self.start + at
+        end = self.start
+        for size, owner in zip(chunks, owners or [device] * len(chunks), strict=True):
+            handle = owner.physical(size, handle_types)
+            device.call("cuMemMap", _POINTER(end), _SIZE(size), _SIZE(0), handle, _FLAGS(0))
+            device.call("cuMemRelease", handle)
+            end += size
+        device.give_access(self.start, self._mapped)
+
+    def free(self) -> None:
+        self._device.unreserve(self.start, self._mapped, self.reserved)
 
 
 class DeviceStream:
