@@ -343,7 +343,7 @@ class CleanupWarning(RuntimeWarning):
 
 #: What would reach memory of a GPU.
 GPU_HINT = (
-    'fabric="ipc" reaches it inside a host, memory of cudaMalloc alone; a NIC needs dma-buf or nvidia_peermem: see '
+    'fabric="ipc" reaches it inside a host, if other processes can open it; a NIC needs dma-buf or nvidia_peermem: see '
     "`pplx-async doctor`."
 )
 

@@ -27,7 +27,8 @@ from pplx_async import (
 pytestmark = pytest.mark.asyncio
 
 NBYTES = 3 << 20
-KINDS = ("gpu", "mapped", "staged")
+KINDS = ("gpu", "virtual", "mapped", "staged")
+ON_DEVICE = ("gpu", "virtual")
 
 
 class Sides:
@@ -39,8 +40,8 @@ class Sides:
 
     async def open(self, kinds):
         for kind in kinds:
-            if kind == "gpu":
-                self.memory[kind] = self.device.zeros(NBYTES)
+            if kind in ON_DEVICE:
+                self.memory[kind] = (self.device.zeros if kind == "gpu" else self.device.virtual)(NBYTES)
             else:
                 self.memory[kind] = self.engine.empty(NBYTES) if kind == "mapped" else np.zeros(NBYTES, dtype=np.uint8)
             self.regions[kind] = await self.engine.register(self.memory[kind])
@@ -54,14 +55,14 @@ class Sides:
 
     def fill(self, kind, seed):
         content = np.random.default_rng(seed).bytes(NBYTES)
-        if kind == "gpu":
+        if kind in ON_DEVICE:
             self.memory[kind].set(content)
         else:
             self.memory[kind][:] = np.frombuffer(content, dtype=np.uint8)
         return content
 
     def content(self, kind):
-        return self.memory[kind].get() if kind == "gpu" else self.memory[kind].tobytes()
+        return self.memory[kind].get() if kind in ON_DEVICE else self.memory[kind].tobytes()
 
 
 @contextlib.asynccontextmanager

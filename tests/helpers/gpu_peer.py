@@ -29,8 +29,9 @@ class GpuPeer:
         await self.engine.open()
         for kind in kinds:
             memory: Any
-            if kind == "gpu":
-                memory = Device(self.ordinal, self.library).zeros(nbytes)
+            if kind in ("gpu", "virtual"):
+                device = Device(self.ordinal, self.library)
+                memory = device.zeros(nbytes) if kind == "gpu" else device.virtual(nbytes)
             else:
                 memory = self.engine.empty(nbytes) if kind == "mapped" else np.zeros(nbytes, dtype=np.uint8)
             self.memory[kind] = memory

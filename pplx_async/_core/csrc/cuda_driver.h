@@ -21,6 +21,8 @@ typedef struct cu_stream_object *cu_stream;
 typedef struct cu_module_object *cu_module;
 typedef struct cu_function_object *cu_function;
 
+typedef uint64_t cu_memory_handle; /* of physical memory */
+
 typedef struct cu_ipc_handle {
     uint8_t bytes[64];
 } cu_ipc_handle;
@@ -49,10 +51,25 @@ enum cu_pointer_attribute {
     CU_POINTER_DEVICE_ORDINAL = 9, /* int32_t */
     CU_POINTER_IS_LEGACY_CUDA_IPC_CAPABLE = 10, /* int32_t */
     CU_POINTER_RANGE_START = 11,  /* cu_pointer */
-    CU_POINTER_RANGE_SIZE = 12    /* size_t */
+    CU_POINTER_RANGE_SIZE = 12,   /* size_t; of a virtual mapping these two are of all addresses that were reserved */
+    CU_POINTER_ALLOWED_HANDLE_TYPES = 14, /* uint32_t, enum cu_handle_type */
+    CU_POINTER_MAPPING_SIZE = 18, /* size_t */
+    CU_POINTER_MAPPING_START = 19 /* cu_pointer */
 };
 
 enum cu_memory_type { CU_MEMORY_DEVICE = 2 };
+
+enum cu_handle_type { CU_HANDLE_POSIX_FD = 1 };
+
+enum { CU_LOCATION_DEVICE = 1, CU_ACCESS_READ_WRITE = 3 };
+
+/* Whose work may do what with mapped memory. */
+typedef struct cu_access {
+    struct {
+        int32_t type, id;
+    } location;
+    int32_t flags;
+} cu_access;
 
 enum {
     CU_HOST_REGISTER_PORTABLE = 1,
@@ -101,6 +118,17 @@ typedef struct pplx_libcuda {
     cu_result (*ipc_get)(cu_ipc_handle *handle, cu_pointer pointer);
     cu_result (*ipc_open)(cu_pointer *pointer, cu_ipc_handle handle, unsigned flags);
     cu_result (*ipc_close)(cu_pointer pointer);
+    cu_result (*memory_retain)(cu_memory_handle *handle, void *address); /* what is mapped there */
+    cu_result (*memory_release)(cu_memory_handle handle);
+    cu_result (*memory_export)(void *out, cu_memory_handle handle, int type, unsigned long long flags);
+    cu_result (*memory_import)(cu_memory_handle *handle, void *from, int type);
+    cu_result (*memory_map)(cu_pointer at, size_t nbytes, size_t offset, cu_memory_handle handle,
+                            unsigned long long flags);
+    cu_result (*memory_unmap)(cu_pointer at, size_t nbytes);
+    cu_result (*memory_access)(cu_pointer at, size_t nbytes, const cu_access *access, size_t count);
+    cu_result (*address_reserve)(cu_pointer *start, size_t nbytes, size_t alignment, cu_pointer hint,
+                                 unsigned long long flags);
+    cu_result (*address_free)(cu_pointer start, size_t nbytes);
     cu_result (*priorities)(int *least, int *greatest); /* of streams; the greatest is the smallest number */
     cu_result (*stream_create)(cu_stream *stream, unsigned flags, int priority);
     cu_result (*stream_destroy)(cu_stream stream);

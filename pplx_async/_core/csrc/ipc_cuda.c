@@ -34,6 +34,10 @@
  * that is gone are unmapped when they are unpinned, and nobody waits for that; small pieces are the copy engine's until
  * the kernel is there.
  *
+ * Memory of virtual mappings, which CUDA IPC doesn't open, is opened by descriptors of its chunks instead
+ * (cuda_virtual.h): they are made when a peer asks, come with the answer, and are the opening thread's to map. Where they
+ * can't be had, for want of open files, say, the owner copies.
+ *
  * Threads. The thread that calls the domain, and those two, which touch an ipc_opened from when it is given until `done`
  * is set, an ipc_plug from when the endpoint has left it, and of ipc_cuda what its comments say. Each call makes the
  * context current and then that of before again. */
@@ -107,7 +111,9 @@ struct ipc_opened {
     cu_pointer allocation;   /* 0: it can't be opened */
     bool fits;               /* it is as long as the peer says */
     bool closing;
+    cuda_chunks chunks; /* count 0: it is opened by the handle */
     atomic_bool done; /* the thread that has it: release, after all else */
+    int fds[];        /* of the chunks, until it is opened */
 };
 
 /* A peer's rings, which our GPU knows. */
@@ -122,6 +128,13 @@ static cu_result enter(const ipc_cuda *cuda, int *mode) { return pplx_cuda_enter
 static void leave(const ipc_cuda *cuda, int mode) { pplx_cuda_leave(cuda->api, mode); }
 
 static size_t page_nbytes(void) { return (size_t)sysconf(_SC_PAGESIZE); }
+
+static void close_opened(const ipc_cuda *cuda, const ipc_opened *opened) {
+    if (opened->chunks.count)
+        pplx_cuda_chunks_unmap(cuda->api, &opened->chunks);
+    else
+        cuda->api->ipc_close(opened->allocation);
+}
 
 /* ------------------------------------------------------------------ opening */
 
@@ -160,7 +173,7 @@ static void shut(pplx_aside_call *call) {
     int mode;
     const bool entered = cuda->context && enter(cuda, &mode) == CU_OK;
     for (const ipc_opened *opened = cuda->under_way; entered && opened; opened = opened->next)
-        if (opened->allocation && !opened->closing) cuda->api->ipc_close(opened->allocation);
+        if (opened->allocation && !opened->closing) close_opened(cuda, opened);
     if (entered) close_streams(cuda);
     pplx_ipc_hops_close(cuda->hops, entered);
     if (entered) leave(cuda, mode);
@@ -246,6 +259,7 @@ static pplx_status open_cuda(ipc_domain *domain, const pplx_libcuda *api, int or
 struct ipc_allocation {
     cuda_shared shared;
     ipc_device_memory told;
+    cuda_chunks chunks; /* count 0: CUDA IPC opens it */
 };
 
 const char *pplx_ipc_libcuda(const ipc_domain *domain) {
@@ -278,11 +292,30 @@ static pplx_status share(ipc_cuda *cuda, ipc_region *region, const cuda_range *r
     return PPLX_OK;
 }
 
+/* Each region for itself: a peer maps those chunks that it lies in. */
+static pplx_status share_chunks(ipc_cuda *cuda, ipc_region *region, const cuda_range *range, const cuda_chunks *chunks,
+                                pplx_error *error) {
+    if (!region->near)
+        return ipc_fail(error, PPLX_REGISTRATION, 0,
+                        "a virtual mapping of memory that does not all lie on GPU %d, where the engine works, as its "
+                        "first region does: take an engine for each GPU, or memory of cudaMalloc",
+                        cuda->ordinal);
+    ipc_allocation *allocation = calloc(1, sizeof *allocation);
+    if (!allocation) return ipc_fail(error, PPLX_NO_MEMORY, 0, "no memory for an allocation of a GPU");
+    allocation->chunks = *chunks;
+    allocation->told.address = chunks->start;
+    allocation->told.nbytes = chunks->count * chunks->nbytes;
+    cuda_shared_add(&cuda->allocations, &allocation->shared, range);
+    region->allocation = allocation;
+    return PPLX_OK;
+}
+
 /* A region of a GPU's memory is about to be made. */
 pplx_status pplx_ipc_cuda_region(ipc_region *region, const pplx_memory *memory, pplx_error *error) {
     ipc_domain *domain = region->domain;
     const pplx_libcuda *api;
     cuda_range range;
+    cuda_chunks chunks = {0};
     pplx_status status = pplx_cuda_load(pplx_ipc_libcuda(domain), &api, error);
     if (status != PPLX_OK) return error->status = PPLX_REGISTRATION;
     cu_result result = pplx_cuda_look_up(api, memory->address, &range);
@@ -290,15 +323,16 @@ pplx_status pplx_ipc_cuda_region(ipc_region *region, const pplx_memory *memory, 
         !cuda_holds(&range, memory->address, memory->nbytes))
         return ipc_fail(error, PPLX_INVALID, result, "%#llx, %llu bytes: no memory of one allocation on a GPU",
                         (unsigned long long)memory->address, (unsigned long long)memory->nbytes);
-    if (!range.shareable && region->access)
-        return ipc_fail(error, PPLX_REGISTRATION, 0,
-                        "other processes can't open this memory: it is of a pool (cudaMallocAsync) or a virtual "
-                        "mapping; take it from cudaMalloc, as CuPy's own pool does, and torch without "
-                        "expandable_segments");
+    if (!range.shareable && region->access) {
+        const char *reason = pplx_cuda_chunks_find(api, memory->address, memory->nbytes, &chunks);
+        if (reason) return ipc_fail(error, PPLX_REGISTRATION, 0, "other processes can't open this memory: %s", reason);
+    }
     if (!domain->cuda) status = open_cuda(domain, api, range.ordinal, error);
     if (status != PPLX_OK) return status;
     region->device = region->ordinary = true;
-    region->near = range.ordinal == domain->cuda->ordinal;
+    region->near = range.ordinal == domain->cuda->ordinal &&
+                   (range.shareable || pplx_cuda_lies_on(api, range.ordinal, memory->address, memory->nbytes));
+    if (chunks.count) return share_chunks(domain->cuda, region, &range, &chunks, error);
     return region->access ? share(domain->cuda, region, &range, error) : PPLX_OK;
 }
 
@@ -307,7 +341,23 @@ void pplx_ipc_cuda_unshare(ipc_region *region) {
         free(region->allocation);
 }
 
-const ipc_device_memory *pplx_ipc_cuda_told(const ipc_region *region) { return &region->allocation->told; }
+bool pplx_ipc_cuda_tell(const ipc_region *region, ipc_note *note, ipc_fds *fds) {
+    const ipc_cuda *cuda = region->domain->cuda;
+    const ipc_allocation *allocation = region->allocation;
+    const uint32_t chunks = allocation->chunks.count;
+    int mode;
+    if (chunks) {
+        if (enter(cuda, &mode) != CU_OK) return false;
+        if (pplx_cuda_chunks_export(cuda->api, &allocation->chunks, fds->of)) fds->count = chunks;
+        leave(cuda, mode);
+        if (fds->count == 0) return false;
+    }
+    note->extent = chunks ? IPC_CHUNKED : IPC_DEVICE;
+    note->chunks = chunks;
+    note->device = allocation->told;
+    note->offset = region->address - allocation->told.address;
+    return true;
+}
 
 /* ------------------------------------------------------------------ peers' memory */
 
@@ -328,13 +378,18 @@ static void open_allocation(pplx_aside_call *call) {
     int mode;
     opened->fits = true;
     if (enter(cuda, &mode) == CU_OK) {
-        if (cuda->api->ipc_open(&opened->allocation, opened->handle, CU_IPC_LAZY_ENABLE_PEER_ACCESS) == CU_OK)
+        if (opened->chunks.count)
+            opened->allocation = pplx_cuda_chunks_map(cuda->api, cuda->device, opened->fds, &opened->chunks)
+                                     ? opened->chunks.start
+                                     : 0;
+        else if (cuda->api->ipc_open(&opened->allocation, opened->handle, CU_IPC_LAZY_ENABLE_PEER_ACCESS) == CU_OK)
             opened->fits = pplx_cuda_look_up(cuda->api, opened->allocation, &range) == CU_OK &&
                            cuda_holds(&range, opened->allocation + opened->offset, opened->nbytes);
         else
             opened->allocation = 0;
         leave(cuda, mode);
     }
+    for (uint32_t i = 0; i < opened->chunks.count; i++) close(opened->fds[i]);
     tell(opened);
 }
 
@@ -342,7 +397,7 @@ static void close_allocation(pplx_aside_call *call) {
     ipc_opened *opened = (ipc_opened *)(void *)call;
     int mode;
     if (enter(opened->cuda, &mode) == CU_OK) {
-        opened->cuda->api->ipc_close(opened->allocation);
+        close_opened(opened->cuda, opened);
         leave(opened->cuda, mode);
     }
     tell(opened);
@@ -361,23 +416,32 @@ static void give_aside(ipc_opened *opened, void (*make)(pplx_aside_call *call)) 
 }
 
 /* Whoever can't open it has the owner copy. False: it can't be what the peer says. */
-bool pplx_ipc_cuda_open(ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note) {
+bool pplx_ipc_cuda_open(ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note, ipc_fds *fds) {
     ipc_cuda *cuda = endpoint->domain->cuda;
     const ipc_device_memory *memory = &note->device;
     cuda_range range;
+    const uint32_t chunks = note->extent == IPC_CHUNKED ? note->chunks : 0;
     if (note->nbytes > memory->nbytes || note->offset > memory->nbytes - note->nbytes) return false;
+    if (note->extent == IPC_CHUNKED && (chunks == 0 || memory->nbytes == 0 || memory->nbytes % chunks)) return false;
     key->later = !cuda;
     if (!cuda) return true;
     if (endpoint->pid == getpid()) { /* our own: CUDA doesn't open what is open */
-        if (pplx_cuda_look_up(cuda->api, memory->address, &range) == CU_OK && range.start == memory->address &&
-            range.nbytes == memory->nbytes) {
+        if (pplx_cuda_look_up(cuda->api, memory->address, &range) == CU_OK &&
+            (chunks ? range.ordinal == cuda->ordinal && cuda_holds(&range, memory->address, memory->nbytes)
+                    : range.start == memory->address && range.nbytes == memory->nbytes)) {
             key->device = memory->address + note->offset;
             key->near = range.ordinal == cuda->ordinal;
         }
         return true;
     }
-    ipc_opened *opened = calloc(1, sizeof *opened);
+    if (fds->dropped) return true;
+    ipc_opened *opened = calloc(1, sizeof *opened + chunks * sizeof opened->fds[0]);
     if (!opened) return true;
+    if (chunks) {
+        opened->chunks = (cuda_chunks){.nbytes = memory->nbytes / chunks, .count = chunks};
+        memcpy(opened->fds, fds->of, chunks * sizeof opened->fds[0]);
+        fds->count = 0; /* ours now */
+    }
     memcpy(opened->handle.bytes, memory->handle, sizeof opened->handle.bytes);
     opened->cuda = cuda;
     opened->endpoint = endpoint;

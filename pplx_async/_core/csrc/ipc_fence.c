@@ -156,7 +156,7 @@ static bool part(ipc_endpoint *endpoint, uint64_t now_ns) {
     pplx_ipc_keys_close(endpoint);
     if (endpoint->socket >= 0 && (endpoint->aside || endpoint->owing)) return false;
     endpoint->fence_ns = now_ns + IPC_FENCE_NS;
-    endpoint->said_bye = endpoint->state != IPC_BROKEN && pplx_ipc_say(endpoint, &note, -1);
+    endpoint->said_bye = endpoint->state != IPC_BROKEN && pplx_ipc_say(endpoint, &note, NULL);
     return true;
 }
 

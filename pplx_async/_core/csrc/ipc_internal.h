@@ -43,7 +43,7 @@
 #include <time.h>
 
 #include "aside.h"
-#include "cuda_driver.h"
+#include "cuda_virtual.h"
 #include "ipc_records.h"
 #include "ipc_ring.h"
 
@@ -85,6 +85,14 @@ typedef struct ipc_opened ipc_opened;
 typedef struct ipc_allocation ipc_allocation;
 typedef struct ipc_plug ipc_plug;
 
+/* Descriptors that go with a message, or come. */
+enum { IPC_MAX_FDS = CUDA_MAX_CHUNKS };
+typedef struct ipc_fds {
+    int of[IPC_MAX_FDS];
+    uint32_t count;
+    bool dropped; /* received: there were some, but too many files are open */
+} ipc_fds;
+
 static const uint64_t IPC_MAX_MESSAGE = UINT64_C(1) << 40;
 
 /* An early peer is waited for as long as a connect may take. */
@@ -119,7 +127,7 @@ typedef struct ipc_export {
     ipc_region *region;   /* NULL: closed */
     ipc_segment *segment; /* NULL: the peer got no descriptor */
     bool addressed;       /* the peer was told where it lies */
-    bool opened;          /* the peer was told how to open it: memory of a GPU */
+    uint32_t opened;      /* so often was the peer told how to open it: memory of a GPU */
     uint64_t key;
     enum { IPC_EXPORT_HELD, IPC_EXPORT_UNWANTED, IPC_EXPORT_REVOKED } state; /* .., REVOKE is to be sent, is sent */
 } ipc_export;
@@ -312,7 +320,7 @@ void pplx_ipc_take_bell(ipc_endpoint *endpoint);
 void pplx_ipc_heed_news(ipc_endpoint *endpoint);
 void pplx_ipc_answer(ipc_endpoint *endpoint); /* what could not be answered at once */
 void pplx_ipc_wake_peer(ipc_endpoint *endpoint, unsigned what);
-bool pplx_ipc_say(ipc_endpoint *endpoint, const ipc_note *note, int fd);
+bool pplx_ipc_say(ipc_endpoint *endpoint, const ipc_note *note, const ipc_fds *fds); /* NULL: none go along */
 bool pplx_ipc_has_news(const ipc_endpoint *endpoint);
 void pplx_ipc_peer_gone(ipc_endpoint *endpoint, pplx_status why);
 void pplx_ipc_peer_died(ipc_endpoint *endpoint);
@@ -334,8 +342,12 @@ int pplx_ipc_connect(const uint8_t *name); /* -1: errno; EAGAIN: later */
 bool pplx_ipc_same_user(int fd, pid_t *pid);
 int pplx_ipc_pidfd(pid_t pid);
 ssize_t pplx_ipc_send(int fd, const void *message, size_t nbytes, int passed_fd);
-ssize_t pplx_ipc_receive(int fd, void *message, size_t capacity, int *passed_fd); /* 0: the end. fd, -1, or: */
-enum { IPC_FD_DROPPED = -2 }; /* one was sent, but there are too many open files */
+ssize_t pplx_ipc_receive(int fd, void *message, size_t capacity, int *passed_fd); /* 0: the end. The first, or -1 */
+/* The same with all descriptors that come along. */
+ssize_t pplx_ipc_send_with(int fd, const void *message, size_t nbytes, const int *fds, size_t count);
+ssize_t pplx_ipc_receive_with(int fd, void *message, size_t capacity, ipc_fds *fds);
+void pplx_ipc_close_fds(ipc_fds *fds);
+int pplx_ipc_first_fd(ipc_fds *fds); /* for the caller to close; the others are closed. -1: none */
 int pplx_ipc_memfd(const char *name, uint64_t nbytes); /* sealed against resizing */
 void *pplx_ipc_map_foreign(int fd, uint64_t offset, uint64_t nbytes, bool writable); /* checked; NULL: no */
 bool pplx_ipc_random(void *bytes, size_t nbytes);
@@ -360,7 +372,7 @@ bool pplx_ipc_segment_move(ipc_segment *segment); /* false: it can't be done now
 /* ipc_keys.c */
 ipc_key *pplx_ipc_key_find(const ipc_endpoint *endpoint, uint64_t key);
 ipc_key *pplx_ipc_key_use(ipc_endpoint *endpoint, uint64_t key); /* NULL: asked, or can't be asked now */
-void pplx_ipc_key_mapped(ipc_endpoint *endpoint, const ipc_note *note, int fd);
+void pplx_ipc_key_mapped(ipc_endpoint *endpoint, const ipc_note *note, ipc_fds *fds); /* takes them */
 void pplx_ipc_key_drop(ipc_endpoint *endpoint, ipc_key *key);
 void pplx_ipc_keys_close(ipc_endpoint *endpoint);
 bool pplx_ipc_keys_yield(ipc_endpoint *endpoint); /* those that are unwanted; false: to be called again */
@@ -384,8 +396,9 @@ void pplx_ipc_describe_direct(const ipc_domain *domain, char *text, size_t capac
 const char *pplx_ipc_libcuda(const ipc_domain *domain); /* NULL: as the system finds it */
 pplx_status pplx_ipc_cuda_region(ipc_region *region, const pplx_memory *memory, pplx_error *error);
 void pplx_ipc_cuda_unshare(ipc_region *region); /* it is closed */
-const ipc_device_memory *pplx_ipc_cuda_told(const ipc_region *region);
-bool pplx_ipc_cuda_open(ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note); /* false: it can't be true */
+bool pplx_ipc_cuda_tell(const ipc_region *region, ipc_note *note, ipc_fds *fds); /* false: it can't be shared now */
+/* False: it can't be true. Takes the descriptors that it needs. */
+bool pplx_ipc_cuda_open(ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note, ipc_fds *fds);
 bool pplx_ipc_cuda_yield(ipc_key *key); /* false: there is nothing to be closed */
 void pplx_ipc_cuda_drop(ipc_key *key);
 void pplx_ipc_cuda_forget(ipc_endpoint *endpoint); /* what is still opened or closed for it has nobody to tell */

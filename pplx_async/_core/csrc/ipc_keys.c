@@ -50,7 +50,7 @@ ipc_key *pplx_ipc_key_use(ipc_endpoint *endpoint, uint64_t number) {
     const ipc_note note = {.kind = IPC_MAP, .key = number};
     if (keys->asked == IPC_MAX_ASKED || !grow(keys)) return NULL;
     key = calloc(1, sizeof *key);
-    if (!key || !pplx_ipc_say(endpoint, &note, -1)) {
+    if (!key || !pplx_ipc_say(endpoint, &note, NULL)) {
         free(key);
         return NULL;
     }
@@ -78,7 +78,7 @@ void pplx_ipc_key_drop(ipc_endpoint *endpoint, ipc_key *key) {
 static void give_back(ipc_endpoint *endpoint, ipc_key *key) {
     const ipc_note note = {.kind = IPC_REVOKED, .key = key->key};
     pplx_ipc_key_drop(endpoint, key);
-    if (!pplx_ipc_say(endpoint, &note, -1)) endpoint->garbage = true; /* it asks, and reads no answer */
+    if (!pplx_ipc_say(endpoint, &note, NULL)) endpoint->garbage = true; /* it asks, and reads no answer */
     endpoint->queue_blocked = IPC_RUNNABLE;
 }
 
@@ -130,12 +130,12 @@ void pplx_ipc_keys_close(ipc_endpoint *endpoint) {
 
 /* False: what came can't be what the peer says. Without memory for a mapping, or a descriptor, the peer does
  * the copying. */
-static bool map(ipc_key *key, const ipc_note *note, int fd) {
-    if (fd == IPC_FD_DROPPED) return true;
+static bool map(ipc_key *key, const ipc_note *note, const ipc_fds *fds) {
+    if (fds->dropped) return true;
     const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), from = note->offset / page * page;
     if (note->nbytes > UINT64_MAX - (note->offset - from)) return false;
     uint64_t nbytes = note->nbytes + (note->offset - from);
-    key->mapping = pplx_ipc_map_foreign(fd, from, nbytes, note->access & PPLX_ACCESS_REMOTE_WRITE);
+    key->mapping = pplx_ipc_map_foreign(fds->of[0], from, nbytes, note->access & PPLX_ACCESS_REMOTE_WRITE);
     if (!key->mapping) return errno == ENOMEM;
     key->mapping_nbytes = (size_t)nbytes;
     key->memory = (unsigned char *)key->mapping + (note->offset - from);
@@ -149,19 +149,19 @@ static bool address(const ipc_endpoint *endpoint, ipc_key *key, const ipc_note *
 }
 
 /* False: there is no such answer, or it can't be true. */
-static bool take_extent(ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note, int fd) {
+static bool take_extent(ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note, ipc_fds *fds) {
     switch (note->extent) {
     case IPC_NO_KEY:
     case IPC_STAGED: return true;
-    case IPC_MAPPABLE: return map(key, note, fd);
+    case IPC_MAPPABLE: return map(key, note, fds);
     case IPC_ADDRESSED: return address(endpoint, key, note);
-    case IPC_DEVICE: endpoint->shown = true; return pplx_ipc_cuda_open(endpoint, key, note);
+    case IPC_DEVICE:
+    case IPC_CHUNKED: endpoint->shown = true; return pplx_ipc_cuda_open(endpoint, key, note, fds);
     default: return false;
     }
 }
 
-/* Takes fd. */
-void pplx_ipc_key_mapped(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
+void pplx_ipc_key_mapped(ipc_endpoint *endpoint, const ipc_note *note, ipc_fds *fds) {
     ipc_key *key = pplx_ipc_key_find(endpoint, note->key);
     bool fine = key && key->state == IPC_KEY_ASKED;
     if (endpoint->closing || endpoint->heard_bye) {
@@ -173,9 +173,9 @@ void pplx_ipc_key_mapped(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
         key->state = note->extent == IPC_NO_KEY ? IPC_KEY_NONE : IPC_KEY_KNOWN;
         key->access = note->access;
         key->nbytes = note->nbytes;
-        fine = take_extent(endpoint, key, note, fd);
+        fine = take_extent(endpoint, key, note, fds);
     }
-    if (fd >= 0) close(fd);
+    pplx_ipc_close_fds(fds);
     if (!fine) endpoint->garbage = true;
     endpoint->queue_blocked = IPC_RUNNABLE;
 }

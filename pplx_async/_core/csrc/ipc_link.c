@@ -119,10 +119,11 @@ int pplx_ipc_meet(ipc_endpoint *endpoint) {
 /* ------------------------------------------------------------------ telling */
 
 /* Who has hung up need not hear it, and breaks no rule: what it said last, a goodbye mostly, is still to be read. */
-static bool say(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
+static bool say(ipc_endpoint *endpoint, const ipc_note *note, const ipc_fds *fds) {
     if (endpoint->socket < 0) return false;
-    return pplx_ipc_send(endpoint->socket, note, sizeof *note, fd) == (ssize_t)sizeof *note || errno == EPIPE ||
-           errno == ECONNRESET;
+    const ssize_t n = pplx_ipc_send_with(endpoint->socket, note, sizeof *note, fds ? fds->of : NULL,
+                                         fds ? fds->count : 0);
+    return n == (ssize_t)sizeof *note || errno == EPIPE || errno == ECONNRESET;
 }
 
 void pplx_ipc_wake_peer(ipc_endpoint *endpoint, unsigned what) {
@@ -130,7 +131,7 @@ void pplx_ipc_wake_peer(ipc_endpoint *endpoint, unsigned what) {
     if (!ipc_take_wake(&endpoint->outbox, what)) return;
     /* relaxed: the message orders it; -1 + 1 where there is no telling */
     atomic_store_explicit(&endpoint->outbox.head->waker, (unsigned)(sched_getcpu() + 1), memory_order_relaxed);
-    say(endpoint, &note, -1); /* no room: it is readable */
+    say(endpoint, &note, NULL); /* no room: it is readable */
 }
 
 static void announce(ipc_endpoint *endpoint) {
@@ -141,8 +142,8 @@ static void announce(ipc_endpoint *endpoint) {
 }
 
 /* The peer looks at its socket now and then only: `news` tells it at once, awake or not. */
-bool pplx_ipc_say(ipc_endpoint *endpoint, const ipc_note *note, int fd) {
-    const bool said = say(endpoint, note, fd);
+bool pplx_ipc_say(ipc_endpoint *endpoint, const ipc_note *note, const ipc_fds *fds) {
+    const bool said = say(endpoint, note, fds);
     announce(endpoint);
     return said;
 }
@@ -179,7 +180,7 @@ void pplx_ipc_answer(ipc_endpoint *endpoint) {
     pplx_ipc_keys_close(endpoint);
     if (endpoint->aside && endpoint->socket >= 0) return;
     endpoint->owing = false;
-    pplx_ipc_say(endpoint, &note, -1);
+    pplx_ipc_say(endpoint, &note, NULL);
     if (broken)
         fall_silent(endpoint);
     else
@@ -204,20 +205,26 @@ static void take_revoke(ipc_endpoint *endpoint, uint64_t key) {
         return;
     }
     if (found && found->state == IPC_KEY_KNOWN) pplx_ipc_key_drop(endpoint, found);
-    if (!pplx_ipc_say(endpoint, &note, -1)) endpoint->garbage = true; /* it asks and asks, and reads no answer */
+    if (!pplx_ipc_say(endpoint, &note, NULL)) endpoint->garbage = true; /* it asks and asks, and reads no answer */
 }
 
-/* False: it is not one of those that may come, or not whole. Takes fd. */
-static bool take_note(ipc_endpoint *endpoint, const ipc_note *note, size_t nbytes, int fd) {
-    bool known = nbytes == sizeof *note;
-    bool with_fd = known && note->kind == IPC_MAPPED && note->extent == IPC_MAPPABLE;
-    if (!known || with_fd != (fd != -1)) {
-        close_fd(&fd);
+/* Exactly those descriptors that it says; or none of them, where no more may be opened. */
+static bool brings(const ipc_note *note, const ipc_fds *fds) {
+    uint32_t wanted = 0;
+    if (note->kind == IPC_MAPPED && note->extent == IPC_MAPPABLE) wanted = 1;
+    if (note->kind == IPC_MAPPED && note->extent == IPC_CHUNKED) wanted = note->chunks;
+    return fds->dropped ? wanted > 0 : fds->count == wanted;
+}
+
+/* False: it is not one of those that may come, or not whole. Takes fds. */
+static bool take_note(ipc_endpoint *endpoint, const ipc_note *note, size_t nbytes, ipc_fds *fds) {
+    if (nbytes != sizeof *note || !brings(note, fds)) {
+        pplx_ipc_close_fds(fds);
         return false;
     }
     switch (note->kind) {
     case IPC_MAP: pplx_ipc_answer_map(endpoint, note->key); break;
-    case IPC_MAPPED: pplx_ipc_key_mapped(endpoint, note, fd); break;
+    case IPC_MAPPED: pplx_ipc_key_mapped(endpoint, note, fds); break;
     case IPC_REVOKE: take_revoke(endpoint, note->key); break;
     case IPC_REVOKED: pplx_ipc_revoked(endpoint, note->key); break;
     case IPC_WAKE: break;
@@ -249,9 +256,9 @@ typedef union message {
 
 /* False: nothing is there, or nothing will come any more. */
 static bool read_one(ipc_endpoint *endpoint, message *message) {
-    int fd;
+    ipc_fds fds;
     if (endpoint->socket < 0) return false;
-    ssize_t n = pplx_ipc_receive(endpoint->socket, message, sizeof *message, &fd);
+    ssize_t n = pplx_ipc_receive_with(endpoint->socket, message, sizeof *message, &fds);
     if (n < 0 && errno == EAGAIN) return false;
     endpoint->note_due = false;
     if (n <= 0) {
@@ -262,11 +269,12 @@ static bool read_one(ipc_endpoint *endpoint, message *message) {
     }
     if (endpoint->state == IPC_BROKEN) { /* only its letting go is still of interest */
         endpoint->let_go |= n == (ssize_t)sizeof message->note && message->note.kind == IPC_BYE;
-        close_fd(&fd);
+        pplx_ipc_close_fds(&fds);
         return true;
     }
-    bool fine = endpoint->state == IPC_GREETED ? take_welcome(endpoint, &message->hello, (size_t)n, fd)
-                                               : take_note(endpoint, &message->note, (size_t)n, fd);
+    bool fine = endpoint->state == IPC_GREETED
+                    ? take_welcome(endpoint, &message->hello, (size_t)n, pplx_ipc_first_fd(&fds))
+                    : take_note(endpoint, &message->note, (size_t)n, &fds);
     if (!fine) pplx_ipc_break(endpoint, PPLX_CONNECTION);
     return fine;
 }

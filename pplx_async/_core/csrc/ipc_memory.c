@@ -148,7 +148,8 @@ pplx_status pplx_ipc_mr_close(pplx_provider_mr *handle) {
     for (ipc_export *export = region->exports, *next; export; export = next) {
         next = export->region_next;
         export->region = NULL;
-        export->addressed = export->opened = false; /* its peer is gone */
+        export->addressed = false; /* its peer is gone */
+        export->opened = 0;
     }
     if (region->segment) {
         region->segment->regions--;
@@ -196,7 +197,7 @@ void pplx_ipc_send_revokes(ipc_endpoint *endpoint) {
     for (ipc_export *export = endpoint->exports; export && endpoint->unwanted; export = export->endpoint_next) {
         if (export->state != IPC_EXPORT_UNWANTED) continue;
         const ipc_note note = {.kind = IPC_REVOKE, .key = export->key};
-        if (endpoint->revoking == IPC_MAX_ASKED || !pplx_ipc_say(endpoint, &note, -1)) break;
+        if (endpoint->revoking == IPC_MAX_ASKED || !pplx_ipc_say(endpoint, &note, NULL)) break;
         export->state = IPC_EXPORT_REVOKED;
         endpoint->unwanted--;
         endpoint->revoking++;
@@ -226,6 +227,10 @@ static int descriptor_for(const ipc_region *region, bool *passed) {
     return fd;
 }
 
+/* It asks again once it has a GPU, see pplx_ipc_keys_ask_again(). Descriptors of a GPU's memory take milliseconds to
+ * make: for whoever asks for them on and on we copy. */
+enum { MOST_TELLS = 2 };
+
 static ipc_export *export_of(ipc_region *region, ipc_endpoint *endpoint) {
     ipc_export *export = region->exports;
     while (export && export->endpoint != endpoint) export = export->region_next;
@@ -244,7 +249,9 @@ static ipc_export *export_of(ipc_region *region, ipc_endpoint *endpoint) {
 void pplx_ipc_answer_map(ipc_endpoint *endpoint, uint64_t key) {
     ipc_note note = {.kind = IPC_MAPPED, .extent = IPC_NO_KEY, .key = key};
     int fd = -1;
-    bool passed = false;
+    ipc_fds fds;
+    bool passed = false; /* they are ours to close */
+    fds.count = 0;
     ipc_region *region = endpoint->closing ? NULL : pplx_ipc_region_find(endpoint->domain, key);
     ipc_export *export = region ? export_of(region, endpoint) : NULL;
     if (export && export->state != IPC_EXPORT_HELD) {
@@ -257,22 +264,25 @@ void pplx_ipc_answer_map(ipc_endpoint *endpoint, uint64_t key) {
         if (region->segment && region->segment->fd >= 0 && !region->segment->moving)
             fd = descriptor_for(region, &passed);
         if (fd >= 0) {
+            fds.of[fds.count++] = fd;
             note.extent = IPC_MAPPABLE;
             note.offset = region->address - (uint64_t)(uintptr_t)region->segment->address;
             if (!export->segment) region->segment->exports++;
             export->segment = region->segment;
-        } else if (region->allocation) {
-            note.extent = IPC_DEVICE;
-            note.device = *pplx_ipc_cuda_told(region);
-            note.offset = region->address - note.device.address;
-            export->opened = true;
+        } else if (region->allocation && export->opened < MOST_TELLS && pplx_ipc_cuda_tell(region, &note, &fds)) {
+            export->opened++;
+            passed = true;
         } else if (pplx_ipc_may_address(region, endpoint)) {
             note.extent = IPC_ADDRESSED;
             note.offset = region->address;
             export->addressed = true;
         }
     }
-    /* No room in its socket: it asks, and reads no answers. */
-    if (!pplx_ipc_say(endpoint, &note, fd)) endpoint->garbage = true;
-    if (passed) close(fd);
+    bool said = pplx_ipc_say(endpoint, &note, &fds);
+    if (!said && fds.count) { /* this user may have too many on their way already: we copy */
+        note.extent = IPC_STAGED;
+        said = pplx_ipc_say(endpoint, &note, NULL);
+    }
+    if (!said) endpoint->garbage = true; /* no room in its socket: it asks, and reads no answers */
+    if (passed) pplx_ipc_close_fds(&fds);
 }

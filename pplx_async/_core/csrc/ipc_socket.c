@@ -26,7 +26,7 @@
 #define MFD_NOEXEC_SEAL 8u /* since Linux 6.3; without it those warn in the kernel's log */
 #endif
 
-enum { BACKLOG = 4096, MOST_FDS = 4 };
+enum { BACKLOG = 4096 };
 
 /* In the abstract namespace: nothing on disk, and gone with its last descriptor. */
 static socklen_t socket_name(struct sockaddr_un *address, const uint8_t *name) {
@@ -85,21 +85,22 @@ int pplx_ipc_pidfd(pid_t pid) {
 #endif
 }
 
-ssize_t pplx_ipc_send(int fd, const void *message, size_t nbytes, int passed_fd) {
+ssize_t pplx_ipc_send_with(int fd, const void *message, size_t nbytes, const int *fds, size_t count) {
     struct iovec piece = {.iov_base = (void *)(uintptr_t)message, .iov_len = nbytes};
     union {
-        char bytes[CMSG_SPACE(sizeof(int))];
+        char bytes[CMSG_SPACE(IPC_MAX_FDS * sizeof(int))];
         struct cmsghdr align;
-    } control = {0};
+    } control;
     struct msghdr header = {.msg_iov = &piece, .msg_iovlen = 1};
-    if (passed_fd >= 0) {
+    if (count) {
         header.msg_control = control.bytes;
-        header.msg_controllen = sizeof control.bytes;
+        header.msg_controllen = CMSG_SPACE(count * sizeof(int));
+        memset(control.bytes, 0, header.msg_controllen);
         struct cmsghdr *part = CMSG_FIRSTHDR(&header);
         part->cmsg_level = SOL_SOCKET;
         part->cmsg_type = SCM_RIGHTS;
-        part->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(part), &passed_fd, sizeof(int));
+        part->cmsg_len = CMSG_LEN(count * sizeof(int));
+        memcpy(CMSG_DATA(part), fds, count * sizeof(int));
     }
     ssize_t n;
     do n = sendmsg(fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -107,29 +108,36 @@ ssize_t pplx_ipc_send(int fd, const void *message, size_t nbytes, int passed_fd)
     return n;
 }
 
-/* Keep one descriptor, whatever was sent. (Those that had no room in `control` the kernel dropped; and all of
- * them, if this process may open no more.) */
-static int take_fd(struct msghdr *header) {
-    int kept = -1;
+ssize_t pplx_ipc_send(int fd, const void *message, size_t nbytes, int passed_fd) {
+    return pplx_ipc_send_with(fd, message, nbytes, &passed_fd, passed_fd >= 0);
+}
+
+void pplx_ipc_close_fds(ipc_fds *fds) {
+    while (fds->count) close(fds->of[--fds->count]);
+}
+
+/* All of them or none: the kernel drops those that this process may not open any more. */
+static void take_fds(struct msghdr *header, ipc_fds *fds) {
     for (struct cmsghdr *part = CMSG_FIRSTHDR(header); part; part = CMSG_NXTHDR(header, part)) {
         if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
         size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
         for (size_t i = 0; i < count; i++) {
             int fd;
             memcpy(&fd, CMSG_DATA(part) + i * sizeof fd, sizeof fd);
-            if (kept < 0)
-                kept = fd;
+            if (fds->count < IPC_MAX_FDS)
+                fds->of[fds->count++] = fd;
             else
                 close(fd);
         }
     }
-    return kept < 0 && header->msg_flags & MSG_CTRUNC ? IPC_FD_DROPPED : kept;
+    fds->dropped = header->msg_flags & MSG_CTRUNC;
+    if (fds->dropped) pplx_ipc_close_fds(fds);
 }
 
-ssize_t pplx_ipc_receive(int fd, void *message, size_t capacity, int *passed_fd) {
+ssize_t pplx_ipc_receive_with(int fd, void *message, size_t capacity, ipc_fds *fds) {
     struct iovec piece = {.iov_base = message, .iov_len = capacity};
     union {
-        char bytes[CMSG_SPACE(MOST_FDS * sizeof(int))];
+        char bytes[CMSG_SPACE(IPC_MAX_FDS * sizeof(int))];
         struct cmsghdr align;
     } control;
     struct msghdr header = {
@@ -141,12 +149,25 @@ ssize_t pplx_ipc_receive(int fd, void *message, size_t capacity, int *passed_fd)
         if (n >= 0 || (errno != EINTR && (errno != ECONNRESET || reset))) break;
         reset |= errno == ECONNRESET;
     } while (true);
-    *passed_fd = n >= 0 ? take_fd(&header) : -1;
-    if (n == 0 && *passed_fd >= 0) { /* an empty message counts as the end, whatever comes with it */
-        close(*passed_fd);
-        *passed_fd = -1;
-    }
+    fds->count = 0;
+    fds->dropped = false;
+    if (n >= 0) take_fds(&header, fds);
+    if (n == 0) pplx_ipc_close_fds(fds); /* an empty message counts as the end, whatever comes with it */
     return n >= 0 && header.msg_flags & MSG_TRUNC ? (ssize_t)capacity + 1 : n;
+}
+
+int pplx_ipc_first_fd(ipc_fds *fds) {
+    const int first = fds->count ? fds->of[0] : -1;
+    while (fds->count > 1) close(fds->of[--fds->count]);
+    fds->count = 0;
+    return first;
+}
+
+ssize_t pplx_ipc_receive(int fd, void *message, size_t capacity, int *passed_fd) {
+    ipc_fds fds;
+    const ssize_t n = pplx_ipc_receive_with(fd, message, capacity, &fds);
+    *passed_fd = pplx_ipc_first_fd(&fds);
+    return n;
 }
 
 int pplx_ipc_memfd(const char *name, uint64_t nbytes) {

@@ -24,7 +24,7 @@
 #include <stdint.h>
 
 enum {
-    IPC_VERSION = 4,
+    IPC_VERSION = 5,
     IPC_TOKEN_BYTES = 16,
     IPC_LINE = 64,          /* cache line: what different threads write is kept apart by it */
     IPC_PAGE = 4096,        /* alignment inside an inbox */
@@ -52,7 +52,7 @@ enum ipc_kind {
     IPC_HELLO = 1, /* ipc_hello with the sender's inbox: the side that connects, first of all */
     IPC_WELCOME,   /* ipc_hello with the sender's inbox: the answer; the connection stands */
     IPC_MAP,       /* what is `key`? */
-    IPC_MAPPED,    /* the answer: `extent`, and for IPC_MAPPABLE the memfd */
+    IPC_MAPPED,    /* the answer: `extent`, and for IPC_MAPPABLE the memfd, for IPC_CHUNKED all descriptors */
     IPC_REVOKE,    /* let go of `key` */
     IPC_REVOKED,   /* the answer: it is not mapped any more */
     IPC_WAKE,      /* you were asleep: look at your inbox */
@@ -66,7 +66,8 @@ enum ipc_extent {
     IPC_MAPPABLE = 2, /* a piece of the memfd that comes with it */
     IPC_LATER = 3,    /* let go of it first, as told: ask again */
     IPC_ADDRESSED = 4, /* `offset` is its address in the sender's process: ipc_direct.c */
-    IPC_DEVICE = 5     /* memory of a GPU, `offset` from where `device` starts: ipc_cuda.c */
+    IPC_DEVICE = 5,    /* memory of a GPU, `offset` from where `device` starts: ipc_cuda.c */
+    IPC_CHUNKED = 6    /* the same, and `device` is `chunks` pieces of one size, in a row: cuda_virtual.h */
 };
 
 enum {
@@ -101,11 +102,11 @@ typedef struct ipc_note {
     uint32_t kind;
     uint32_t extent;
     uint32_t access; /* enum pplx_access */
-    uint32_t reserved;
+    uint32_t chunks; /* MAPPED, IPC_CHUNKED: so many descriptors come along */
     uint64_t key;
     uint64_t offset; /* in the memfd; IPC_ADDRESSED: in the process */
     uint64_t nbytes;
-    ipc_device_memory device; /* MAPPED, IPC_DEVICE */
+    ipc_device_memory device; /* MAPPED, IPC_DEVICE; IPC_CHUNKED, without a handle */
 } ipc_note;
 
 /* ---- in shared memory ---- */
