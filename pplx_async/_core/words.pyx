@@ -466,10 +466,10 @@ cdef class GateCore(Word):
 
     cdef bint holds(self) noexcept:
         """A stream of a GPU waits here, or is to; where it comes again and again: it does now."""
-        cdef uint64_t state = api.cell_value(self.word.cell)
+        cdef uint32_t since = self.word.cell.state - self.word.turn  # the stream may write there meanwhile
         if self.word.gpu == 0:
             return False
-        return state == PPLX_CELL_REQUEST or (state == PPLX_CELL_IDLE and not self.word.repeats)
+        return since == PPLX_CELL_ASKS or (since == 0 and not self.word.repeats)
 
     @property
     def opened(self) -> int:

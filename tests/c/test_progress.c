@@ -287,9 +287,7 @@ static void open_watch(const pair *pair, pplx_word *watch, bool *retired) {
     pplx_word_arm(pair->a.engine, watch);
 }
 
-static void write_watched(void) {
-    __atomic_fetch_add((uint64_t __attribute__((may_alias)) *)(void *)&watched, 1, __ATOMIC_RELEASE);
-}
+static void write_watched(void) { __atomic_fetch_add(&watched.watched, 1, __ATOMIC_RELEASE); }
 
 /* For words it turns without end. Between two turns it lets an owner run that is on its core: then that can turn. */
 static void proxy_that_yields_its_core_yields_the_token(void) {

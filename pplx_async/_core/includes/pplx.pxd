@@ -269,6 +269,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint64_t nbytes
 
     ctypedef struct pplx_cell:
+        uint32_t state
         uint64_t watched
 
     ctypedef struct pplx_lane:
