@@ -180,6 +180,11 @@ static void shut(pplx_aside_call *call) {
     if (cuda->context) cuda->api->primary_release(cuda->device);
 }
 
+static void take_bell_down(ipc_cuda *cuda) {
+    if (cuda->bell >= 0) close(cuda->bell);
+    cuda->bell = -1;
+}
+
 static void free_cuda(void *handle) {
     ipc_cuda *cuda = handle;
     for (ipc_opened *opened = cuda->under_way, *next; opened; opened = next) {
@@ -191,7 +196,7 @@ static void free_cuda(void *handle) {
         free(shared);
     }
     if (cuda->done) munmap(cuda->done, page_nbytes());
-    if (cuda->bell >= 0) close(cuda->bell);
+    take_bell_down(cuda);
     free(cuda);
 }
 
@@ -209,7 +214,9 @@ void pplx_ipc_cuda_close(ipc_domain *domain) {
     ipc_cuda *cuda = domain->cuda;
     domain->cuda = NULL;
     domain->hops = NULL;
-    if (cuda && pplx_aside_end(&cuda->aside)) end_patiently(cuda);
+    if (!cuda) return;
+    if (!cuda->under_way) take_bell_down(cuda); /* nobody rings any more */
+    if (pplx_aside_end(&cuda->aside)) end_patiently(cuda);
 }
 
 static void hang_bell(ipc_domain *domain, ipc_cuda *cuda) {
