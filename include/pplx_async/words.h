@@ -169,7 +169,10 @@ typedef struct pplx_pinned {
 /* Let GPUs see the cells: whole pages of the host's; once more does no harm. */
 pplx_status pplx_cuda_pin(const char *libcuda, uint64_t stream, void *memory, size_t nbytes, pplx_pinned *pinned,
                           pplx_error *error);
-void pplx_cuda_unpin(const char *libcuda, void *memory, const pplx_pinned *pinned); /* no stream looks there any more */
+
+/* No stream looks there any more. The driver waits until no stream of the context is in a gate, whoever's: so the engine
+ * itself leaves its words pinned, for the next one. */
+void pplx_cuda_unpin(const char *libcuda, void *memory, const pplx_pinned *pinned);
 
 /* Queue up to four steps: all of them or none. `gpu`: whose stream it is, for pplx_word. */
 pplx_status pplx_cuda_push(const char *libcuda, uint64_t stream, const pplx_step *steps, size_t count, uint32_t *gpu,
