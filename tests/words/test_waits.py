@@ -129,9 +129,12 @@ async def test_one_that_is_let_go_before_its_counter_hears_why_says_why(loopback
     waiting = gate.wait()
     puppet.step(0)
     closing = asyncio.ensure_future(board.pair.ab.close())
-    while not gate.aborted:
-        await asyncio.sleep(0)
+    async with asyncio.timeout(SOON):
+        while not gate.aborted:
+            await asyncio.sleep(0)
+    deadline = time.monotonic() + SOON
     while board.b.stats().words:  # and retires: the loop does not turn, and so nobody has heard of either
+        assert time.monotonic() < deadline
         time.sleep(0)
     later = gate.wait()
     for each in (waiting, later):
