@@ -9,10 +9,12 @@
  * who gives a host address to a stream is found out. Calls that need a context refuse without one. A copy from or to
  * memory of the host that is not pinned has the caller wait for it. To unpin, to free, to close what is another
  * process's, to load a module and to unload it wait for kernels, and until no stream of the context waits for a word, as
- * was measured on an H200; to open what is another process's waits for kernels alone, and the rest for neither.
+ * was measured on an H200; to open what is another process's waits for kernels alone, and the rest for neither. To unmap
+ * waits for all, too, which was not measured: it is the worst that a driver may do.
  *
  * Physical memory (cuMemCreate) is a memfd, too, and its name says so. It is mapped whole, into reserved addresses,
- * and reached by the devices that cuMemSetAccess names. tests/gpu/test_virtual.py holds it to what a driver says.
+ * and reached by the devices that cuMemSetAccess names. tests/gpu/test_virtual_driver.py holds it to what a
+ * driver says.
  *
  *   FAKE_CUDA_DEVICES=2        how many there are; 0: none, as on a machine whose driver finds no GPU
  *   FAKE_CUDA_COPY_US=0        each copy takes so long

@@ -242,7 +242,7 @@ API cuMemMap(uint64_t pointer, size_t nbytes, size_t offset, uint64_t handle, un
 /* Whole mappings. */
 API cuMemUnmap(uint64_t pointer, size_t nbytes) {
     REFUSE();
-    fake_wait_for_kernels();
+    fake_wait_for_all();
     pthread_mutex_lock(&fake_lock);
     range *range = fake_find(pointer);
     uint64_t found = 0;
