@@ -168,7 +168,8 @@ async def test_two_engines_of_one_process(library, device):
 async def test_other_gpus_chunks_are_no_peers_and_ours_where_we_have_access(library, device, second):
     content = np.random.default_rng(1).bytes(CHUNK)
     near, far = device.virtual(CHUNK, at=0), second.virtual(CHUNK, at=0)
-    far.set(content)
+    with second.current():  # the first GPU has no access
+        far.set(content)
     async with two_here(library) as (a, b, peer):
         region = await b.register(near)
         async with await a.register(device.zeros(4096)):

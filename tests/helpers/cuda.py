@@ -29,6 +29,16 @@ class Device:
         self.call("cuDeviceGet", ctypes.byref(device), ordinal)
         self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         self.call("cuCtxPushCurrent_v2", context)
+        self._context = context
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Make its context the current one where another GPU's is."""
+        self.call("cuCtxPushCurrent_v2", self._context)
+        try:
+            yield
+        finally:
+            self.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
 
     def call(self, name: str, *arguments: Any) -> None:
         result = getattr(self.driver, name)(*arguments)
