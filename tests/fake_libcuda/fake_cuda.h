@@ -135,6 +135,7 @@ int fake_map(int fd, uint64_t nbytes, int device, bool opened, uint64_t *out);
 int fake_reserve(uint64_t nbytes, uint64_t *out);
 void fake_unmap(range *range);
 bool fake_is_mapped(const range *range, uint64_t pointer, uint64_t nbytes, int device); /* -1: for any device */
+bool fake_may_reach(int device, uint64_t pointer, uint64_t nbytes); /* takes the lock */
 bool fake_chunk(const range *range, uint64_t pointer, chunk *found);
 uint64_t fake_new_id(void);
 bool fake_is_pinned(uint64_t host, uint64_t nbytes);

@@ -168,7 +168,9 @@ API cuPointerGetAttribute(void *data, int attribute, uint64_t pointer) {
 /* Only what the tests themselves do: it waits for nobody's stream. */
 static int copy_now(uint64_t to, uint64_t from, size_t nbytes) {
     unsigned char *target = fake_translate(to, nbytes, false), *source = fake_translate(from, nbytes, false);
-    if (!target || !source) return INVALID_VALUE;
+    if (!target || !source || !fake_may_reach(fake_device(), to, nbytes) ||
+        !fake_may_reach(fake_device(), from, nbytes))
+        return INVALID_VALUE;
     fake_submit();
     fake_move(target, to, source, from, nbytes, -1);
     return OK;

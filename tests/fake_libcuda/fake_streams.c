@@ -50,15 +50,6 @@ static bool waited(uint64_t value, uint64_t wanted, uint64_t flags) {
     }
 }
 
-/* Of virtual mappings what that device was given access to. */
-static bool may_reach(const stream *stream, uint64_t pointer, uint64_t nbytes) {
-    pthread_mutex_lock(&fake_lock);
-    const range *range = fake_find(pointer);
-    const bool reaches = !range || !range->reserved || fake_is_mapped(range, pointer, nbytes, stream->device);
-    pthread_mutex_unlock(&fake_lock);
-    return reaches;
-}
-
 /* A kernel reaches the memory of its own device and of its peers, and what was opened of others'; a copy reaches all. */
 static bool kernel_reaches(const stream *stream, uint64_t pointer) {
     pthread_mutex_lock(&fake_lock);
@@ -66,7 +57,7 @@ static bool kernel_reaches(const stream *stream, uint64_t pointer) {
     const bool reaches = !range || range->reserved || range->opened || range->device == stream->device ||
                          atomic_load(&fake_peers[stream->device][range->device]);
     pthread_mutex_unlock(&fake_lock);
-    return reaches && may_reach(stream, pointer, 1);
+    return reaches && fake_may_reach(stream->device, pointer, 1);
 }
 
 /* benchmarks/gpu/kernels.cu: add 1 to a word, and wait until another one says that this was seen; `count` times. */
@@ -225,7 +216,8 @@ static bool is_pageable(uint64_t pointer) {
 
 API cuMemcpyAsync(uint64_t to, uint64_t from, size_t nbytes, stream *stream) {
     NEED_CONTEXT();
-    if (!stream || !may_reach(stream, to, nbytes) || !may_reach(stream, from, nbytes)) return INVALID_VALUE;
+    if (!stream || !fake_may_reach(stream->device, to, nbytes) || !fake_may_reach(stream->device, from, nbytes))
+        return INVALID_VALUE;
     const int result = fake_enqueue(stream, (op){COPY, to, from, nbytes});
     if (result != OK || stream->capturing || !(is_pageable(to) || is_pageable(from))) return result;
     return cuStreamSynchronize(stream);
@@ -244,7 +236,8 @@ API cuMemcpyBatchAsync_v2(const uint64_t *to, const uint64_t *from, const size_t
         return INVALID_VALUE;
     if (stream->capturing) return CAPTURE_UNSUPPORTED;
     for (size_t i = 0; i < count; i++)
-        if (!may_reach(stream, to[i], nbytes[i]) || !may_reach(stream, from[i], nbytes[i])) return INVALID_VALUE;
+        if (!fake_may_reach(stream->device, to[i], nbytes[i]) || !fake_may_reach(stream->device, from[i], nbytes[i]))
+            return INVALID_VALUE;
     atomic_fetch_add(&batches, 1);
     for (size_t i = 0; i < count; i++) {
         const int result = fake_enqueue(stream, (op){COPY, to[i], from[i], nbytes[i]});

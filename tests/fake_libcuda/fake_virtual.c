@@ -95,6 +95,15 @@ bool fake_is_mapped(const range *range, uint64_t pointer, uint64_t nbytes, int d
     return true;
 }
 
+/* Of virtual mappings what that device was given access to. */
+bool fake_may_reach(int device, uint64_t pointer, uint64_t nbytes) {
+    pthread_mutex_lock(&fake_lock);
+    const range *range = fake_find(pointer);
+    const bool reaches = !range || !range->reserved || fake_is_mapped(range, pointer, nbytes, device);
+    pthread_mutex_unlock(&fake_lock);
+    return reaches;
+}
+
 bool fake_chunk(const range *range, uint64_t pointer, chunk *found) {
     const mapping *mapping = mapping_at(range, pointer);
     if (!mapping) return false;

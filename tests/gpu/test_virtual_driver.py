@@ -127,6 +127,7 @@ def test_a_gpu_copies_of_others_chunks_those_that_it_was_given_access_to(device,
     stream = DeviceStream(device)
     copy = (POINTER(here.address), POINTER(there.address), SIZE(CHUNK), stream.handle)
     assert device.driver.cuMemcpyAsync(*copy) == INVALID_VALUE
+    assert device.driver.cuMemcpyHtoD_v2(POINTER(there.address), bytes(8), SIZE(8)) != 0
     device.give_access(there.address, CHUNK)
     assert device.driver.cuMemcpyAsync(*copy) == 0
     stream.synchronize()
