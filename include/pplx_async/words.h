@@ -103,6 +103,7 @@ typedef struct pplx_word {
     uint32_t gpu;   /* owner, before it is armed: the stream's, as pplx_cuda_push() says; 0: it is the host's */
     int32_t native; /* proxy, before `status`: of PPLX_NATIVE, CUDA's code */
     uint32_t turn;  /* owner, before it is armed: pplx_cell_take() */
+    uint32_t holds; /* owner, when it arms it, then proxy: it counts in csrc/gates_held.h */
 } pplx_word;
 
 /* Take a free cell over; returns the word's turn. */

@@ -7,6 +7,7 @@
 #include <dlfcn.h>
 #include <limits.h>
 
+#include "gates_held.h"
 #include "ipc_internal.h"
 #include "ipc_sides.h"
 
@@ -434,6 +435,31 @@ static void begin_to_open(pair *p, watched *w) {
 }
 
 /* The same while it is being opened: it is closed again first, and what waited for it is refused. */
+/* That call would wait in the driver until the stream goes on, and copies of others with it. So it is not made before. */
+static void test_nothing_is_closed_while_a_stream_is_in_a_gate(void) {
+    static pair p;
+    static watched w;
+    const uint64_t start = check_now_ns();
+    strangers_open(&p);
+    open_from_a(&p);
+    pplx_gate_holds();
+    for (int i = 0; i < ROUNDS; i++) {
+        CHECK_EQ(ipc->mr_close(p.at_b.mr), PPLX_UNRELEASED);
+        poll_both(&p.a, &p.b);
+    }
+    pplx_work_request request = request_of(&p.a, PLAIN, &p.b, PLAIN, &w, PPLX_WRITE_IMM, 0, 8, 2);
+    CHECK_EQ(perform(&p.a, &p.b, &request), PPLX_OK);
+    CHECK_EQ(opened(), 1);
+    pplx_gate_lets_go();
+    while (ipc->mr_close(p.at_b.mr) == PPLX_UNRELEASED) {
+        poll_both(&p.a, &p.b);
+        check_patience(start, PATIENCE);
+    }
+    CHECK_EQ(opened(), 0);
+    p.at_b.mr = NULL;
+    strangers_close(&p);
+}
+
 static void test_a_revoke_while_the_allocation_is_being_opened(void) {
     static pair p;
     static watched w;
@@ -1308,6 +1334,7 @@ int main(void) {
     RUN(test_small_pieces_do_without_the_kernel_until_it_is_there);
     RUN(test_opening_keeps_nobody_waiting);
     RUN(test_a_revoke_is_confirmed_when_the_allocation_is_closed);
+    RUN(test_nothing_is_closed_while_a_stream_is_in_a_gate);
     RUN(test_a_revoke_while_the_allocation_is_being_opened);
     RUN(test_goodbye_comes_when_the_allocation_is_closed);
     RUN(test_a_break_tells_when_the_allocation_is_closed);

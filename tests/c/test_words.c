@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 
 #include "engine_helpers.h"
+#include "gates_held.h"
 
 enum { ROUNDS = 400, NBYTES = 64, MOST_STEPS = 8, ASKED_NS = 200000000 };
 
@@ -313,6 +314,34 @@ static void poisoned_before_it_is_let_go(void) {
     pair_close(&pair);
 }
 
+/* Gates of GPUs' streams are counted, those that come once from when they are armed, those that a graph has captured
+ * while they wait; until they are answered, however. */
+static void gates_that_hold(void) {
+    pair pair;
+    pplx_lane lanes[3] = {{0}};
+    pplx_word words[3];
+    stream asks = {0};
+    bool retired[3] = {false};
+    pair_open(&pair, 1, 1, "", NBYTES);
+    for (int i = 0; i < 3; i++) {
+        words[i] = gate_of(i, &lanes[i], &pair.counter, 1, i == 1, &retired[i]);
+        words[i].gpu = i < 2;
+        words[i].end_status = PPLX_CLOSED;
+        pplx_word_arm(pair.b.engine, &words[i]);
+    }
+    CHECK_EQ(pplx_gates_held(), 1);
+    add_gate(&asks, &words[1]);
+    stream_start(&asks, 1);
+    WATCH(pplx_gates_held() == 2);
+    pplx_word_end(pair.b.engine, &words[1]);
+    WATCH(pplx_gates_held() == 1);
+    stream_end(&asks);
+    CHECK_EQ(call(&pair.b, PPLX_CALL_WORDS_CLOSE, NULL, NULL), PPLX_OK);
+    WAIT(retired[0] && retired[1] && retired[2]);
+    CHECK_EQ(pplx_gates_held(), 0);
+    pair_close(&pair);
+}
+
 /* The engine's end with a stream that waits, and one that has not come yet: both run through. */
 static void closing_lets_go(void) {
     pair pair;
@@ -376,6 +405,7 @@ int main(void) {
     RUN(looks_late);
     RUN(ends_at_random_moments);
     RUN(poisoned_before_it_is_let_go);
+    RUN(gates_that_hold);
     RUN(closing_lets_go);
     RUN(watches);
     return check_done();

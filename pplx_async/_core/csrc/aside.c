@@ -22,6 +22,10 @@ void pplx_aside_init(pplx_aside *aside, const char *name, void (*free_owner)(voi
     pthread_condattr_destroy(&attr);
 }
 
+static _Thread_local bool is_here;
+
+bool pplx_aside_is_here(void) { return is_here; }
+
 /* Returns whether the owner was left to us. */
 static bool make_all(pplx_aside *aside) {
     pthread_mutex_lock(&aside->lock);
@@ -44,6 +48,7 @@ static void *aside_main(void *argument) {
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, NULL); /* signals are for Python's threads */
     pthread_setname_np(pthread_self(), aside->name);
+    is_here = true;
     if (make_all(aside)) aside->free_owner(aside->owner);
     return NULL;
 }

@@ -41,6 +41,9 @@ void pplx_aside_make(pplx_aside *aside, pplx_aside_call *call);
 /* Wait until all that were given are made, however long that takes. */
 void pplx_aside_join(pplx_aside *aside);
 
+/* Whether a call is made here by a thread beside, and not at once. Any thread. */
+bool pplx_aside_is_here(void);
+
 /* No call will be given any more. True: all are made, and the owner is the caller's to free. False: it was left to
  * the thread. */
 bool pplx_aside_end(pplx_aside *aside);

@@ -141,6 +141,7 @@ void pplx_engine_stop(pplx_engine *engine) {
     atomic_store_explicit(&engine->stop, 1, memory_order_seq_cst);
     pplx_ring_fd(engine->submit_fd);
     pthread_join(engine->thread, NULL);
+    pplx_words_stop(engine);
 }
 
 void pplx_engine_close(pplx_engine *engine) {

@@ -410,6 +410,7 @@ void pplx_registered(pplx_engine *engine, pplx_request *request);   /* it has co
 void pplx_word_take(pplx_engine *engine, pplx_node *node); /* from the owner: to arm, to end, to close */
 bool pplx_words_poll(pplx_engine *engine);                 /* true: a stream has come somewhere, or gone on */
 void pplx_words_run_close(pplx_engine *engine);
+void pplx_words_stop(pplx_engine *engine); /* nobody turns any more; the owner lets its streams go */
 void pplx_gates_serve(pplx_engine *engine, pplx_counter *counter); /* it has counted */
 void pplx_bell_cancel(pplx_engine *engine, pplx_request *request); /* it was not rung for */
 void pplx_bell_ended(pplx_engine *engine, pplx_word *word);        /* its request has, and is released */

@@ -49,6 +49,7 @@
 
 #include "aside.h"
 #include "cuda_copy.h"
+#include "gates_held.h"
 #include "ipc_internal.h"
 
 enum {
@@ -152,6 +153,7 @@ static void load_kernel(pplx_aside_call *call) {
     const pplx_libcuda *api = cuda->api;
     cu_function kernel = NULL;
     int mode;
+    pplx_outlast_gates();
     if (enter(cuda, &mode) != CU_OK) return;
     if (api->module_load(&cuda->module, pplx_cuda_copy_ptx) != CU_OK)
         cuda->module = NULL;
@@ -171,6 +173,7 @@ static void close_streams(ipc_cuda *cuda) {
 static void shut(pplx_aside_call *call) {
     ipc_cuda *cuda = (ipc_cuda *)(void *)((char *)call - offsetof(ipc_cuda, shut));
     int mode;
+    pplx_outlast_gates();
     const bool entered = cuda->context && enter(cuda, &mode) == CU_OK;
     for (const ipc_opened *opened = cuda->under_way; entered && opened; opened = opened->next)
         if (opened->allocation && !opened->closing) close_opened(cuda, opened);
@@ -403,6 +406,7 @@ static void open_allocation(pplx_aside_call *call) {
 static void close_allocation(pplx_aside_call *call) {
     ipc_opened *opened = (ipc_opened *)(void *)call;
     int mode;
+    pplx_outlast_gates();
     if (enter(opened->cuda, &mode) == CU_OK) {
         close_opened(opened->cuda, opened);
         leave(opened->cuda, mode);
@@ -554,6 +558,7 @@ static bool plug(ipc_endpoint *endpoint) {
 static void unplug(pplx_aside_call *call) {
     ipc_plug *plug = (ipc_plug *)(void *)call;
     int mode;
+    pplx_outlast_gates();
     if (enter(plug->cuda, &mode) == CU_OK) {
         plug->cuda->api->host_unregister(plug->outbox.streams);
         leave(plug->cuda, mode);

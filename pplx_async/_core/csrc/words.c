@@ -30,6 +30,7 @@
  * last push, or with the push that is on its way; afterwards the proxy doesn't touch it. If the owner has called
  * pplx_word_end() or pplx_word_close() before, that node is still coming, and the word retires when it has come.
  * `count` and `notify_at` are a pair as those of a counter are: counter.c. */
+#include "gates_held.h"
 #include "internal.h"
 
 enum phase { ASLEEP, WAITING, ANSWERED, RETIRING };
@@ -121,7 +122,19 @@ static void hand_back(pplx_engine *engine, pplx_word *word) {
     if (!(flags & PPLX_WORD_QUEUED)) pplx_finish(engine, &word->node);
 }
 
+/* Of streams of GPUs: from when it is armed, if its stream comes once, else from when we see it there. */
+static void hold(pplx_word *word) {
+    if (word->gpu && !word->holds) pplx_gate_holds();
+    word->holds = word->gpu != 0;
+}
+
+static void let_go(pplx_word *word) {
+    if (word->holds) pplx_gate_lets_go();
+    word->holds = 0;
+}
+
 static void retire(pplx_engine *engine, pplx_word *word, bool spent) {
+    let_go(word);
     if (word->prev)
         word->prev->next = word->next;
     else
@@ -141,6 +154,7 @@ static void let_through(pplx_word *word, bool aborted) {
     word->phase = word->repeats ? ASLEEP : ANSWERED;
     __atomic_store_n(&word->cell->aborted, aborted, __ATOMIC_RELEASE); /* release: pairs with pplx_cell_aborted() */
     answer(word);
+    let_go(word);
 }
 
 /* Without what it waited for. */
@@ -173,6 +187,7 @@ void pplx_gates_serve(pplx_engine *engine, pplx_counter *counter) {
 
 static void queue_gate(pplx_engine *engine, pplx_word *word) {
     pplx_counter *counter = word->counter;
+    hold(word);
     word->phase = WAITING;
     word->next_gate = NULL;
     if (counter->gates)
@@ -367,6 +382,10 @@ void pplx_words_run_close(pplx_engine *engine) {
     }
 }
 
+void pplx_words_stop(pplx_engine *engine) {
+    for (pplx_word *word = engine->words; word; word = word->next) let_go(word);
+}
+
 void pplx_word_take(pplx_engine *engine, pplx_node *node) {
     pplx_word *word;
     if (node->kind == PPLX_NODE_WORD) {
@@ -399,6 +418,7 @@ void pplx_word_arm(pplx_engine *engine, pplx_word *word) {
         word->request->cancel_node.kind = PPLX_NODE_CANCEL;
         word->request->bell = word;
     }
+    if (word->kind == PPLX_WORD_GATE && !word->repeats) hold(word);
     if (word->kind == PPLX_WORD_DOORBELL && word->repeats) answer(word); /* nothing is under way: it may be rung */
     pplx_hand_in(engine, &word->node);
 }
