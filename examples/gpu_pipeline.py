@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes share a chain of matrices: each makes half of each product, and needs both halves for the next one.
 
-A product starts by itself when its input has landed, and its output goes out by itself; a coroutine awaits the end.
+A product starts by itself when the 16 shards of the other half have landed, and its output goes out by itself, in as
+many; a coroutine awaits the end.
 On two GPUs, if CuPy finds them and the fabric is ipc; else with NumPy, on streams of the host.
 
 Run: python examples/gpu_pipeline.py [fabric] [--graph]   (default: ipc, which needs no library; --graph: captured once)
@@ -20,7 +21,7 @@ from pplx_async.testing import HostStream
 
 GRAPH, WORDS = "--graph" in sys.argv, [word for word in sys.argv[1:] if word != "--graph"]
 FABRIC, ADDRESS = WORDS[0] if WORDS else "ipc", WORDS[1] if len(WORDS) > 1 else None
-LAYERS, WIDTH, BATCH, INPUTS = 6, 256, 32, 5
+LAYERS, WIDTH, BATCH, INPUTS, SHARDS = 6, 256, 32, 5, 16
 cupy = importlib.import_module("cupy") if FABRIC == "ipc" and importlib.util.find_spec("cupy") else None
 GPUS = cupy is not None and cupy.is_available() and cupy.cuda.runtime.getDeviceCount() > 1
 random, xp = np.random.default_rng(1), cupy if GPUS else np
@@ -33,10 +34,10 @@ product = cupy.ElementwiseKernel("raw float32 a, raw float32 b", "float32 c", EL
 
 async def work(engine, peer, rank, stream, run):
     """Make half of what each layer makes, for each input, and check what both have made in the end."""
-    rows, nbytes = slice(rank * WIDTH // 2, (rank + 1) * WIDTH // 2), WIDTH // 2 * BATCH * 4
+    rows, shard = slice(rank * WIDTH // 2, (rank + 1) * WIDTH // 2), WIDTH // 2 * BATCH * 4 // SHARDS
     weights, given = xp.array(WEIGHTS[:, rows]), xp.array(GIVEN[:, rows])
     values = xp.zeros((LAYERS + 1, WIDTH, BATCH), "f4")  # what goes into each layer, and comes out of the last one
-    halves = [slice(start, start + nbytes) for start in range(rank * nbytes, values.nbytes, 2 * nbytes)]
+    halves = [range((2 * n + rank) * SHARDS, (2 * n + rank + 1) * SHARDS) for n in range(LAYERS + 1)]  # of shards
     counters = [engine.counter(peer=peer) for _ in halves]  # one for each layer: writes may overtake one another
     region, sent = await engine.register(values), []
     await peer.send(json.dumps([each.to_bytes().hex() for each in (region, *counters)]).encode())
@@ -45,8 +46,9 @@ async def work(engine, peer, rank, stream, run):
 
     def queue():
         for n, half in enumerate(halves):
-            sent.append(engine.write(region[half], remote[half], counter=theirs[n], after=stream))
-            counters[n].gate(stream, 1)  # the stream waits here for the other half
+            pages = {"page_nbytes": shard, "local_pages": half, "remote_pages": half}
+            sent.append(engine.write_pages(region, remote, **pages, counter=theirs[n], after=stream))
+            counters[n].gate(stream, SHARDS)  # the stream waits here for the other half
             if n < LAYERS:
                 run(product, weights[n], values[n], values[n + 1, rows])
 
