@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes share a chain of matrices: each makes half of each product, and needs both halves for the next one.
 
-A product starts by itself when the 16 shards of the other half have landed, and its output goes out by itself, in as
-many; a coroutine awaits the end.
+A product starts by itself when 16 shards have landed, and its output goes out by itself; a coroutine awaits the end.
 On two GPUs, if CuPy finds them and the fabric is ipc; else with NumPy, on streams of the host.
 
 Run: python examples/gpu_pipeline.py [fabric] [--graph]   (default: ipc, which needs no library; --graph: captured once)
@@ -46,8 +45,8 @@ async def work(engine, peer, rank, stream, run):
 
     def queue():
         for n, half in enumerate(halves):
-            pages = {"page_nbytes": shard, "local_pages": half, "remote_pages": half}
-            sent.append(engine.write_pages(region, remote, **pages, counter=theirs[n], after=stream))
+            pages = {"page_nbytes": shard, "local_pages": half, "remote_pages": half, "counter": theirs[n]}
+            sent.append(engine.write_pages(region, remote, **pages, after=stream))
             counters[n].gate(stream, SHARDS)  # the stream waits here for the other half
             if n < LAYERS:
                 run(product, weights[n], values[n], values[n + 1, rows])
@@ -72,19 +71,18 @@ async def work(engine, peer, rank, stream, run):
 
 
 async def main():
-    rank, stream = int(ADDRESS is not None), HostStream()
-    run = stream.run
+    rank, stream, run = int(ADDRESS is not None), (host := HostStream()), host.run
     if GPUS:  # CuPy queues on the stream that is in use what it is called for
         cupy.cuda.Device(rank).use()
         stream, run = cupy.cuda.Stream(non_blocking=True).use(), lambda function, *arguments: function(*arguments)
     async with TransferEngine(fabric=FABRIC, name=f"half {rank}") as engine:
         if ADDRESS:
             return await work(engine, await engine.connect(ADDRESS), rank, stream, run)
-        command = [sys.executable, __file__, FABRIC, engine.address, *["--graph"] * GRAPH]
-        other = await asyncio.create_subprocess_exec(*command)
+        more = ["--graph"] * GRAPH
+        other = await asyncio.create_subprocess_exec(sys.executable, __file__, FABRIC, engine.address, *more)
         await work(engine, await engine.accept(), rank, stream, run)
         assert await other.wait() == 0
-        where = "two GPUs" if GPUS else "streams of the host, with NumPy"
+        where = "two GPUs" if GPUS else "streams of the host"
         print(f"{INPUTS} inputs through {LAYERS} layers over {FABRIC}, on {where}: as one process makes it")
 
 
