@@ -29,7 +29,8 @@
  * Some calls take long, and are made by threads beside (aside.h). To open a peer's memory waits in the driver for the
  * kernels that run in this process's context, and to pin memory takes its time; a stream that waits in a gate holds up
  * neither. To close a peer's memory, to unpin, and to load and unload the kernel wait for such streams as well: measured
- * on an H200. Such a gate may need what is to be opened, so these are another thread's, each one after the other. A
+ * on an H200. Such a gate may need what is to be opened, so these are another thread's, each one after the other, and
+ * not made while a gate of the process holds a stream: our copies would wait in the driver, too (gates_held.h). A
  * transfer that needs an allocation waits for it; who is asked to let go confirms when it is closed; the rings of a peer
  * that is gone are unmapped when they are unpinned, and nobody waits for that; small pieces are the copy engine's until
  * the kernel is there.
