@@ -13,8 +13,7 @@
  *   ipc_keys.c      the peers' regions, as we have them mapped
  *   ipc_fence.c     closing an endpoint so that its peer writes no more
  *   ipc_direct.c    memory of a peer that trusts us, by process_vm_writev
- *   ipc_cuda.c      memory of GPUs: what of it peers reach, copies by its streams
- *   ipc_cuda_host.c pieces between memory of a GPU and of the host
+ *   ipc_cuda.c      memory of GPUs: ipc_cuda.h has the map
  *   ipc_post.c      our work requests: post, copy, acknowledgements
  *   ipc_serve.c     the peer's: immediates, commands
  *   ipc_run.c       poll: whose turn it is
@@ -29,7 +28,7 @@
  * immediate comes after the bytes.
  *
  * Threads. One thread calls a domain; there are no others but those that open and close memory of GPUs
- * (ipc_cuda.c), and one lock only, round the list of the process's memfds (ipc_segment.c). What two processes (or two
+ * (ipc_cuda.h), and one lock only, round the list of the process's memfds (ipc_segment.c). What two processes (or two
  * domains of one process) share is in ipc_wire.h.
  *
  * Looking at descriptors costs a system call. poll() does it when the thread may have slept, and
@@ -397,12 +396,18 @@ const char *pplx_ipc_libcuda(const ipc_domain *domain); /* NULL: as the system f
 pplx_status pplx_ipc_cuda_region(ipc_region *region, const pplx_memory *memory, pplx_error *error);
 void pplx_ipc_cuda_unshare(ipc_region *region); /* it is closed */
 bool pplx_ipc_cuda_tell(const ipc_region *region, ipc_note *note, ipc_fds *fds); /* false: it can't be shared now */
+void pplx_ipc_cuda_close(ipc_domain *domain);
+
+/* ipc_cuda_peers.c */
 /* False: it can't be true. Takes the descriptors that it needs. */
 bool pplx_ipc_cuda_open(ipc_endpoint *endpoint, ipc_key *key, const ipc_note *note, ipc_fds *fds);
 bool pplx_ipc_cuda_yield(ipc_key *key); /* false: there is nothing to be closed */
 void pplx_ipc_cuda_drop(ipc_key *key);
 void pplx_ipc_cuda_forget(ipc_endpoint *endpoint); /* what is still opened or closed for it has nobody to tell */
 void pplx_ipc_cuda_hear(ipc_domain *domain);       /* what was opened and closed */
+void pplx_ipc_cuda_unplug(ipc_endpoint *endpoint); /* if the GPU knows the outbox: take it, to be unmapped later */
+
+/* ipc_cuda_batch.c */
 /* IPC_RUNNABLE: it is a stream's now; else what it needs first. */
 enum ipc_blocked pplx_ipc_cuda_gather(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key);
 void pplx_ipc_cuda_start(ipc_endpoint *endpoint); /* what was gathered */
@@ -412,8 +417,6 @@ bool pplx_ipc_cuda_room(const ipc_endpoint *endpoint); /* all of its rings */
 bool pplx_ipc_cuda_begins(const ipc_endpoint *endpoint);
 bool pplx_ipc_cuda_busy(const ipc_domain *domain);
 bool pplx_ipc_cuda_idle(const ipc_endpoint *endpoint); /* nothing works in its memory, as was seen last */
-void pplx_ipc_cuda_unplug(ipc_endpoint *endpoint); /* if the GPU knows the outbox: take it, to be unmapped later */
-void pplx_ipc_cuda_close(ipc_domain *domain);
 
 /* ipc_cuda_host.c */
 typedef struct ipc_hop {

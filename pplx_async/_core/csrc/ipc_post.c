@@ -7,7 +7,7 @@
  *   queue   writes and reads. Into a mapping: copied here, in pieces, then the immediate
  *           Addressed: the same, by the kernel
  *           Staged: a command for each piece; a read's piece is copied here when it is acknowledged
- *           From GPU to GPU: a stream's, ipc_cuda.c; between GPU and host piece by piece: ipc_cuda_host.c
+ *           From GPU to GPU: a stream's, ipc_cuda_batch.c; between GPU and host piece by piece: ipc_cuda_host.c
  *   sends   messages, which need a RECV at the peer before they are begun
  *   waiting all commands are out; ends with the last acknowledgement
  *
