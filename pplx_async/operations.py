@@ -156,7 +156,7 @@ class Operations:
         """Write pages: ``local_pages[i]`` into ``remote_pages[i]``, for all i, in one request.
 
         Page p of a side is the ``page_nbytes`` bytes at ``p * stride + offset`` of its slice.
-        Pages that are adjacent on both sides go out as one write.
+        Pages that are adjacent on both sides go out as one write; inside a host, up to 32 that are not do, too.
 
         Parameters
         ----------

@@ -188,14 +188,6 @@ void pplx_counter_recycle(pplx_engine *engine, uint32_t id);
 
 #define PPLX_NO_COUNTER UINT32_MAX
 
-/* One contiguous piece: a write, or a run of `pages` adjacent pages. */
-typedef struct pplx_segment {
-    uint64_t local;  /* offset in the local region */
-    uint64_t remote; /* offset in the remote region */
-    uint64_t nbytes;
-    uint64_t pages; /* counts this much: 1 for a plain write */
-} pplx_segment;
-
 /* The segments of one request that go from one region into one region. */
 typedef struct pplx_target {
     /* owner, before submit */

@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 
-#define PPLX_PROVIDER_ABI 1
+#define PPLX_PROVIDER_ABI 2
 #define PPLX_PROVIDER_ENTRY "pplx_provider_entry" /* const struct pplx_provider *(*)(void) */
 
 /* Opaque to the engine; a provider casts its own structs to these. */
@@ -65,6 +65,7 @@ typedef struct pplx_caps {
     uint64_t max_message;       /* bytes of one work request */
     uint32_t eager_posts;       /* work requests to post at once for a new request */
     uint32_t posts_per_turn;    /* ... and per turn of the proxy's loop afterwards */
+    uint32_t max_segments;      /* of one work request; 0: it takes one address each */
     uint64_t bits_per_second;   /* link speed, 0 if unknown */
     char description[PPLX_TEXT_BYTES]; /* provider, library, version, quirks in force */
     char subnets[PPLX_TEXT_BYTES]; /* whom it reaches, as words with blanks between: "ipv4:10.1.0.0/16". Domains that

@@ -102,6 +102,14 @@ enum pplx_work_flag {
     PPLX_WORK_BULK = 1 /* a hint: of a request that is larger than a core's caches, so nobody reads it there */
 };
 
+/* One contiguous piece: a write, or a run of `pages` adjacent pages. */
+typedef struct pplx_segment {
+    uint64_t local;  /* offset in the local region */
+    uint64_t remote; /* offset in the remote region */
+    uint64_t nbytes;
+    uint64_t pages; /* counts this much: 1 for a plain write */
+} pplx_segment;
+
 /* One unit of work for one NIC. An immediate alone is a PPLX_WRITE_IMM of 0 bytes, and like every
  * write it names valid local memory and a valid remote address and key (EFA insists). */
 typedef struct pplx_work_request {
@@ -111,9 +119,12 @@ typedef struct pplx_work_request {
     struct pplx_provider_mr *local_mr;
     uint64_t remote_address; /* pplx_remote_key.base + offset */
     uint64_t remote_key;
-    uint16_t opcode; /* enum pplx_opcode */
-    uint16_t flags;  /* enum pplx_work_flag */
+    uint8_t opcode;      /* enum pplx_opcode */
+    uint8_t flags;       /* enum pplx_work_flag */
+    uint16_t nsegments;  /* 0; or several, a write or read of each, which ends as one */
     uint32_t imm;
+    const pplx_segment *segments; /* valid until it ends. The addresses are those of the first, and the others' lie as far
+                                   * from them as their offsets do; `nbytes` is the sum, and none has 0 */
 } pplx_work_request;
 
 enum pplx_completion_kind {

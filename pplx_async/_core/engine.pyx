@@ -823,6 +823,7 @@ cdef class Engine(Waker):
                     "max_inflight_nbytes": caps.max_inflight_bytes,
                     "eager_posts": caps.eager_posts,
                     "posts_per_turn": caps.posts_per_turn,
+                    "max_segments": max(caps.max_segments, 1),
                     "bits_per_second": caps.bits_per_second,
                     "subnets": tuple(caps.subnets.decode(errors="replace").split()),
                     "read": bool(caps.flags & PPLX_CAP_READ),

@@ -40,8 +40,9 @@ from pplx_async import errors
 
 __all__ = ["Transfer"]
 
-# Bytes to copy up to which a transfer is posted where it is submitted.
+# Bytes to copy up to which a transfer is posted where it is submitted; and what a GPU copies in some ten microseconds.
 cdef uint64_t SMALL = 64 << 10
+cdef uint64_t SOON = 4 << 20
 
 
 @cython.auto_pickle(False)
@@ -93,10 +94,11 @@ cdef class Transfer(Promise):
         self.request.cookie = <void *>self
         self.request.nbytes = self.nbytes
         Py_INCREF(self)  # the core's; given back by Engine.reap when the request is released
-        # What does take long, a call or a large copy, is not for the loop's thread. What a GPU copies is, if it is one
-        # or two and this thread spins for it; more than that keeps the proxy awake, and both can work.
+        # What does take long, a call or a large copy, is not for the loop's thread. What a GPU copies soon is, if it is
+        # one or two and this thread spins for it; more than that keeps the proxy awake, and both can work.
         cdef Waker waker = self.engine
-        cdef bint long = self.copied > SMALL or (self.nbytes > SMALL and (not waker.spins or waker.inflight > 2))
+        cdef bint soon = waker.spins and waker.inflight <= 2 and self.nbytes <= SOON
+        cdef bint long = self.copied > SMALL or (self.nbytes > SMALL and not soon)
         self.theirs = self.request.kind != PPLX_REQUEST_CALL and long and not waker.alone
         waker.theirs += self.theirs
         waker.hand_in(&self.request, self.request.kind != PPLX_REQUEST_CALL and not self.theirs)

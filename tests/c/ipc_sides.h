@@ -151,6 +151,39 @@ __attribute__((unused)) static pplx_work_request request_of(side *s, enum kind f
                                .imm = imm};
 }
 
+enum { MOST_SEGMENTS = 32 };
+
+/* Segments in places of `room` bytes each, all over both sides, none twice. Makes one request of them, if there are
+ * two or more. */
+__attribute__((unused)) static void scatter(pplx_work_request *request, pplx_segment *segments, uint32_t count,
+                                            uint64_t room, uint64_t *random) {
+    request->nbytes = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const uint64_t nbytes = 1 + check_random(random) % room, slack = room - nbytes + 1;
+        segments[i] = (pplx_segment){.local = room * (i * 7 % MOST_SEGMENTS) + check_random(random) % slack,
+                                     .remote = room * ((count - i) * 5 % MOST_SEGMENTS) + check_random(random) % slack,
+                                     .nbytes = nbytes,
+                                     .pages = 1};
+        request->nbytes += nbytes;
+    }
+    request->local_address += segments[0].local;
+    request->remote_address += segments[0].remote;
+    request->nsegments = (uint16_t)count;
+    request->segments = segments;
+}
+
+/* `to` is what it was before, but for the segments. */
+__attribute__((unused)) static void check_scattered(const pplx_work_request *request, const unsigned char *from,
+                                                    const unsigned char *to, unsigned char *before, uint64_t nbytes) {
+    const bool read = request->opcode == PPLX_READ;
+    for (uint32_t i = 0; i < request->nsegments; i++) {
+        const pplx_segment *segment = &request->segments[i];
+        memcpy(before + (read ? segment->local : segment->remote), from + (read ? segment->remote : segment->local),
+               segment->nbytes);
+    }
+    CHECK(memcmp(before, to, nbytes) == 0);
+}
+
 /* Post one, retrying "again" as an engine would. PPLX_OK, or why not. */
 __attribute__((unused)) static pplx_status post(side *s, side *other, const pplx_work_request *request) {
     uint64_t start = check_now_ns();

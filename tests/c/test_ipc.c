@@ -178,6 +178,78 @@ static void test_woken_from(void) {
     pair_close(&a, &b);
 }
 
+/* Several segments are one work request, whichever way the bytes go: all are there when its immediate is. */
+static void check_segments(side *a, side *b, enum kind into, uint32_t opcode, uint32_t count, uint64_t room) {
+    static unsigned char before[ARENA];
+    static uint64_t random = 7;
+    pplx_segment segments[MOST_SEGMENTS];
+    watched w;
+    unsigned char *from = opcode == PPLX_READ ? b->arena[into] : a->arena[PLAIN];
+    unsigned char *to = opcode == PPLX_READ ? a->arena[PLAIN] : b->arena[into];
+    fill(from, ARENA, count);
+    fill(to, ARENA, 100 + count);
+    memcpy(before, to, ARENA);
+    b->nimms = 0;
+    pplx_work_request request = request_of(a, PLAIN, b, into, &w, opcode, 0, 0, count);
+    scatter(&request, segments, count, room, &random);
+    CHECK_EQ(post(a, b, &request), PPLX_OK);
+    if (opcode == PPLX_WRITE_IMM) {
+        wait_imms(b, a, 1);
+        CHECK_EQ(b->imms[0], count);
+        check_scattered(&request, from, to, before, ARENA);
+    }
+    CHECK_EQ(wait_for(a, b, &w), PPLX_OK);
+    check_scattered(&request, from, to, before, ARENA);
+    run_for(a, b, 0.001);
+    CHECK_EQ(w.completions, 1);
+    CHECK_EQ(b->nimms, opcode == PPLX_WRITE_IMM);
+}
+
+static void test_segments(void) {
+    static const pplx_option ways[][2] = {{{"vm_writev", "0"}, {"staging_nbytes", "65536"}},
+                                          {{"vm_writev", "1"}, {"staging_nbytes", "65536"}}};
+    static const uint32_t opcodes[] = {PPLX_WRITE, PPLX_WRITE_IMM, PPLX_READ};
+    static const uint64_t rooms[] = {1, 100, 4096, ARENA / MOST_SEGMENTS};
+    side a, b;
+    for (size_t way = 0; way < 2; way++) {
+        pair_open_with(&a, &b, ways[way], 2);
+        for (int i = 0; i < KINDS * 3 * 4; i++)
+            for (uint32_t count = 2; count <= MOST_SEGMENTS; count *= 2)
+                check_segments(&a, &b, (enum kind)(i % KINDS), opcodes[i / KINDS % 3], count, rooms[i / KINDS / 3]);
+        pair_close(&a, &b);
+    }
+}
+
+/* One of them that may not be: nothing is told, and what came before it may be there. */
+static void test_segments_out_of_bounds(void) {
+    pplx_segment segments[MOST_SEGMENTS];
+    uint64_t random = 9;
+    side a, b;
+    watched w;
+    pair_open(&a, &b);
+    for (int into = 0; into < KINDS; into++) {
+        for (uint32_t which = 0; which < 8; which++) {
+            pplx_work_request request = request_of(&a, PLAIN, &b, (enum kind)into, &w, PPLX_WRITE_IMM, 0, 0, 1);
+            scatter(&request, segments, 8, 4096, &random);
+            if (which == 0) request.remote_address += ARENA; /* the first is where the request says */
+            segments[which].remote += ARENA;
+            CHECK_EQ(perform(&a, &b, &request), PPLX_REMOTE_ACCESS);
+            request = request_of(&a, PLAIN, &b, (enum kind)into, &w, PPLX_WRITE_IMM, 0, 0, 1);
+            scatter(&request, segments, 8, 4096, &random);
+            if (which == 0) request.local_address += ARENA;
+            segments[which].local += ARENA;
+            CHECK_EQ(perform(&a, &b, &request), PPLX_LOCAL_ACCESS);
+        }
+    }
+    pplx_work_request request = request_of(&a, PLAIN, &b, MAPPED, &w, PPLX_WRITE, 0, 0, 1);
+    scatter(&request, segments, MOST_SEGMENTS, 64, &random);
+    request.nsegments++;
+    CHECK_EQ(post(&a, &b, &request), PPLX_INVALID);
+    run_for(&a, &b, 0.002);
+    CHECK_EQ(b.nimms, 0);
+    pair_close(&a, &b);
+}
+
 /* More than fits, in batches, on small rings: everything completes once. */
 static void test_many(void) {
     enum { COUNT = 8000, SIZE = 256 };
@@ -559,6 +631,8 @@ int main(void) {
     RUN(test_odd_places);
     RUN(test_immediates);
     RUN(test_woken_from);
+    RUN(test_segments);
+    RUN(test_segments_out_of_bounds);
     RUN(test_many);
     RUN(test_reserved_immediates);
     RUN(test_messages);

@@ -8,7 +8,7 @@
 #include <limits.h>
 
 #include "gates_held.h"
-#include "ipc_internal.h"
+#include "ipc_cuda.h"
 #include "ipc_sides.h"
 
 enum { GPU = 64 << 10, LARGE = 3 << 20 };
@@ -754,6 +754,124 @@ static void test_a_batch_takes_two_stores(void) {
     gpus_close(&p);
 }
 
+enum { SCATTERED = 5 };
+
+static void post_scattered(pair *p, uint32_t opcode, pplx_work_request *requests, watched *w, uint64_t room) {
+    static pplx_segment segments[SCATTERED][MOST_SEGMENTS];
+    static uint64_t random = 3;
+    size_t posted;
+    int32_t native;
+    for (uint32_t i = 0; i < SCATTERED; i++) {
+        requests[i] = write_of(p, &w[i], 0, i);
+        requests[i].opcode = (uint8_t)opcode;
+        scatter(&requests[i], segments[i], MOST_SEGMENTS, room, &random);
+        for (uint32_t k = 0; k < MOST_SEGMENTS; k++) { /* to a place of its own */
+            segments[i][k].local += i * MOST_SEGMENTS * room;
+            segments[i][k].remote += i * MOST_SEGMENTS * room;
+        }
+        requests[i].local_address += i * MOST_SEGMENTS * room;
+        requests[i].remote_address += i * MOST_SEGMENTS * room;
+    }
+    CHECK_EQ(ipc->post(p->a.endpoint, requests, SCATTERED, &posted, &native), PPLX_OK);
+    CHECK_EQ(posted, SCATTERED);
+}
+
+/* Posts, waits, checks; each of them counts once. */
+static void scatter_once(pair *p, uint32_t opcode, uint64_t room) {
+    static watched w[SCATTERED];
+    static unsigned char before[PIECES * PIECE];
+    pplx_work_request requests[SCATTERED];
+    unsigned char *from = opcode == PPLX_READ ? p->at_b.shows : p->at_a.shows;
+    unsigned char *to = opcode == PPLX_READ ? p->at_a.shows : p->at_b.shows;
+    memset(to, (int)room, PIECES * PIECE);
+    memcpy(before, to, PIECES * PIECE);
+    p->b.nimms = 0;
+    post_scattered(p, opcode, requests, w, room);
+    if (opcode == PPLX_WRITE_IMM) wait_imms(&p->b, &p->a, SCATTERED);
+    for (int i = 0; i < SCATTERED; i++) {
+        if (opcode != PPLX_WRITE_IMM) CHECK_EQ(wait_for(&p->a, &p->b, &w[i]), PPLX_OK);
+        for (uint32_t k = 0; k < MOST_SEGMENTS; k++) {
+            const pplx_segment *segment = &requests[i].segments[k];
+            memcpy(before + (opcode == PPLX_READ ? segment->local : segment->remote),
+                   from + (opcode == PPLX_READ ? segment->remote : segment->local), segment->nbytes);
+        }
+    }
+    CHECK(memcmp(before, to, PIECES * PIECE) == 0);
+    for (int i = 0; i < SCATTERED; i++) CHECK_EQ(wait_for(&p->a, &p->b, &w[i]), PPLX_OK);
+    run_for(&p->a, &p->b, 0.001);
+    CHECK_EQ(p->b.nimms, opcode == PPLX_WRITE_IMM ? SCATTERED : 0);
+}
+
+/* One kernel and two stores for 160 pages; with larger ones a call, or one for each. */
+static void test_segments_are_copied_together(void) {
+    static pair p;
+    big_gpus_open(&p);
+    const int kernels = launched(), stored = stores();
+    scatter_once(&p, PPLX_WRITE_IMM, 1000);
+    CHECK_EQ(launched() - kernels, 1);
+    CHECK_EQ(stores() - stored, 2);
+    scatter_once(&p, PPLX_WRITE, 4096);
+    scatter_once(&p, PPLX_READ, 65536);
+    set("FAKE_CUDA_FAIL", "cuLaunchKernel:801");
+    const int together = batches();
+    scatter_once(&p, PPLX_WRITE_IMM, 65536);
+    CHECK(batches() > together);
+    set("FAKE_CUDA_FAIL", "cuMemcpyBatchAsync_v2:801");
+    const int before = launched();
+    p.a.nimms = 0;
+    ((ipc_domain *)p.a.domain)->cuda->apart = true; /* as with another GPU's memory: one call for each */
+    scatter_once(&p, PPLX_WRITE_IMM, 65536);
+    CHECK_EQ(launched(), before);
+    set("FAKE_CUDA_FAIL", "");
+    gpus_close(&p);
+}
+
+/* None of it is begun if one is out of bounds. */
+static void test_segments_out_of_bounds(void) {
+    static pair p;
+    static watched w;
+    pplx_segment segments[MOST_SEGMENTS];
+    uint64_t random = 5;
+    big_gpus_open(&p);
+    for (uint32_t which = 0; which < MOST_SEGMENTS; which += 31) {
+        pplx_work_request request = write_of(&p, &w, 0, 1);
+        scatter(&request, segments, MOST_SEGMENTS, 4096, &random);
+        if (which == 0) request.remote_address += PIECES * PIECE;
+        segments[which].remote += PIECES * PIECE;
+        CHECK_EQ(perform(&p.a, &p.b, &request), PPLX_REMOTE_ACCESS);
+    }
+    for (size_t i = 0; i < PIECES * PIECE; i++) CHECK(p.at_b.shows[i] == 0 || i < 8);
+    CHECK_EQ(p.b.nimms, 0);
+    gpus_close(&p);
+}
+
+/* Between GPU and host, and where the owner copies, one after the other. */
+static void test_segments_of_gpu_and_host(void) {
+    static pair p;
+    static watched w;
+    static unsigned char before[ARENA];
+    pplx_segment segments[MOST_SEGMENTS];
+    uint64_t random = 11;
+    big_gpus_open(&p);
+    for (int into = 0; into < KINDS; into++) {
+        for (uint64_t room = 100; room <= ARENA / MOST_SEGMENTS; room += 65486) {
+            memset(p.b.arena[into], into, ARENA);
+            memcpy(before, p.b.arena[into], ARENA);
+            p.b.nimms = 0;
+            pplx_work_request request = write_of(&p, &w, 0, 9);
+            request.remote_key = p.b.key[into].key;
+            request.remote_address = p.b.key[into].base;
+            scatter(&request, segments, MOST_SEGMENTS, room, &random);
+            CHECK_EQ(post(&p.a, &p.b, &request), PPLX_OK);
+            wait_imms(&p.b, &p.a, 1);
+            check_scattered(&request, p.at_a.shows, p.b.arena[into], before, ARENA);
+            CHECK_EQ(wait_for(&p.a, &p.b, &w), PPLX_OK);
+            CHECK_EQ(w.completions, 1);
+        }
+    }
+    gpus_close(&p);
+}
+
 /* One call copies what waits together, if the driver has that call; else one for each. */
 static void test_a_batch_is_copied_by_one_call(void) {
     static pair p;
@@ -1346,6 +1464,9 @@ int main(void) {
     RUN(test_a_first_gpu_region_comes_in_the_middle);
     RUN(test_a_batch_takes_two_stores);
     RUN(test_a_batch_is_copied_by_one_call);
+    RUN(test_segments_are_copied_together);
+    RUN(test_segments_out_of_bounds);
+    RUN(test_segments_of_gpu_and_host);
     RUN(test_what_waits_for_the_streams_makes_a_batch);
     RUN(test_regions_of_one_allocation_share_its_handle);
     RUN(test_a_region_for_nobody_has_no_handle);

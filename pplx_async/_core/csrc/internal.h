@@ -66,6 +66,7 @@ typedef struct pplx_slot {
     bool whole;    /* stands for whole writes: may be taken back as long as it is only staged */
     bool posted;   /* the provider has it */
     bool orphaned; /* its request has settled without it; only its release still matters */
+    bool several;  /* segments of its target, which no other link takes */
 } pplx_slot;
 
 /* Our side of one (our NIC, peer's NIC) pair. */

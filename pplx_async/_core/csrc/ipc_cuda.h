@@ -18,7 +18,7 @@
 #include "cuda_copy.h"
 #include "ipc_internal.h"
 
-enum { IPC_CUDA_BATCH = CUDA_PIECES }; /* records begun together */
+enum { IPC_CUDA_BATCH = CUDA_PIECES }; /* pieces begun together */
 
 struct ipc_cuda {
     const pplx_libcuda *api;
@@ -40,21 +40,20 @@ struct ipc_cuda {
     cu_pointer done_at;        /* as the GPU sees it */
     uint64_t begun[IPC_STREAMS];
     ipc_list working[IPC_STREAMS]; /* oldest first */
-    uint32_t records;          /* on them */
+    uint32_t nworking;         /* on them */
     uint64_t asked_ns;
     cu_result lost; /* the driver has given the context up */
     bool stuck;     /* somebody has waited for it in vain: the next one doesn't */
     ipc_hops *hops;
     /* The batch that is gathered. */
     int stream;
-    uint32_t count;
-    uint32_t slots;
-    uint64_t nbytes;
+    uint32_t count; /* pieces */
+    uint32_t slots; /* immediates */
+    uint64_t nbytes, longest;
     bool apart; /* some of it can be copied alone only */
-    struct {
-        ipc_record *record;
-        cu_pointer remote;
-    } batch[IPC_CUDA_BATCH];
+    cuda_pieces pieces;
+    uint32_t nrecords;
+    ipc_record *records[IPC_CUDA_BATCH]; /* in the order of their pieces */
 };
 
 static inline cu_result ipc_cuda_enter(const ipc_cuda *cuda, int *mode) {

@@ -10,7 +10,7 @@
 #include "ipc_cuda.h"
 
 enum {
-    BATCH_NBYTES = 8 << 20, /* of IPC_CUDA_BATCH records; or one record */
+    BATCH_NBYTES = 10 << 20, /* of IPC_CUDA_BATCH records; or one record */
     MOST_BEGUN = 2,     /* batches on a stream */
     FEW = 4,            /* from so many on by one kernel, if each is */
     SMALL = 256 << 10,  /* no larger than this */
@@ -44,33 +44,47 @@ static int pick_stream(const ipc_cuda *cuda, uint64_t nbytes) {
     return on_stream(cuda, stream) < MOST_BEGUN || nbytes >= BATCH_NBYTES ? stream : -1;
 }
 
-static bool joins(const ipc_cuda *cuda, uint64_t nbytes) {
+static bool joins(const ipc_cuda *cuda, uint32_t count, uint64_t nbytes, uint64_t longest) {
     const bool large = cuda->stream >= IPC_STREAMS / 2;
-    return cuda->count < IPC_CUDA_BATCH && large == (nbytes >= LARGE) && cuda->nbytes + nbytes <= BATCH_NBYTES;
+    return cuda->count + count <= IPC_CUDA_BATCH && large == (longest >= LARGE) &&
+           cuda->nbytes + nbytes <= BATCH_NBYTES;
 }
 
 /* Whether what was posted begins at once: the streams have nothing to do, or it is a batch. Else poll() begins it, with
  * what is posted until then. */
 bool pplx_ipc_cuda_begins(const ipc_endpoint *endpoint) {
-    return endpoint->domain->cuda->records == 0 || endpoint->unbegun >= IPC_CUDA_BATCH ||
+    return endpoint->domain->cuda->nworking == 0 || endpoint->unbegun >= IPC_CUDA_BATCH ||
            endpoint->unbegun_nbytes >= BATCH_NBYTES;
 }
 
 enum ipc_blocked pplx_ipc_cuda_gather(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key) {
     ipc_cuda *cuda = endpoint->domain->cuda;
-    const ipc_region *local = (const ipc_region *)(const void *)record->request.local_mr;
-    const uint64_t nbytes = record->request.nbytes;
-    if (cuda->count && !joins(cuda, nbytes)) pplx_ipc_cuda_start(endpoint);
-    if (cuda->count == 0) cuda->stream = pick_stream(cuda, nbytes);
+    const pplx_work_request *request = &record->request;
+    const ipc_region *local = (const ipc_region *)(const void *)request->local_mr;
+    const uint32_t count = 1 + record->following;
+    uint64_t nbytes = 0, longest = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const ipc_part part = ipc_part_of(record, i);
+        nbytes += part.nbytes;
+        if (part.nbytes > longest) longest = part.nbytes;
+    }
+    if (cuda->count && !joins(cuda, count, nbytes, longest)) pplx_ipc_cuda_start(endpoint);
+    if (cuda->count == 0) cuda->stream = pick_stream(cuda, longest);
     if (cuda->stream < 0) return IPC_NEEDS_GPU;
-    if (record->request.opcode == PPLX_WRITE_IMM) {
+    if (request->opcode == PPLX_WRITE_IMM) {
         if (!has_room(endpoint, cuda->stream, cuda->slots)) return IPC_NEEDS_SLOT;
         cuda->slots++;
     }
+    for (uint32_t i = 0; i < count; i++) {
+        const ipc_part part = ipc_part_of(record, i);
+        const cu_pointer here = part.local, there = key->device + part.remote;
+        cuda->pieces.of[cuda->count++] = request->opcode == PPLX_READ ? (cuda_piece){here, there, part.nbytes}
+                                                                      : (cuda_piece){there, here, part.nbytes};
+    }
     cuda->apart |= !local->near || !key->near;
     cuda->nbytes += nbytes;
-    cuda->batch[cuda->count].record = record;
-    cuda->batch[cuda->count++].remote = key->device + record->request.remote_address;
+    if (longest > cuda->longest) cuda->longest = longest;
+    cuda->records[cuda->nrecords++] = record;
     return IPC_RUNNABLE;
 }
 
@@ -90,28 +104,14 @@ static void put_immediate(ipc_endpoint *endpoint, int stream, uint32_t imm) {
     ipc_put_streamed(&endpoint->outbox, stream, endpoint->stream_tail[stream]++, imm);
 }
 
-static cuda_piece piece_of(const ipc_cuda *cuda, uint32_t i) {
-    const pplx_work_request *request = &cuda->batch[i].record->request;
-    const bool read = request->opcode == PPLX_READ;
-    const cu_pointer remote = cuda->batch[i].remote, local = request->local_address;
-    return (cuda_piece){.to = read ? local : remote, .from = read ? remote : local, .nbytes = request->nbytes};
-}
-
 /* The whole batch by one kernel. False: it isn't worth it, or the driver says no. */
 static bool copy_by_kernel(ipc_cuda *cuda) {
-    cuda_pieces pieces;
-    uint64_t longest = 0;
     /* acquire: pairs with the store in load_kernel() */
     cu_function kernel = atomic_load_explicit(&cuda->kernel, memory_order_acquire);
-    if (!kernel || cuda->count < FEW) return false;
-    for (uint32_t i = 0; i < cuda->count; i++) {
-        pieces.of[i] = piece_of(cuda, i);
-        if (pieces.of[i].nbytes > longest) longest = pieces.of[i].nbytes;
-    }
-    if (longest > SMALL) return false;
-    void *arguments[] = {&pieces};
-    return cuda->api->launch(kernel, (unsigned)(longest / KERNEL_BLOCK + 1), cuda->count, 1, CUDA_PIECE_THREADS, 1, 1,
-                             0, cuda->streams[cuda->stream], arguments, NULL) == CU_OK;
+    void *arguments[] = {&cuda->pieces};
+    if (!kernel || cuda->count < FEW || cuda->longest > SMALL) return false;
+    return cuda->api->launch(kernel, (unsigned)((cuda->longest + KERNEL_BLOCK - 1) / KERNEL_BLOCK), cuda->count, 1, CUDA_PIECE_THREADS,
+                             1, 1, 0, cuda->streams[cuda->stream], arguments, NULL) == CU_OK;
 }
 
 /* By one call. False: the driver has none, or says no. */
@@ -121,20 +121,31 @@ static bool copy_by_call(const ipc_cuda *cuda) {
     cu_copy_attributes attributes = {.order = CU_COPY_IN_STREAM_ORDER};
     if (!cuda->api->copy_batch || cuda->count == 1) return false;
     for (uint32_t i = 0; i < cuda->count; i++) {
-        const cuda_piece piece = piece_of(cuda, i);
-        to[i] = piece.to;
-        from[i] = piece.from;
-        nbytes[i] = piece.nbytes;
+        to[i] = cuda->pieces.of[i].to;
+        from[i] = cuda->pieces.of[i].from;
+        nbytes[i] = cuda->pieces.of[i].nbytes;
     }
     return cuda->api->copy_batch(to, from, nbytes, cuda->count, &attributes, &first, 1, cuda->streams[cuda->stream]) ==
            CU_OK;
+}
+
+/* A record's pieces, one call each. Returns how many the driver has taken; fewer: it is a failure. */
+static uint32_t copy_apart(const ipc_cuda *cuda, ipc_record *record, const cuda_piece *pieces, uint32_t count) {
+    uint32_t taken = 0;
+    while (taken < count && record->native == CU_OK) {
+        const cuda_piece *piece = &pieces[taken];
+        record->native = cuda->api->copy(piece->to, piece->from, piece->nbytes, cuda->streams[cuda->stream]);
+        taken += record->native == CU_OK;
+    }
+    return taken;
 }
 
 /* Not if some of it is another GPU's memory, and not opened as a peer's: the copy engines reach that, one copy at a
  * time, but a kernel would end with a fault, which takes the program's own context along. */
 static bool copy_together(ipc_cuda *cuda) { return !cuda->apart && (copy_by_kernel(cuda) || copy_by_call(cuda)); }
 
-/* Copies, then immediates, then our word: what the driver refuses of the copies ends at once. */
+/* Copies, then immediates, then our word. A record of which the driver refuses a copy ends when those before that are
+ * done, or at once. */
 void pplx_ipc_cuda_start(ipc_endpoint *endpoint) {
     ipc_cuda *cuda = endpoint->domain->cuda;
     if (!cuda || cuda->count == 0) return;
@@ -146,28 +157,33 @@ void pplx_ipc_cuda_start(ipc_endpoint *endpoint) {
     const cu_result entered = ipc_cuda_enter(cuda, &mode);
     const bool ready = entered == CU_OK && pplx_ipc_cuda_plug(endpoint);
     const bool copied = ready && !cuda->lost && copy_together(cuda);
-    for (uint32_t i = 0; i < cuda->count; i++) {
-        ipc_record *record = cuda->batch[i].record;
+    const cuda_piece *pieces = cuda->pieces.of;
+    for (uint32_t i = 0; i < cuda->nrecords; i++) {
+        ipc_record *record = cuda->records[i];
         const pplx_work_request *request = &record->request;
-        const cuda_piece piece = piece_of(cuda, i);
+        const uint32_t count = 1 + record->following;
+        uint32_t taken = copied ? count : 0;
         record->native = entered == CU_OK ? cuda->lost : entered;
-        if (ready && !copied && !cuda->lost)
-            record->native = api->copy(piece.to, piece.from, piece.nbytes, cuda->streams[stream]);
-        if (!ready || record->native != CU_OK) {
+        if (ready && !copied) taken = copy_apart(cuda, record, pieces, count);
+        pieces += count;
+        if (taken < count) record->status = PPLX_LOCAL_ACCESS;
+        if (taken == 0) {
             pplx_ipc_finish(NULL, record, PPLX_LOCAL_ACCESS);
             continue;
         }
-        if (request->opcode == PPLX_WRITE_IMM && nops == 0)
-            ops[nops++] = store_immediate(endpoint, stream, request->imm);
-        else if (request->opcode == PPLX_WRITE_IMM)
-            put_immediate(endpoint, stream, request->imm);
+        if (request->opcode == PPLX_WRITE_IMM && taken == count) {
+            if (nops == 0)
+                ops[nops++] = store_immediate(endpoint, stream, request->imm);
+            else
+                put_immediate(endpoint, stream, request->imm);
+        }
         record->turn = cuda->begun[stream] + 1;
         ipc_list_append(&cuda->working[stream], record);
         endpoint->streaming++;
-        cuda->records++;
+        cuda->nworking++;
     }
-    cuda->count = cuda->slots = 0;
-    cuda->nbytes = 0;
+    cuda->count = cuda->nrecords = cuda->slots = 0;
+    cuda->nbytes = cuda->longest = 0;
     cuda->apart = false;
     if (cuda->working[stream].tail && cuda->working[stream].tail->turn > cuda->begun[stream]) {
         ops[nops++] = store(cuda->done_at + (uint64_t)stream * sizeof(uint64_t), ++cuda->begun[stream]);
@@ -181,14 +197,14 @@ void pplx_ipc_cuda_start(ipc_endpoint *endpoint) {
 
 bool pplx_ipc_cuda_busy(const ipc_domain *domain) {
     const ipc_cuda *cuda = domain->cuda;
-    return cuda && (cuda->records || pplx_ipc_hops_busy(cuda->hops) || (cuda->under_way && cuda->bell < 0));
+    return cuda && (cuda->nworking || pplx_ipc_hops_busy(cuda->hops) || (cuda->under_way && cuda->bell < 0));
 }
 
 static void end_record(ipc_cuda *cuda, int stream, pplx_status status, int32_t native) {
     ipc_record *record = cuda->working[stream].head;
     ipc_endpoint *endpoint = record->endpoint;
     ipc_list_remove(&cuda->working[stream], record);
-    cuda->records--;
+    cuda->nworking--;
     endpoint->streaming--;
     if (status == PPLX_OK) cuda->stuck = false;
     if (record->status == PPLX_OK && status != PPLX_OK) {
@@ -225,13 +241,13 @@ void pplx_ipc_cuda_finish(ipc_domain *domain) {
     pplx_ipc_cuda_hear(domain);
     if (!cuda) return;
     pplx_ipc_hops_finish(cuda->hops);
-    if (cuda->records == 0) return;
+    if (cuda->nworking == 0) return;
     for (int i = 0; i < IPC_STREAMS; i++) {
         /* acquire: pairs with the store of the stream, after what it has copied to us */
         const uint64_t done = atomic_load_explicit(&cuda->done[i], memory_order_acquire);
         while (cuda->working[i].head && cuda->working[i].head->turn <= done) end_record(cuda, i, PPLX_OK, 0);
     }
-    if (cuda->records) ask(cuda);
+    if (cuda->nworking) ask(cuda);
 }
 
 bool pplx_ipc_cuda_idle(const ipc_endpoint *endpoint) {

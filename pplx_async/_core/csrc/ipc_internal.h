@@ -48,6 +48,7 @@
 
 enum {
     IPC_MAX_INFLIGHT = 1024,
+    IPC_MAX_SEGMENTS = 32,       /* of one work request */
     IPC_SMALL_COPY = 64 << 10,   /* bytes that post() copies at once */
     IPC_LARGE_COPY = 256 << 10,  /* bytes of a write from which on it goes past the cache */
     IPC_DIRECT_REGION = 8 << 10, /* bytes of a region from which on peers are told where it is: ipc_direct.c */
@@ -214,7 +215,7 @@ struct ipc_endpoint {
     cu_pointer stream_slots; /* of the outbox, as our GPU knows them; 0: not yet */
     ipc_plug *plug;          /* ... and what unpins them again */
     bool shown;              /* we were told how to open memory of a GPU, whose owner waits for our goodbye */
-    uint32_t unbegun;        /* posted since the queue was looked at, from a GPU's memory or into it */
+    uint32_t unbegun;        /* segments posted since the queue was looked at, from a GPU's memory or into it */
     uint64_t unbegun_nbytes; /* of these */
     uint32_t streaming;      /* records that a stream works for */
     uint32_t aside;          /* allocations of the peer's that are being opened or closed */

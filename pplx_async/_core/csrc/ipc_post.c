@@ -18,6 +18,7 @@
 
 typedef enum verdict {
     ENDED,  /* record->status says how */
+    NEXT,   /* it has come to its next segment */
     ISSUED, /* commands do the rest */
     STREAMED, /* a stream does all of it */
     MORE,   /* this turn's bytes are used up */
@@ -159,7 +160,7 @@ static enum ipc_blocked issue(ipc_endpoint *endpoint, ipc_record *record, ipc_co
     command.nbytes = nbytes;
     command.staging = issued.staging;
     record->moved += nbytes;
-    if (record->moved == request->nbytes || record->status != PPLX_OK)
+    if ((record->moved == request->nbytes && record->following == 0) || record->status != PPLX_OK)
         command.flags = request->opcode == PPLX_WRITE_IMM ? IPC_LAST | IPC_IMMEDIATE : IPC_LAST;
     record->pending++;
     endpoint->staging_tail = issued.end;
@@ -216,7 +217,21 @@ static verdict block(enum ipc_blocked *blocked, enum ipc_blocked why) {
     return BLOCKED;
 }
 
+static verdict go_on(ipc_record *record) {
+    pplx_work_request *request = &record->request;
+    const ipc_part next = ipc_part_of(record, 1);
+    request->segments++;
+    request->local_address = next.local;
+    request->remote_address = next.remote;
+    request->nbytes = next.nbytes;
+    record->moved = 0;
+    record->following--;
+    return NEXT;
+}
+
+/* All of a segment is there. */
 static verdict finish_with_immediate(ipc_endpoint *endpoint, ipc_record *record) {
+    if (record->following) return go_on(record);
     if (record->request.opcode == PPLX_WRITE_IMM && !push_immediate(endpoint, &record->request))
         return block(&endpoint->queue_blocked, IPC_NEEDS_SLOT);
     return end(record, PPLX_OK);
@@ -248,8 +263,16 @@ static verdict run_device(ipc_endpoint *endpoint, ipc_record *record, uint64_t r
     return finish_with_immediate(endpoint, record);
 }
 
-/* From GPU to GPU. */
+static bool fits(const ipc_key *key, uint64_t address, uint64_t nbytes) {
+    return nbytes <= key->nbytes && address <= key->nbytes - nbytes;
+}
+
+/* From GPU to GPU, all segments at once. */
 static verdict run_streamed(ipc_endpoint *endpoint, ipc_record *record, const ipc_key *key) {
+    for (uint32_t i = 1; i <= record->following; i++) {
+        const ipc_part part = ipc_part_of(record, i);
+        if (!fits(key, part.remote, part.nbytes)) return end(record, PPLX_REMOTE_ACCESS);
+    }
     const enum ipc_blocked needs = pplx_ipc_cuda_gather(endpoint, record, key);
     return needs == IPC_RUNNABLE ? STREAMED : block(&endpoint->queue_blocked, needs);
 }
@@ -299,7 +322,8 @@ static verdict run_staged(ipc_endpoint *endpoint, ipc_record *record, uint64_t *
             verdict = block(&endpoint->queue_blocked, needs);
     }
     if (record->moved > before) pplx_ipc_wake_peer(endpoint, IPC_WAKE_ARRIVAL);
-    return record->status == PPLX_OK ? verdict : end(record, record->status);
+    if (record->status != PPLX_OK) return end(record, record->status);
+    return verdict == ISSUED && record->following ? go_on(record) : verdict;
 }
 
 /* What is refused before the end goes on through the staging area, from where it is. */
@@ -329,8 +353,6 @@ static verdict run_direct(ipc_endpoint *endpoint, ipc_record *record, const ipc_
 __attribute__((noinline)) static verdict run_with_device(ipc_endpoint *endpoint, ipc_record *record, ipc_key *key,
                                                          uint64_t *nbytes) {
     const pplx_work_request *request = &record->request;
-    /* Begun while we had no GPU: what is in commands lands later than what we would copy, and the immediate. */
-    if (record->pending) return run_staged(endpoint, record, nbytes);
     if (key->device && is_device(record) && request->nbytes > 0) return run_streamed(endpoint, record, key);
     if (key->device) return run_device(endpoint, record, key->device + request->remote_address, nbytes);
     if (key->memory) return run_device(endpoint, record, (uintptr_t)key->memory + request->remote_address, nbytes);
@@ -347,9 +369,10 @@ static verdict run_one_sided(ipc_endpoint *endpoint, ipc_record *record, uint64_
         pplx_ipc_key_drop(endpoint, key);
         return end(record, PPLX_REMOTE_ACCESS);
     }
-    if (!(key->access & access) || request->nbytes > key->nbytes ||
-        request->remote_address > key->nbytes - request->nbytes)
+    if (!(key->access & access) || !fits(key, request->remote_address, request->nbytes))
         return end(record, PPLX_REMOTE_ACCESS);
+    /* Begun when there was no other way: what is in commands lands later than what we would copy, and the immediate. */
+    if (record->pending) return run_staged(endpoint, record, nbytes);
     if (endpoint->domain->cuda && (key->device || is_device(record)))
         return run_with_device(endpoint, record, key, nbytes);
     if (key->memory) return run_mapped(endpoint, record, key, nbytes);
@@ -408,6 +431,7 @@ static bool run_some(ipc_endpoint *endpoint, ipc_list *list, run_fn run, uint64_
             if (record->hopped) give_up_slots(endpoint, record);
             return false;
         }
+        if (verdict == NEXT) continue;
         if (verdict == MORE) return true;
         if (verdict == ENDED) {
             pplx_ipc_finish(list, record, record->status);
@@ -471,7 +495,13 @@ static bool alone(const pplx_work_request *request) {
 
 static bool local_memory_valid(const ipc_endpoint *endpoint, const pplx_work_request *request) {
     const ipc_region *region = (const ipc_region *)request->local_mr;
-    return region && region->domain == endpoint->domain && ipc_covers(region, request->local_address, request->nbytes);
+    const pplx_segment *segments = request->segments;
+    if (!region || region->domain != endpoint->domain) return false;
+    if (request->nsegments == 0) return ipc_covers(region, request->local_address, request->nbytes);
+    for (uint32_t i = 0; i < request->nsegments; i++)
+        if (!ipc_covers(region, request->local_address + segments[i].local - segments[0].local, segments[i].nbytes))
+            return false;
+    return true;
 }
 
 static ipc_record *take_record(ipc_endpoint *endpoint, const pplx_work_request *request) {
@@ -481,6 +511,11 @@ static ipc_record *take_record(ipc_endpoint *endpoint, const pplx_work_request *
     if (!record) return NULL;
     record->endpoint = endpoint;
     record->request = *request;
+    record->following = 0;
+    if (request->nsegments) {
+        record->request.nbytes = request->segments[0].nbytes;
+        record->following = request->nsegments - 1u;
+    }
     record->moved = 0;
     record->pending = 0;
     record->issued = false;
@@ -499,7 +534,7 @@ static void count_receive(ipc_endpoint *endpoint) {
 }
 
 /* Do it now, or leave it to poll(). */
-static void start(ipc_endpoint *endpoint, ipc_record *record, uint64_t *nbytes) {
+static void start(ipc_endpoint *endpoint, ipc_record *record, uint64_t nbytes_posted, uint64_t *nbytes) {
     const pplx_work_request *request = &record->request;
     const bool send = request->opcode == PPLX_SEND;
     ipc_list *list = send ? &endpoint->sends : &endpoint->queue;
@@ -521,13 +556,13 @@ static void start(ipc_endpoint *endpoint, ipc_record *record, uint64_t *nbytes) 
     ipc_list_append(list, record);
     const bool of_gpu = endpoint->domain->cuda && is_device(record);
     if (of_gpu && !send) { /* together, at the end of post(), or in poll() */
-        endpoint->unbegun++;
-        endpoint->unbegun_nbytes += request->nbytes;
+        endpoint->unbegun += 1 + record->following;
+        endpoint->unbegun_nbytes += nbytes_posted;
     }
     if (!first) return;
     *(send ? &endpoint->sends_blocked : &endpoint->queue_blocked) = IPC_RUNNABLE;
     if (of_gpu && !send) return;
-    if (request->nbytes <= least(IPC_SMALL_COPY, *nbytes) || of_gpu)
+    if (nbytes_posted <= least(IPC_SMALL_COPY, *nbytes) || of_gpu)
         run_list(endpoint, list, send ? run_send : run_one_sided, nbytes);
 }
 
@@ -546,7 +581,7 @@ pplx_status pplx_ipc_post(pplx_provider_endpoint *handle, const pplx_work_reques
             status = PPLX_CLOSED;
         else if (endpoint->state >= IPC_ENDING)
             status = endpoint->why;
-        else if (!request->op || request->opcode > PPLX_RECV)
+        else if (!request->op || request->opcode > PPLX_RECV || request->nsegments > IPC_MAX_SEGMENTS)
             status = PPLX_INVALID;
         else if (!receive && request->nbytes > IPC_MAX_MESSAGE)
             status = PPLX_TOO_LARGE;
@@ -564,7 +599,7 @@ pplx_status pplx_ipc_post(pplx_provider_endpoint *handle, const pplx_work_reques
             ipc_list_append(&endpoint->receives, record);
             count_receive(endpoint);
         } else {
-            start(endpoint, record, &nbytes);
+            start(endpoint, record, request->nbytes, &nbytes);
         }
     }
     if (endpoint->unbegun && pplx_ipc_cuda_begins(endpoint)) {

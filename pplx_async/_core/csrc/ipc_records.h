@@ -15,7 +15,8 @@ struct ipc_endpoint;
 typedef struct ipc_record {
     struct ipc_record *next, *prev;
     struct ipc_endpoint *endpoint;
-    pplx_work_request request;
+    pplx_work_request request; /* of several segments: the one that it has come to, which `segments` points to */
+    uint32_t following; /* segments after that */
     uint64_t moved;     /* bytes copied, or handed to the peer in commands; RECV: bytes received */
     uint32_t pending;   /* commands that are not acknowledged */
     bool issued;        /* all of it is in commands */
@@ -35,6 +36,23 @@ typedef struct ipc_pool {
     ipc_record *all, *free;
     uint32_t used, size, taken;
 } ipc_pool;
+
+typedef struct ipc_part {
+    uint64_t local, remote; /* addresses, as the request has them */
+    uint64_t nbytes;
+} ipc_part;
+
+/* The segment that lies `i` behind the one that it has come to. */
+static inline ipc_part ipc_part_of(const ipc_record *record, uint32_t i) {
+    const pplx_work_request *request = &record->request;
+    ipc_part part = {request->local_address, request->remote_address, request->nbytes};
+    if (i == 0) return part;
+    const pplx_segment *now = request->segments, *there = now + i;
+    part.local += there->local - now->local;
+    part.remote += there->remote - now->remote;
+    part.nbytes = there->nbytes;
+    return part;
+}
 
 static inline void ipc_list_append(ipc_list *list, ipc_record *record) {
     record->next = NULL;

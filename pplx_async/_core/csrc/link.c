@@ -90,6 +90,7 @@ pplx_slot *pplx_link_stage(pplx_link *link, uint8_t role, const pplx_work_reques
     slot->whole = false;
     slot->posted = false;
     slot->orphaned = false;
+    slot->several = false;
     link->staged[link->nstaged] = *request;
     link->staged[link->nstaged].op = &slot->op;
     link->nstaged++;

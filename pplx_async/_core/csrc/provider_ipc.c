@@ -135,6 +135,7 @@ static void ipc_domain_caps(pplx_provider_domain *handle, pplx_caps *caps) {
         .max_message = IPC_MAX_MESSAGE,
         .eager_posts = 16,
         .posts_per_turn = 64,
+        .max_segments = IPC_MAX_SEGMENTS,
     };
     char direct[sizeof caps->description / 2];
     pplx_ipc_describe_direct(domain, direct, sizeof direct);

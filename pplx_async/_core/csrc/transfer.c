@@ -14,12 +14,18 @@
  *   a write that needs more than 8 pieces  nothing, and the last one 1, posted when all others are
  *                                          visible at the target
  *   a page above the limit of a piece      like a write of its own
+ *   several of the first two together      the sum              (on a link that takes several segments at once)
  *
  * A target leaves the queue when it is cut to the end, has failed, or is cancelled; it is finished
  * when its last piece has completed; its request settles with its last target. Proxy thread. */
 #include "internal.h"
 
-enum { BULK_NBYTES = 4 << 20, MOST_RUNS = 16, WORK_NBYTES = 256 /* what a work request costs beside its bytes */ };
+enum {
+    BULK_NBYTES = 4 << 20,
+    MOST_RUNS = 16,
+    WORK_NBYTES = 256, /* what a work request costs beside its bytes */
+    TOGETHER_NBYTES = 2 << 20 /* of segments in one work request: much less than a window */
+};
 
 /* How one segment is cut: whole pages per piece, or several pieces per page. A plain write is a run
  * of one page. */
@@ -287,6 +293,7 @@ bool pplx_transfer_park(pplx_slot *slot) {
     pplx_link *link = slot->link;
     const pplx_engine *engine = link->peer->engine;
     const bool repeatable = slot->opcode == PPLX_WRITE || slot->opcode == PPLX_READ;
+    if (slot->several) return false; /* it was the peer's only link */
     if (slot->target->status != PPLX_OK || (slot->posted && !(repeatable && engine->config.rail_failover)))
         return false;
     pplx_slot **list = slot->posted && !link->closed_there ? &link->parked : &link->peer->resends;
@@ -358,7 +365,7 @@ static pplx_link *link_with_room(pplx_peer *peer, uint64_t nbytes, const cut *c,
 enum verdict { POSTED_ALL, USED_QUANTUM, NO_ROOM, WAITS };
 
 static void stage_piece(pplx_link *link, pplx_target *target, uint64_t from, uint64_t to, uint64_t nbytes,
-                        uint32_t eighths, bool whole) {
+                        uint32_t eighths, bool whole, uint32_t nsegments) {
     const pplx_engine *engine = target->peer->engine;
     const pplx_mr *local = target->local ? target->local : &engine->landing;
     const pplx_remote_key *key = target->remote ? &target->remote->keys[link->remote_domain]
@@ -374,6 +381,8 @@ static void stage_piece(pplx_link *link, pplx_target *target, uint64_t from, uin
                                                        : PPLX_WRITE,
         .flags = target->request->nbytes >= BULK_NBYTES ? PPLX_WORK_BULK : 0,
         .imm = eighths ? pplx_imm_encode(target->counter, eighths) : 0,
+        .nsegments = (uint16_t)nsegments,
+        .segments = nsegments ? &target->segments[target->cursor] : NULL,
     };
     pplx_slot *slot = pplx_link_stage(link, PPLX_SLOT_TRANSFER, &request);
     slot->target = target;
@@ -381,6 +390,7 @@ static void stage_piece(pplx_link *link, pplx_target *target, uint64_t from, uin
     slot->remote = to;
     slot->eighths = eighths;
     slot->whole = whole;
+    slot->several = nsegments != 0;
 }
 
 static void stage(pplx_link *link, pplx_target *target, const cut *c) {
@@ -388,8 +398,8 @@ static void stage(pplx_link *link, pplx_target *target, const cut *c) {
     const uint64_t start = piece_start(segment, c, target->piece);
     const uint64_t nbytes = piece_start(segment, c, target->piece + UINT64_C(1)) - start;
     const uint32_t eighths = target->counter != PPLX_NO_COUNTER ? piece_eighths(segment, c, target->piece) : 0;
-    stage_piece(link, target, segment->local + start, segment->remote + start, nbytes, eighths,
-                c->pieces_per_page == 1);
+    stage_piece(link, target, segment->local + start, segment->remote + start, nbytes, eighths, c->pieces_per_page == 1,
+                0);
     target->posted += eighths;
     target->inflight++;
 }
@@ -412,8 +422,38 @@ static void stage_resends(pplx_peer *peer) {
             peer->resends = slot;
             return;
         }
-        stage_piece(link, target, slot->local, slot->remote, slot->nbytes, slot->eighths, slot->whole);
+        stage_piece(link, target, slot->local, slot->remote, slot->nbytes, slot->eighths, slot->whole, 0);
     }
+}
+
+/* Segments from the cursor on that one work request takes: each of them is one that is not cut. */
+typedef struct together {
+    uint32_t count; /* 0 or 1: there are none */
+    uint64_t nbytes, pages;
+} together;
+
+static together gather(const pplx_target *target) {
+    const pplx_peer *peer = target->peer;
+    const uint32_t most = peer->nlinks == 1 ? peer->links[0].domain->caps.max_segments : 0;
+    const uint64_t most_nbytes = target->most < TOGETHER_NBYTES ? target->most : TOGETHER_NBYTES;
+    together some = {0};
+    while (some.count < most && target->cursor + some.count < target->nsegments) {
+        const pplx_segment *next = &target->segments[target->cursor + some.count];
+        if (next->nbytes == 0 || next->nbytes > most_nbytes - some.nbytes || next->pages > PPLX_MAX_RUN - some.pages)
+            break;
+        some.count++;
+        some.nbytes += next->nbytes;
+        some.pages += next->pages;
+    }
+    return some;
+}
+
+static void stage_together(pplx_link *link, pplx_target *target, const together *some) {
+    const pplx_segment *first = &target->segments[target->cursor];
+    const uint32_t eighths = target->counter != PPLX_NO_COUNTER ? (uint32_t)(some->pages * PPLX_EIGHTHS) : 0;
+    stage_piece(link, target, first->local, first->remote, some->nbytes, eighths, true, some->count);
+    target->posted += eighths;
+    target->inflight++;
 }
 
 /* The caller holds the target by one `inflight`, so that it can't finish in here. */
@@ -421,6 +461,17 @@ static enum verdict cut_target(pplx_target *target, uint32_t quantum) {
     pplx_peer *peer = target->peer;
     while (target->cursor < target->nsegments) {
         if (target->piece == 0) target->most = peer->max_piece; /* it may change, but not within a segment */
+        const together some = target->piece ? (together){0} : gather(target);
+        if (some.count > 1) {
+            if (target->status == PPLX_CANCELLED) return POSTED_ALL;
+            if (quantum == 0) return USED_QUANTUM;
+            pplx_link *link = link_with_room(peer, some.nbytes, &(cut){0}, 0);
+            if (!link || !target->queued) return NO_ROOM;
+            stage_together(link, target, &some);
+            quantum--;
+            target->cursor += some.count;
+            continue;
+        }
         const pplx_segment *segment = &target->segments[target->cursor];
         const cut c = cut_segment(target, segment);
         for (; target->piece < c.npieces; target->piece++) {

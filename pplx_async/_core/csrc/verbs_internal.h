@@ -100,20 +100,21 @@ typedef struct __attribute__((may_alias)) verbs_op {
         struct verbs_op *next; /* RECV: posted after it */
     };
     uint64_t remote_key;
-    uint16_t opcode, flags;
+    uint8_t opcode, flags;
+    uint16_t nsegments; /* 0 */
     uint32_t imm;
 } verbs_op;
 
 _Static_assert(sizeof(verbs_op) <= sizeof(((pplx_op *)0)->scratch), "verbs_op must fit in pplx_op.scratch");
 _Static_assert(offsetof(pplx_op, scratch) == 0, "an op is found from its scratch");
 
-/* A work request ends with the same fields, so it is copied as a whole, and filled in from either. */
+/* A work request has the same fields in a row, so they are copied as a whole, and filled in from either. */
 #define VERBS_SAME_FIELD(a, b) (offsetof(pplx_work_request, a) == offsetof(verbs_op, b) + sizeof(pplx_op *))
 _Static_assert(VERBS_SAME_FIELD(local_address, local_address) && VERBS_SAME_FIELD(nbytes, nbytes) &&
                    VERBS_SAME_FIELD(local_mr, mr) && VERBS_SAME_FIELD(remote_address, remote_address) &&
                    VERBS_SAME_FIELD(remote_key, remote_key) && VERBS_SAME_FIELD(opcode, opcode) &&
-                   VERBS_SAME_FIELD(imm, imm) && sizeof(pplx_work_request) == sizeof(verbs_op) + sizeof(pplx_op *),
-               "verbs_op_of() takes the end of a work request for a verbs_op");
+                   VERBS_SAME_FIELD(imm, imm) && sizeof(pplx_work_request) >= sizeof(verbs_op) + sizeof(pplx_op *),
+               "verbs_op_of() takes a part of a work request for a verbs_op");
 
 static inline const verbs_op *verbs_op_of(const pplx_work_request *request) {
     return (const verbs_op *)&request->local_address;

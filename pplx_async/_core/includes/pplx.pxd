@@ -132,6 +132,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint64_t max_message
         uint32_t eager_posts
         uint32_t posts_per_turn
+        uint32_t max_segments
         uint64_t bits_per_second
         char description[256]
         char subnets[256]

@@ -57,6 +57,7 @@ typedef struct victim {
     pplx_provider_mr *mr[KINDS];
     uint64_t key[KINDS];
     watched ops[OPS];
+    pplx_segment segments[OPS][IPC_MAX_SEGMENTS];
     uint32_t nops;
 } victim;
 
@@ -223,6 +224,21 @@ static void victim_polls(victim *v) {
     }
 }
 
+/* As the engine makes them: from two on, none of them empty. Where they lie is anybody's guess. */
+static void take_segments(input *in, pplx_work_request *request, pplx_segment *segments) {
+    request->nbytes = 0;
+    request->nsegments = (uint16_t)(2 + take_u8(in) % (IPC_MAX_SEGMENTS - 1));
+    request->segments = segments;
+    for (uint32_t i = 0; i < request->nsegments; i++) {
+        const uint8_t what = take_u8(in);
+        segments[i] = (pplx_segment){.local = what & 0x80 ? take_number(in) : what,
+                                     .remote = what & 0x40 ? take_number(in) : what,
+                                     .nbytes = 1 + what,
+                                     .pages = 1};
+        request->nbytes += segments[i].nbytes;
+    }
+}
+
 static void victim_posts(victim *v, input *in) {
     const uint8_t what = take_u8(in), where = take_u8(in);
     const enum kind from = where & 1 ? MAPPED : PLAIN;
@@ -238,6 +254,7 @@ static void victim_posts(victim *v, input *in) {
         .remote_key = 1 + where % 4u,
         .imm = what,
     };
+    if (where & 16 && request.opcode <= PPLX_READ) take_segments(in, &request, v->segments[v->nops]);
     if (where & 8 && request.nbytes <= REGION) /* at the very end of it */
         request.local_address = (uintptr_t)v->arena[from] + REGION - request.nbytes;
     v->ops[v->nops].nbytes = request.nbytes;
