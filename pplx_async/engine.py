@@ -6,6 +6,8 @@ The way of a write through the code: ``operations.py`` -> ``_core/engine.pyx`` (
 ``csrc/engine.c`` (ring) -> ``csrc/proxy.c`` and ``csrc/transfer.c`` (proxy thread: cuts, posts) ->
 ``csrc/provider_*.c`` (the NIC); and back: completion queue -> proxy -> done list ->
 ``_core/engine.pyx`` (event loop) -> whoever awaits.
+
+How it comes by its peers is in ``_connector.py``, how its regions and counters end in ``_endings.py``.
 """
 
 from __future__ import annotations
@@ -14,9 +16,7 @@ import asyncio
 import contextlib
 import logging
 import os
-import resource
 import secrets
-import sys
 import warnings
 from collections import deque
 from collections.abc import Coroutine, Iterable
@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pplx_async import _endings, _loop, control, listen, topology
 from pplx_async._checks import check_name, check_timeout
+from pplx_async._connector import Connector
 from pplx_async._core.engine import Engine as CoreEngine
 from pplx_async._core.memory import Registration
 from pplx_async._core.transfer import Transfer
-from pplx_async._frames import Throttle, say
+from pplx_async._frames import Throttle
 from pplx_async._intake import take
 from pplx_async._messages import MessageStream
 from pplx_async.counters import ImmCounter
@@ -38,8 +39,6 @@ from pplx_async.errors import (
     ClosedResourceError,
     LeakWarning,
     NativeCallError,
-    PeerLost,
-    PplxAsyncError,
     UnreleasedMemory,
 )
 from pplx_async.gpu import StreamOperations
@@ -62,13 +61,6 @@ _T = TypeVar("_T")
 
 _ENTER_IT = "Enter it with `async with` first."
 
-# Peers that may be in the middle of connecting to us at a time; the others wait for their turn, if there
-# would be descriptors for them all.
-_MOST_MEETINGS = 32
-_DESCRIPTORS_A_PEER = 4
-# What peers that are gone may have left unread.
-_MOST_UNREAD = 1 << 14
-_MOST_UNREAD_NBYTES = 64 << 20
 # Engines whose memory a provider never let go of: kept, with all they hold, until the process ends.
 _quarantined: list[CoreEngine] = []
 
@@ -121,17 +113,13 @@ class TransferEngine(Operations, StreamOperations):
         self.id = secrets.token_bytes(16)
         self.host = control.host_identity()
         self._choice: topology.Choice | None = None
-        self._server: listen.ControlServer | None = None
         self._nics: tuple[Nic, ...] = ()
         self._peers: set[Peer] = set()
         self._servers: dict[Peer, asyncio.Task[None]] = {}
-        self._accepted: deque[Peer] = deque()
         self._messages: deque[tuple[Message, int]] = deque()
-        self._meetings = listen.Meetings(_MOST_MEETINGS, _most_waiting())
         self._complaints = Throttle(_log)
         self._news = asyncio.Event()  # an accepted peer or a message came, or the end
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._calls: set[asyncio.Task[Any]] = set()  # of ours, to those who may never answer
         self._publications: dict[str, tuple[MemoryRegion | ImmCounter, bytes]] = {}
         self._counters: dict[int, ImmCounter] = {}
         self._next_region = 1
@@ -195,18 +183,10 @@ class TransferEngine(Operations, StreamOperations):
         self._core.on_missing = self._on_missing
         self._core.on_left_open = self._warn_left_open
         _loop.attach(self._loop, self._core)
+        self._connector = Connector(self)
         self._open = True
         try:
-            self._server = await listen.ControlServer.start(
-                host,
-                port,
-                self._identity,
-                self._on_channel,
-                secret=options.secret_bytes,
-                ssl=options.ssl_server,
-                allow_insecure=options.allow_insecure,
-                handshake_timeout=options.connect_timeout,
-            )
+            await self._connector.listen(host, port)
         except OSError as error:
             await self.close()
             why = error.strerror or str(error)
@@ -217,7 +197,7 @@ class TransferEngine(Operations, StreamOperations):
 
     def __getattr__(self, name: str) -> Any:
         # What open() makes is missing before it: say that, and not which attribute.
-        if name in ("_core", "_loop"):
+        if name in ("_core", "_loop", "_connector"):
             raise ClosedResourceError("the engine is not open yet", hint=_ENTER_IT)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -242,12 +222,13 @@ class TransferEngine(Operations, StreamOperations):
         """``"host:port"`` that peers connect to."""
         if not self.is_open:
             self._check_open()
-        assert self._server is not None
+        server = self._connector.server
+        assert server is not None
         if self.options.advertise is None:
-            return self._server.address
+            return server.address
         if ":" in self.options.advertise.rpartition("]")[2]:
             return self.options.advertise
-        return join_address(self.options.advertise.strip("[]"), self._server.port)
+        return join_address(self.options.advertise.strip("[]"), server.port)
 
     @property
     def peers(self) -> tuple[Peer, ...]:
@@ -344,15 +325,7 @@ class TransferEngine(Operations, StreamOperations):
 
     async def _close(self) -> None:
         timeout = self.options.drain_timeout
-        for call in self._calls:
-            call.cancel()
-        # Who has our Ready may write already: the handshake goes to its end, or its goodbye would cut those short.
-        if meeting := [self._loop.create_task(peer._met.wait()) for peer in self._peers if peer._said_ready]:
-            await asyncio.wait(meeting, timeout=timeout)
-            for task in meeting:
-                task.cancel()
-        if self._server is not None:
-            await self._server.aclose()
+        await self._connector.close()
         deadline = self._loop.time() + 2 * timeout
         # Who is in the middle of connecting ends too, and then is closed like the others.
         while self._peers and self._loop.time() < deadline:
@@ -416,8 +389,8 @@ class TransferEngine(Operations, StreamOperations):
             return
         _log.info("%r was cancelled in its close: its peers have heard no goodbye", self)
         _loop.detach(self._loop, self._core)
-        if self._server is not None:
-            self._server.stop_listening()
+        if self._connector.server is not None:
+            self._connector.server.stop_listening()
         for peer in self._peers:
             peer._channel.close()
         self._stop()
@@ -434,8 +407,8 @@ class TransferEngine(Operations, StreamOperations):
         """End the proxy thread where no coroutine of ours can run any more, and keep what a NIC may still know."""
         core = self._core
         core.stop()
-        if self._server is not None:
-            self._server._listener.close()
+        if self._connector.server is not None:
+            self._connector.server._listener.close()
         for counter in self._counters.values():
             counter.is_open = False
         for peer in self._peers:
@@ -673,93 +646,8 @@ class TransferEngine(Operations, StreamOperations):
         if not isinstance(address, str):
             raise TypeError(f'address must be a str, "host:port", not {type(address).__name__}')
         seconds = self.options.connect_timeout if timeout is None else check_timeout(timeout)
-        deadline = self._loop.time() + seconds
-        calling = self._loop.create_task(
-            control.connect_channel(
-                address,
-                self._identity,
-                secret=self.options.secret_bytes,
-                ssl=self.options.ssl_client,
-                allow_insecure=self.options.allow_insecure,
-                timeout=seconds,
-            )
-        )
-        self._calls.add(calling)
-        try:
-            channel = await calling
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if self._closing and current is not None and not current.cancelling():
-                self._check_open()  # it was the engine that ended the call; else our caller has
-            raise
-        finally:
-            self._calls.discard(calling)
-        peer = await self._meet(channel, deadline)
+        peer = await self._connector.call(address, seconds)
         self._check_open()  # closed meanwhile: that took the peer with it
-        return peer
-
-    def _check_unread(self) -> None:
-        """Let nobody in who may leave still more, if those that are gone left more than we should hold."""
-        gone = [message for message, token in self._messages if not token]
-        if len(gone) > _MOST_UNREAD or sum(len(message.data) for message in gone) > _MOST_UNREAD_NBYTES:
-            raise BrokenResourceError(
-                f"{len(gone)} messages of peers that are gone have not been read here",
-                hint="Its program has to read messages() before others can connect.",
-            )
-
-    async def _on_channel(self, channel: control.ControlChannel) -> None:
-        """Meet somebody who called; not all at once, since each takes endpoints and memory."""
-        deadline = self._loop.time() + self.options.connect_timeout
-        try:
-            self._check_unread()
-            async with asyncio.timeout_at(deadline) as turn, self._meetings.place(channel):
-                turn.reschedule(None)  # the meeting has the same deadline, and says what it waited for
-                peer = await self._meet(channel, deadline)
-        except (PplxAsyncError, TimeoutError, MemoryError) as error:
-            why = str(error) or f"too many others connect: it had no turn in {self.options.connect_timeout} s"
-            channel.refuse(why)
-            if not self._closing:
-                self._complain("no connection with %s: %s", channel.peername, clip(why))
-            return
-        self._accepted.append(peer)
-        self._news.set()
-
-    def _complain(self, text: str, *args: object) -> None:
-        """Log what peers do wrong, a few lines a second."""
-        self._complaints.warning(text, *args)
-
-    async def _meet(self, channel: control.ControlChannel, deadline: float) -> Peer:
-        try:
-            self._check_open()
-            peer = Peer(self, channel)
-        except BaseException as error:
-            channel.refuse(say(error))
-            raise
-        self._peers.add(peer)
-        try:
-            async with asyncio.timeout_at(deadline):
-                await peer._establish()
-        except BaseException as error:
-            peer._record.is_open = False
-            peer._met.set()
-            bare = {TimeoutError: "it took too long", asyncio.CancelledError: "the attempt was cancelled"}
-            channel.refuse(bare.get(type(error)) or say(error))
-            if peer._closing is None:
-                peer._closing = self._spawn(peer._free())
-            if isinstance(error, TimeoutError):
-                raise TimeoutError(
-                    f"peer {peer.label} answers on the control channel, but the NICs did not connect in time: "
-                    "do both engines listen on the same network, does a firewall drop the fabric's ports?"
-                ) from error
-            if isinstance(error, PeerLost):
-                raise BrokenResourceError(
-                    f"peer {peer.label} was lost while connecting: {error.reason}", hint="Connect again."
-                ) from error
-            raise
-        self._servers[peer] = self._loop.create_task(peer._serve())
-        peer._met.set()
-        self._messages.extend(peer._early)
-        self._news.set()
         return peer
 
     async def accept(self) -> Peer:
@@ -777,9 +665,13 @@ class TransferEngine(Operations, StreamOperations):
         No peer is lost from the queue.
         """
         self._check_here()
-        while not self._accepted:
+        while not self._connector.accepted:
             await self._wait_for_news()
-        return self._accepted.popleft()
+        return self._connector.accepted.popleft()
+
+    def _complain(self, text: str, *args: object) -> None:
+        """Log what peers do wrong, a few lines a second."""
+        self._complaints.warning(text, *args)
 
     async def _wait_for_news(self) -> None:
         self._check_open()
@@ -794,8 +686,8 @@ class TransferEngine(Operations, StreamOperations):
                 self._messages[place] = (message, 0)
         self._peers.discard(peer)
         self._servers.pop(peer, None)
-        if peer in self._accepted:
-            self._accepted.remove(peer)
+        if peer in self._connector.accepted:
+            self._connector.accepted.remove(peer)
 
     def _check_peer(self, peer: Peer, operation: str) -> None:
         if not isinstance(peer, Peer):
@@ -884,8 +776,3 @@ class TransferEngine(Operations, StreamOperations):
             for peer in self._peers
         ]
         return topology.Explanation(self._choice.fabric, self._choice.why, domains, peers, tuple(notes))
-
-
-def _most_waiting() -> int:
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return sys.maxsize if limit == resource.RLIM_INFINITY else limit // _DESCRIPTORS_A_PEER

@@ -134,7 +134,7 @@ async def test_peers_that_leave_are_not_kept(fabric):
             async with TransferEngine(pair.a.options) as guest:
                 await guest.connect(pair.b.address)
         await eventually(lambda: len(pair.b._peers) == 1, "the guests are gone")
-        assert len(pair.b._accepted) == 0
+        assert len(pair.b._connector.accepted) == 0
 
 
 async def test_fence_flood_ends_the_peer_and_nothing_else(fabric):
@@ -218,7 +218,7 @@ async def test_close_ends_a_call_that_nobody_answers(fabric):
     async with silent, engine_on(fabric) as engine:
         port = silent.sockets[0].getsockname()[1]
         calling = asyncio.create_task(engine.connect(f"127.0.0.1:{port}"))
-        await eventually(lambda: engine._calls, "it calls")
+        await eventually(lambda: engine._connector.calls, "it calls")
         async with asyncio.timeout(5):  # half of its time to connect
             await engine.close()
             with pytest.raises(ClosedResourceError, match="the engine is closed"):
@@ -234,7 +234,7 @@ async def test_call_that_is_cancelled_while_the_engine_closes_is_cancelled(fabri
     async with silent, engine_on(fabric) as engine:
         port = silent.sockets[0].getsockname()[1]
         calling = asyncio.create_task(engine.connect(f"127.0.0.1:{port}"))
-        await eventually(lambda: engine._calls, "it calls")
+        await eventually(lambda: engine._connector.calls, "it calls")
         closing = asyncio.create_task(engine.close())
         calling.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -27,6 +27,7 @@ from pplx_async import (
     TransferEngine,
     WorkFlushed,
 )
+from pplx_async._connector import Connector
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -305,7 +306,7 @@ async def test_failure_of_one_side_is_told_to_the_other(fabric, fails, monkeypat
         assert "\n" not in record.message
         assert record.exc_info is None
         assert [engine.stats().counters for engine in (a, b)] == before
-        assert not b._accepted
+        assert not b._connector.accepted
         await connect(a, b)  # both work as before
 
 
@@ -314,16 +315,16 @@ async def test_attempt_that_is_given_up_is_told_to_the_other(fabric, monkeypatch
     async with engine_on(fabric, name="a") as a, engine_on(fabric, name="b") as b:
         monkeypatch.setattr(Peer, "_say_ready", lambda peer, connecting: asyncio.sleep(60))
         failures = []
-        meet = TransferEngine._meet
+        meet = Connector._meet
 
-        async def watched(engine, channel, deadline):
+        async def watched(connector, channel, deadline):
             try:
-                return await meet(engine, channel, deadline)
+                return await meet(connector, channel, deadline)
             except BaseException as error:
-                failures.append((engine, error))
+                failures.append((connector._engine, error))
                 raise
 
-        monkeypatch.setattr(TransferEngine, "_meet", watched)
+        monkeypatch.setattr(Connector, "_meet", watched)
         with pytest.raises(TimeoutError, match="the NICs did not connect in time"):
             await a.connect(b.address, timeout=1.0)
         await eventually(lambda: len(failures) == 2, "b has given up too")

@@ -188,14 +188,15 @@ async def test_killed_in_the_handshake(survivor, point, record_property, caplog)
 
         born = await survivor.nursery.ask("fork", dies=point, address=engine.address)
         died = await survivor.nursery.answer()
-        await eventually(lambda: len(engine._peers) == 1 and not engine._server._callers, "nothing is left of it")
+        server = engine._connector.server
+        await eventually(lambda: len(engine._peers) == 1 and not server._callers, "nothing is left of it")
         took["accept"] = time.monotonic() - died
         await survivor.bury(born["pid"])
         assert max(took.values()) < NOTICED, took
         record(record_property, took)
     assert any("closed a connection" in line or "no connection with" in line for line in caplog.messages)
     await eventually(lambda: engine.stats().counters == before, "its counters are closed")
-    assert not engine._accepted
+    assert not engine._connector.accepted
     assert engine.stats().inflight == 0
 
 

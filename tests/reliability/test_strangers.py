@@ -19,8 +19,7 @@ import pytest
 
 from helpers.engines import SOON, connect, engine_on, eventually, open_pair
 from helpers.limits import open_descriptors
-from pplx_async import BrokenResourceError, RemoteAccessError, listen, wire
-from pplx_async import engine as engine_module
+from pplx_async import BrokenResourceError, RemoteAccessError, _connector, listen, wire
 from pplx_async.control import connect_channel
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -77,13 +76,13 @@ async def refusal_of(guest):
 async def test_who_connects_and_says_nothing_keeps_nobody_out(fabric, endpoints, monkeypatch, caplog):
     """All places are taken, for 10 s each: who comes next waits for a patience, which is much less."""
     monkeypatch.setattr(listen, "_MEETING_PATIENCE", listen._FIRST_PATIENCE)
-    places = engine_module._MOST_MEETINGS
+    places = _connector._MOST_MEETINGS
     async with (
         engine_on(fabric, name="engine", secret=SECRET) as engine,
         engine_on(fabric, name="friend", secret=SECRET) as friend,
         silent_guests(engine, places, endpoints=endpoints) as guests,
     ):
-        await eventually(lambda: len(engine._meetings._guests) == places, "all places are taken")
+        await eventually(lambda: len(engine._connector._meetings._guests) == places, "all places are taken")
         started = time.monotonic()
         for _ in range(3):
             await (await friend.connect(engine.address)).close()
@@ -106,11 +105,11 @@ async def test_who_comes_when_nobody_waits_has_its_time(fabric):
 
 @pytest.mark.fabrics("loopback")
 async def test_too_many_who_wait_are_refused(fabric, monkeypatch, caplog):
-    monkeypatch.setattr(engine_module, "_MOST_MEETINGS", 1)
+    monkeypatch.setattr(_connector, "_MOST_MEETINGS", 1)
     async with engine_on(fabric) as engine:
-        engine._meetings._most_waiting = 2
+        engine._connector._meetings._most_waiting = 2
         async with silent_guests(engine, 3, endpoints=False):
-            await eventually(lambda: engine._meetings._waiting == 2, "two of them wait")
+            await eventually(lambda: engine._connector._meetings._waiting == 2, "two of them wait")
             async with engine_on(fabric) as one_more:
                 with pytest.raises(BrokenResourceError, match="too many others connect"):
                     await one_more.connect(engine.address)
@@ -144,7 +143,7 @@ async def test_a_thousand_connections_at_once(fabric):
             print(f"a friend waited {waited:.2f} s; {held >> 10} KiB")
             assert waited < LATER
             assert held < 16 << 20
-            assert len(pair.b._server._callers) <= 64
+            assert len(pair.b._connector.server._callers) <= 64
         finally:
             tracemalloc.stop()
             for stranger in sockets:
@@ -155,7 +154,7 @@ async def test_a_thousand_connections_at_once(fabric):
 
 async def test_what_peers_that_are_gone_left_unread_is_bounded(fabric, monkeypatch):
     """All of it can be read; until then nobody comes who could leave more."""
-    monkeypatch.setattr(engine_module, "_MOST_UNREAD", 2)
+    monkeypatch.setattr(_connector, "_MOST_UNREAD", 2)
     async with engine_on(fabric) as engine, engine_on(fabric, name="guest") as guest:
         for number in range(3):
             peer = await guest.connect(engine.address)
@@ -299,7 +298,7 @@ async def test_only_the_peers_host_reaches_a_port_of_the_fabric(fabric):
             stranger.setblocking(False)
             stranger.bind(("127.0.0.1", 0))
             async with asyncio.timeout(SOON):
-                await loop.sock_connect(stranger, (host, pair.b._server.port))
+                await loop.sock_connect(stranger, (host, pair.b._connector.server.port))
         await works(pair)
         # A bad key breaks the connection, and the next write makes another one.
         target = await pair.target(4096)

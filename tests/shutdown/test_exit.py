@@ -256,7 +256,7 @@ async def main():
         await engine.open()
         fd = engine._core.fd
         asyncio.get_running_loop().remove_reader(fd)
-        engine._server._loop.remove_reader(engine._server._listener)
+        engine._connector.server._loop.remove_reader(engine._connector.server._listener)
         del engine
         gc.collect()
         print([w.category.__name__ for w in caught if "TransferEngine" in str(w.message)])
