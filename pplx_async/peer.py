@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pplx_async import _loop, wire
 from pplx_async._core.memory import RemoteRecord
+from pplx_async._core.peer import PeerCore
 from pplx_async._frames import say
 from pplx_async.counters import ImmCounter, RemoteCounter
 from pplx_async.errors import BrokenResourceError, ClosedResourceError, PeerLost, PplxAsyncError
@@ -34,7 +35,6 @@ from pplx_async.routes import describe_nic, fabric_of, find_route, weigh
 from pplx_async.stats import LinkStats, PeerStats
 
 if TYPE_CHECKING:
-    from pplx_async._core.memory import PeerRecord
     from pplx_async._core.transfer import Transfer
     from pplx_async._typing import Buffer
     from pplx_async.control import ControlChannel
@@ -178,7 +178,7 @@ class Peer:
         route = self._route = find_route(engine._identity.networks, hello.networks, engine._nics, hello.nics)
         self._weights = weigh(route, engine._nics, hello.nics)
         self.fabric = fabric_of(hello.networks[route[0][1]])
-        self._record: PeerRecord = engine._core.peer_new(self._make_label(), self._domains, route, self, self._weights)
+        self._record = PeerCore(engine._core, self._make_label(), self._domains, route, self, self._weights)
         self._regions: weakref.WeakValueDictionary[int, RemoteRecord] = weakref.WeakValueDictionary()
         self._counters: weakref.WeakValueDictionary[int, RemoteCounter] = weakref.WeakValueDictionary()
         self._revoked = _Revoked()
@@ -392,7 +392,7 @@ class Peer:
 
     def stats(self) -> PeerStats:
         """Return what its links have counted."""
-        raw = self._engine._core.link_stats(self._record)
+        raw = self._record.link_stats()
         return PeerStats(self.label, tuple(LinkStats.from_core(link) for link in raw))
 
     def _describe_route(self) -> list[str]:
@@ -411,12 +411,12 @@ class Peer:
 
     async def _establish(self) -> None:
         """Go through the steps at the head of this file; whoever calls has the deadline."""
-        core, options = self._engine._core, self._engine.options
-        await core.peer_open(self._record)
+        record, options = self._record, self._engine.options
+        await record.open()
         # If the channel has ended, what it brought last says why: `_expect` finds that.
         self._post(
             wire.Endpoints(
-                **core.peer_endpoints(self._record),
+                **record.endpoints(),
                 credits=options.message_slots,
                 message_nbytes=options.message_nbytes,
             )
@@ -424,8 +424,7 @@ class Peer:
         theirs = await self._expect(wire.Endpoints)
         self._message_nbytes = theirs.message_nbytes
         try:
-            connecting = core.peer_connect(
-                self._record,
+            connecting = record.connect(
                 theirs.addresses,
                 theirs.landing,
                 theirs.heartbeat_counter,
@@ -531,7 +530,7 @@ class Peer:
             case wire.RailLost():
                 if self._met.is_set() and not self._freeing and message.link < len(self._route):
                     reason = f"the other side: {wire.clip(message.reason)}"
-                    self._engine._core.rail_lost(self._record, message.link, reason, message.prefix, message.arrived)
+                    self._record.lose_rail(message.link, reason, message.prefix, message.arrived)
             case wire.CounterBroken():
                 self._engine._break_counter(self, message)
             case wire.GroupJoin():
@@ -654,7 +653,7 @@ class Peer:
         # Not where we are only taken apart: after the loop's end, or in the child of a fork.
         core = self._engine._core
         if not self._gone.is_set() and core.running and not self._engine._loop.is_closed():
-            core.peer_lost(self._record, why)
+            self._record.lose(why)
 
     def _on_lost(self, reason: PeerLost) -> None:
         """Tell everyone who waits for it that the core has lost it."""
@@ -745,7 +744,6 @@ class Peer:
         """
         self._freeing = True
         self._channel.close()
-        core = self._engine._core
         # First the endpoints: that counts what has arrived, and who waits for it hears that.
         closing = asyncio.ensure_future(self._close_endpoints())
         await self._engine._end_gates()
@@ -755,9 +753,9 @@ class Peer:
         self._end_waits(self._record.reason or ClosedResourceError(f"peer {self.label} is closed"))
         await closing
         await _loop.idle(self._engine._loop, self._record)
-        core.peer_free(self._record)
+        self._record.free()
         self._gone.set()
         self._engine._peer_gone(self)
 
     async def _close_endpoints(self) -> None:
-        await self._engine._core.peer_close(self._record)
+        await self._record.close()

@@ -19,7 +19,7 @@ cdef class Engine(Waker):
     cdef readonly bint forked  # this is a fork of the process that it runs in
     cdef object loop_runs
     cdef long pid
-    cdef dict peers
+    cdef dict peers  # by key, while the core has them: see peer.pyx
     cdef dict counters
     cdef set registrations
     cdef list room_waiters

@@ -14,20 +14,16 @@ from asyncio import get_running_loop
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy, memset
 
 from pplx_async._core.arguments cimport flag
 from pplx_async._core.counters cimport CounterCore
 from pplx_async._core.includes.pplx cimport (
-    PPLX_ADDRESS_BYTES,
     PPLX_CALL_COUNTER_CLOSE,
     PPLX_CALL_DRAIN,
     PPLX_CALL_MR_CLOSE,
     PPLX_CALL_MR_OPEN,
     PPLX_CALL_PEER_CLOSE,
-    PPLX_CALL_PEER_CONNECT,
     PPLX_CALL_PEER_LOST,
-    PPLX_CALL_PEER_OPEN,
     PPLX_CALL_RAIL_LOST,
     PPLX_CALL_WORDS_CLOSE,
     PPLX_CAP_CUDA,
@@ -36,9 +32,7 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_CAP_GPU_FLUSH,
     PPLX_CAP_READ,
     PPLX_CAP_WAIT_FD,
-    PPLX_LATENCY_BUCKETS,
     PPLX_MAX_GPUS,
-    PPLX_MAX_LINKS,
     PPLX_NO_COUNTER,
     PPLX_NODE_COUNTER,
     PPLX_NODE_MESSAGE,
@@ -47,7 +41,6 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_NODE_REQUEST,
     PPLX_NODE_WORD,
     PPLX_OK,
-    PPLX_OPCODES,
     PPLX_READ,
     PPLX_REQUEST_CALL,
     PPLX_REQUEST_SEND,
@@ -59,17 +52,12 @@ from pplx_async._core.includes.pplx cimport (
     pplx_engine_stats,
     pplx_error,
     pplx_gpu_told,
-    pplx_link_address,
-    pplx_link_stats,
     pplx_message,
     pplx_node,
     pplx_peer,
-    pplx_peer_config,
     pplx_provider,
     pplx_rail_notice,
-    pplx_remote_key,
     pplx_request,
-    pplx_route,
     pplx_word,
 )
 from pplx_async._core.memory cimport (
@@ -333,6 +321,19 @@ cdef class Engine(Waker):
             self.on_peer_lost(peer.owner, peer.reason)
         return 0
 
+    def lost_reason(self, PeerRecord peer not None):
+        """Why a peer is lost, as the core says it, or said it before the peer was freed."""
+        cdef pplx_error error
+        if peer.why is not None or peer.ptr == NULL or self.ptr == NULL:
+            return peer.why
+        api.peer_reason(<pplx_peer *>peer.ptr, &error)
+        return error.text.decode(errors="replace")
+
+    def missing(self, PeerRecord peer, uint32_t counter, uint64_t eighths, str reason) -> None:
+        """A counted transfer failed in part: tell the receiver, by whoever can, if it is still there."""
+        if peer is not None and peer.ptr != NULL and self.on_missing is not None:
+            self.on_missing(peer.owner, counter, eighths, reason)
+
     # ---- submitting ----
 
     cdef int check_running(self) except -1:
@@ -361,6 +362,12 @@ cdef class Engine(Waker):
     cdef int check_usable(self) except -1:
         self.check_running()
         return self.check_loop()
+
+    cdef int check_not_freed(self, PeerRecord peer) except -1:
+        self.check_running()
+        if peer.ptr == NULL:
+            raise ClosedResourceError(f"peer {peer.label} is closed")
+        return 0
 
     def check_owner(self) -> None:
         """Refuse a call from another loop, thread or process than the engine's; a closed one is anybody's."""
@@ -629,172 +636,6 @@ cdef class Engine(Waker):
         if self._words is not None:
             self.call(PPLX_CALL_WORDS_CLOSE, NULL, "let streams go", None, None)
 
-    # ---- peers ----
-
-    cdef int check_not_freed(self, PeerRecord peer) except -1:
-        self.check_running()
-        if peer.ptr == NULL:
-            raise ClosedResourceError(f"peer {peer.label} is closed")
-        return 0
-
-    def peer_new(self, str label, uint32_t remote_domains, routes, owner, weights=()) -> PeerRecord:
-        """Make a peer that is not open yet; ``routes``: (domain of ours, domain of its) of each link.
-
-        ``weights``: the share of each in the bytes, as ``routes.weigh`` gives it; all the same if there are none.
-        """
-        cdef pplx_route c_routes[<int>PPLX_MAX_LINKS]
-        cdef uint32_t nroutes = 0
-        self.check_usable()
-        if not 1 <= len(routes) <= PPLX_MAX_LINKS:
-            raise ValueError(f"a peer has 1 to {PPLX_MAX_LINKS} links, not {len(routes)}")
-        for domain, remote_domain in routes:
-            c_routes[nroutes].domain = domain
-            c_routes[nroutes].remote_domain = remote_domain
-            c_routes[nroutes].weight = weights[nroutes] if weights else 1
-            nroutes += 1
-        cdef PeerRecord peer = PeerRecord(self, label, remote_domains)
-        peer.owner = owner
-        peer.domain = self.domain_names[c_routes[0].domain]
-        peer.ptr = api.peer_new(self.ptr, <void *>peer, remote_domains, c_routes, nroutes)
-        if peer.ptr == NULL:
-            raise MemoryError("no memory or no counter for another peer")
-        peer.key = <size_t>peer.ptr
-        peer.max_message = api.peer_max_message(<pplx_peer *>peer.ptr)
-        peer.fences = all(self.fences[domain] for domain, _ in routes)
-        self.peers[peer.key] = peer
-        return peer
-
-    def peer_open(self, PeerRecord peer not None) -> Transfer:
-        """Submit the opening of its endpoints."""
-        self.check_not_freed(peer)
-        return self.call(PPLX_CALL_PEER_OPEN, peer.ptr, "open endpoints", peer, None)
-
-    def peer_endpoints(self, PeerRecord peer not None) -> dict[str, object]:
-        """What the other side must know, once the endpoints are open."""
-        self.check_not_freed(peer)
-        cdef pplx_link_address address
-        cdef pplx_remote_key key
-        cdef pplx_peer *ptr = <pplx_peer *>peer.ptr
-        addresses = []
-        landing = []
-        cdef size_t i
-        for i in range(api.peer_links(ptr)):
-            api.peer_address(ptr, i, &address)
-            addresses.append(bytes(address.bytes[: address.nbytes]))
-        for i in range(api.engine_domains(self.ptr)):
-            api.engine_landing(self.ptr, i, &key)
-            landing.append((key.key, key.base))
-        return {
-            "addresses": addresses,
-            "landing": landing,
-            "heartbeat_counter": api.peer_heartbeat_counter(ptr),
-            "credit_counter": api.peer_credit_counter(ptr),
-            "token": api.peer_token(ptr),
-        }
-
-    def peer_connect(
-        self,
-        PeerRecord peer not None,
-        addresses,
-        landing,
-        uint32_t heartbeat_counter,
-        uint32_t credit_counter,
-        uint32_t credits,
-        uint64_t token,
-        uint64_t message_nbytes,
-    ) -> Transfer:
-        """Submit the connecting: it settles when every link has carried a heartbeat both ways.
-
-        Whether it is open then is for the caller to say: ``is_open``.
-        """
-        self.check_not_freed(peer)
-        cdef pplx_peer_config config
-        memset(&config, 0, sizeof(config))
-        cdef bytes address
-        cdef size_t i
-        cdef size_t nlinks = api.peer_links(<pplx_peer *>peer.ptr)
-        if len(addresses) != nlinks:
-            raise ValueError(f"peer {peer.label} gave {len(addresses)} addresses for {nlinks} links")
-        if len(landing) != peer.domains:
-            raise ValueError(f"peer {peer.label} gave {len(landing)} landing keys for {peer.domains} domains")
-        config.domains = <uint32_t>len(landing)
-        config.heartbeat_counter = heartbeat_counter
-        config.credit_counter = credit_counter
-        config.credits = credits
-        config.token = token
-        config.message_nbytes = message_nbytes
-        for i in range(<size_t>len(landing)):
-            config.landing[i].key, config.landing[i].base = landing[i]
-        for i in range(nlinks):
-            address = addresses[i]
-            if len(address) > PPLX_ADDRESS_BYTES:
-                raise ValueError(f"peer {peer.label} gave an address of {len(address)} B")
-            config.links[i].nbytes = <uint32_t>len(address)
-            memcpy(config.links[i].bytes, <const char *>address, len(address))
-        api.peer_configure(<pplx_peer *>peer.ptr, &config)
-        return self.call(PPLX_CALL_PEER_CONNECT, peer.ptr, "connect", peer, None)
-
-    def peer_close(self, PeerRecord peer not None) -> Transfer:
-        """Submit its end; it settles when every endpoint is closed. Then `peer_free`."""
-        self.check_not_freed(peer)
-        peer.is_open = False
-        return self.call(PPLX_CALL_PEER_CLOSE, peer.ptr, "close a peer", None, None)
-
-    def peer_lost(self, PeerRecord peer not None, str why) -> Transfer:
-        """Submit that it is lost, which the core could not know; ``why`` goes into every PeerLost."""
-        self.check_not_freed(peer)
-        cdef bytes text = why.encode()
-        cdef Transfer transfer = self.call_later(PPLX_CALL_PEER_LOST, peer.ptr, "drop a peer")
-        transfer.payload = text
-        transfer.request.payload = <const char *>text
-        transfer.submit()
-        return transfer
-
-    def rail_lost(self, PeerRecord peer not None, uint32_t link, str why, uint64_t prefix, bytes arrived) -> Transfer:
-        """Submit that the other side has closed its end of a link, and which messages had arrived there."""
-        self.check_not_freed(peer)
-        cdef pplx_rail_notice notice
-        cdef bytes text = why.encode()[: sizeof(notice.why) - 1]
-        if len(arrived) > <int>sizeof(notice.arrived):
-            raise ValueError(f"peer {peer.label} tells of {len(arrived)} B of messages")
-        memset(&notice, 0, sizeof(notice))
-        notice.link = link
-        notice.prefix = prefix
-        memcpy(notice.arrived, <const char *>arrived, len(arrived))
-        memcpy(notice.why, <const char *>text, len(text))
-        cdef bytes payload = (<const char *>&notice)[: sizeof(notice)]
-        cdef Transfer transfer = self.call_later(PPLX_CALL_RAIL_LOST, peer.ptr, "drop a link")
-        transfer.payload = payload
-        transfer.request.payload = <const char *>payload
-        transfer.submit()
-        return transfer
-
-    def peer_free(self, PeerRecord peer not None) -> None:
-        """Free the core's part, after `peer_close` has settled."""
-        cdef pplx_peer *ptr = <pplx_peer *>peer.ptr
-        if ptr != NULL and self.ptr != NULL:
-            peer.why = self.lost_reason(peer)
-            self.peers.pop(peer.key, None)
-            if peer.fences:
-                # Without a fence a late heartbeat could still come, and be counted by who has the id next.
-                api.counter_recycle(self.ptr, api.peer_heartbeat_counter(ptr))
-                api.counter_recycle(self.ptr, api.peer_credit_counter(ptr))
-            api.peer_free(ptr)
-        peer.ptr = NULL
-
-    def lost_reason(self, PeerRecord peer not None):
-        """Why a peer is lost, as the core says it, or said it before the peer was freed."""
-        cdef pplx_error error
-        if peer.why is not None or peer.ptr == NULL or self.ptr == NULL:
-            return peer.why
-        api.peer_reason(<pplx_peer *>peer.ptr, &error)
-        return error.text.decode(errors="replace")
-
-    def missing(self, PeerRecord peer, uint32_t counter, uint64_t eighths, str reason) -> None:
-        """A counted transfer failed in part: tell the receiver, by whoever can, if it is still there."""
-        if peer is not None and peer.ptr != NULL and self.on_missing is not None:
-            self.on_missing(peer.owner, counter, eighths, reason)
-
     # ---- telling ----
 
     def gpu_flush(self) -> dict[int, str]:
@@ -854,37 +695,6 @@ cdef class Engine(Waker):
             "register_ns": stats.register_ns,
             "words": stats.words,
         }
-
-    def link_stats(self, PeerRecord peer not None) -> list[dict[str, object]]:
-        """Counts of each link of a peer; lists are by opcode (write, write_imm, read, send, recv)."""
-        cdef pplx_link_stats stats
-        cdef size_t i
-        cdef int op, bucket
-        self.check_owner()
-        result = []
-        if peer.ptr == NULL or self.ptr == NULL:
-            return result
-        for i in range(api.peer_links(<pplx_peer *>peer.ptr)):
-            api.link_read_stats(<pplx_peer *>peer.ptr, i, &stats)
-            result.append(
-                {
-                    "domain": stats.domain,
-                    "remote_domain": stats.remote_domain,
-                    "lost": peer.lost_links.get(i),
-                    "posted": [stats.posted[op] for op in range(PPLX_OPCODES)],
-                    "completed": [stats.completed[op] for op in range(PPLX_OPCODES)],
-                    "failed": [stats.failed[op] for op in range(PPLX_OPCODES)],
-                    "nbytes": [stats.nbytes[op] for op in range(PPLX_OPCODES)],
-                    "again": stats.again,
-                    "inflight": stats.inflight,
-                    "inflight_nbytes": stats.inflight_nbytes,
-                    "latency": [
-                        [stats.latency[op][bucket] for bucket in range(PPLX_LATENCY_BUCKETS)]
-                        for op in range(PPLX_OPCODES)
-                    ],
-                }
-            )
-        return result
 
     # ---- the end ----
 

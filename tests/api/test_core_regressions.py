@@ -125,8 +125,8 @@ async def test_tracebacks_do_not_grow(fabric):
     async with open_pair(fabric) as pair:
         counter, _ = pair.counter()
         wait = counter.wait(1)
-        pair.a._core.peer_lost(pair.ab._record, "killed")
-        pair.b._core.peer_lost(pair.ba._record, "killed")
+        pair.ab._record.lose("killed")
+        pair.ba._record.lose("killed")
         await pair.ab.wait_closed()
         await pair.ba.wait_closed()
         depths = set()
@@ -224,11 +224,11 @@ async def test_freed_peer_is_refused(fabric):
         core, record = pair.a._core, pair.ab._record
         await pair.ab.close()
         for call in (
-            lambda: core.peer_open(record),
-            lambda: core.peer_endpoints(record),
-            lambda: core.peer_connect(record, [], [], 0, 0, 0, 0, 0),
-            lambda: core.peer_close(record),
-            lambda: core.peer_lost(record, "gone"),
+            record.open,
+            record.endpoints,
+            lambda: record.connect([], [], 0, 0, 0, 0, 0),
+            record.close,
+            lambda: record.lose("gone"),
         ):
             with pytest.raises(ClosedResourceError):
                 call()

@@ -284,7 +284,7 @@ async def test_failure_of_one_side_is_told_to_the_other(fabric, fails, monkeypat
             await eventually(lambda: peer._channel._frames._front(), "the other side's endpoints")
             resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
             try:
-                await peer.engine._core.peer_open(peer._record)
+                await peer._record.open()
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

@@ -52,7 +52,7 @@ async def connect(a: TransferEngine, b: TransferEngine) -> tuple[Peer, Peer]:
 
 def drop_link(peer: Peer, link: int) -> None:
     """Lose a link of several at this end, as if the other one had said that it did; which hears of it from this one."""
-    peer.engine._core.rail_lost(peer._record, link, "dropped by a test", 0, b"")
+    peer._record.lose_rail(link, "dropped by a test", 0, b"")
 
 
 class Target:

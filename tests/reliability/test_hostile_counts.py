@@ -69,7 +69,7 @@ async def test_heartbeats_and_credits_of_another_peer(three, which):
     """No peer keeps another one alive, or lets us send it more than it takes."""
     pair, there, _ = three
     before = pair.b.stats().stray_imms
-    await hit(there, pair.b._core.peer_endpoints(pair.ba._record)[which])
+    await hit(there, pair.ba._record.endpoints()[which])
     await dropped(pair.b, before)
     await pair.ba.send(b"to a")
     async with asyncio.timeout(SOON):

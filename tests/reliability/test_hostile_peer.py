@@ -232,7 +232,7 @@ async def test_endpoints_that_lie(fabric, how, caplog):
 async def test_nobody_takes_the_address_of_another_peer(fabric):
     """Else what the first one counts could be taken for the second one's."""
     async with open_pair(fabric) as pair:
-        mine = pair.a._core.peer_endpoints(pair.ab._record)["addresses"]
+        mine = pair.ab._record.endpoints()["addresses"]
         async with meeting(pair.b) as (channel, theirs):
             fields = {name: getattr(theirs, name) for name in theirs.__struct_fields__} | {"addresses": tuple(mine)}
             channel.post(wire.Endpoints(**fields))

@@ -175,7 +175,7 @@ async def test_what_peers_that_are_gone_left_unread_is_bounded(fabric, monkeypat
 
 def data_ports(engine, peer):
     """Where our endpoints for that peer listen."""
-    for address in engine._core.peer_endpoints(peer._record)["addresses"]:
+    for address in peer._record.endpoints()["addresses"]:
         family, port, host = struct.unpack("=H", address[:2])[0], struct.unpack(">H", address[2:4])[0], address[4:8]
         assert family == socket.AF_INET
         yield socket.inet_ntoa(host), port
@@ -242,7 +242,7 @@ async def test_stranger_that_speaks_tcp_of_libfabric_counts_nothing(fabric):
         (address,) = data_ports(pair.b, pair.ba)
         bound, _ = pair.counter()
         free, _ = pair.counter(bound=False)
-        told = pair.b._core.peer_endpoints(pair.ba._record)
+        told = pair.ba._record.endpoints()
         ids = [bound.id, free.id, told["heartbeat_counter"], told["credit_counter"]]
         before = pair.b.stats()
         async with at_the_port(address, 1, tcp_hello(1)) as ((reader, writer),):
