@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,7 +15,7 @@ from pplx_async._core.words import run_step
 from pplx_async._streams import Stream
 
 if TYPE_CHECKING:
-    from pplx_async._core.words import Page
+    from pplx_async._core.words import BellCore, GateCore, Page
 
 __all__ = ["HostGraph", "HostStream"]
 
@@ -120,10 +120,9 @@ class HostStream(Stream):
         """Whether what is queued now becomes part of a graph."""
         return self._captured is not None
 
-    def push(self, page: Page, offset: int, steps: Sequence[tuple[int, int]]) -> int:
-        """Queue steps on a word."""
-        self._add([self._step(page, offset, kind, value) for kind, value in steps])
-        return 0
+    def push(self, page: Page, word: GateCore | BellCore) -> None:
+        """Queue the steps of a word."""
+        self._add([self._step(page, word.offset, kind, value) for kind, value in word.steps()])
 
     # ---- the thread ----
 

@@ -8,13 +8,13 @@ import abc
 import os
 import sys
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pplx_async._core.words import cuda_capturing, cuda_push
+from pplx_async._core.words import cuda_capturing
 
 if TYPE_CHECKING:
-    from pplx_async._core.words import Lane, Page, Words
+    from pplx_async._core.words import BellCore, GateCore, Lane, Page, Words
 
 __all__ = ["MOST_QUEUES", "QUEUES", "Stream", "Streamlike", "check_queues", "find", "read_queues"]
 
@@ -49,11 +49,8 @@ class Stream(abc.ABC):
         """Whether what is queued now becomes part of a graph."""
 
     @abc.abstractmethod
-    def push(self, page: Page, offset: int, steps: Sequence[tuple[int, int]]) -> int:
-        """Queue steps (`Word.steps`) on the cell at an offset of a page: all of them, or none and raise.
-
-        Returns which GPU's stream it is, for `Word.arm`; 0, it is the host's.
-        """
+    def push(self, page: Page, word: GateCore | BellCore) -> None:
+        """Queue the steps of a word, whose cell is in this page: all of them, or none and raise."""
 
 
 class CudaStream(Stream):
@@ -69,10 +66,10 @@ class CudaStream(Stream):
         """Whether what is queued now becomes part of a graph."""
         return cuda_capturing(self._library, self._handle)
 
-    def push(self, page: Page, offset: int, steps: Sequence[tuple[int, int]]) -> int:
-        """Queue steps on a word."""
+    def push(self, page: Page, word: GateCore | BellCore) -> None:
+        """Queue the steps of a word."""
         page.pin(self._library, self._handle)
-        return cuda_push(self._library, self._handle, page.device_address + offset, steps)
+        word.queue(self._library, self._handle)
 
 
 def _handle_of(stream: Any) -> int | None:

@@ -51,21 +51,21 @@ class StreamOperations:
         bell = BellCore(self._core.words, self._lane(target), target.is_capturing())
         try:
             transfer = submit(*arguments, bell)
-            gpu = target.push(self._core.words.page, bell.offset, bell.steps())
+            target.push(self._core.words.page, bell)
         except BaseException:
             bell.undo()
             raise
-        bell.arm(gpu)
+        bell.arm()
         return transfer
 
     def _put(self, target: Stream, word: GateCore | BellCore) -> None:
         """Queue the stream's part of a word, then have the proxy look at it."""
         try:
-            gpu = target.push(self._core.words.page, word.offset, word.steps())
+            target.push(self._core.words.page, word)
         except BaseException:
             word.undo()
             raise
-        word.arm(gpu)
+        word.arm()
 
     def reached(self, stream: Streamlike) -> WordWait:
         """Wait until a stream has done what is queued on it now.

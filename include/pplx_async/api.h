@@ -99,7 +99,8 @@ extern "C" {
     X(void, cuda_unpin, (const char *, void *, const pplx_pinned *))                                         \
     X(pplx_status, cuda_push, (const char *, uint64_t, const pplx_step *, size_t, uint32_t *, pplx_error *)) \
     X(size_t, engine_gpus, (const pplx_engine *, pplx_gpu_told *, size_t))                                   \
-    X(uint32_t, cell_take, (pplx_cell *))
+    X(uint32_t, cell_take, (pplx_cell *))                                                                    \
+    X(pplx_status, cuda_queue, (const char *, uint64_t, const pplx_step *, size_t, pplx_word *, pplx_error *))
 
 typedef struct pplx_api {
     size_t size; /* sizeof(pplx_api) in the core */

@@ -104,6 +104,7 @@ typedef struct pplx_word {
     int32_t native; /* proxy, before `status`: of PPLX_NATIVE, CUDA's code */
     uint32_t turn;  /* owner, before it is armed: pplx_cell_take() */
     uint32_t holds; /* owner, when it arms it, then proxy: it counts in csrc/gates_held.h */
+    uint32_t nudge; /* owner, before it is armed: of a gate, whom csrc/cuda_nudge.h nudges when it opens; 0: nobody */
 } pplx_word;
 
 /* Take a free cell over; returns the word's turn. */
@@ -178,6 +179,10 @@ void pplx_cuda_unpin(const char *libcuda, void *memory, const pplx_pinned *pinne
 /* Queue up to four steps: all of them or none. `gpu`: whose stream it is, for pplx_word. */
 pplx_status pplx_cuda_push(const char *libcuda, uint64_t stream, const pplx_step *steps, size_t count, uint32_t *gpu,
                            pplx_error *error);
+
+/* The same for a word, which has its kind: fills in its `gpu`, and a gate's `nudge`. */
+pplx_status pplx_cuda_queue(const char *libcuda, uint64_t stream, const pplx_step *steps, size_t count, pplx_word *word,
+                            pplx_error *error);
 
 #ifdef __cplusplus
 }

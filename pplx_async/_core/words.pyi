@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import asyncio
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Generator, Hashable
 from typing import Any
 
 from typing_extensions import disjoint_base
@@ -24,12 +24,10 @@ __all__ = [
     "WordWait",
     "Words",
     "cuda_capturing",
-    "cuda_push",
     "run_step",
 ]
 
 def cuda_capturing(library: str | None, stream: int) -> bool: ...
-def cuda_push(library: str | None, stream: int, address: int, steps: Sequence[tuple[int, int]]) -> int: ...
 def run_step(kind: int, value: int, address: int, us: int) -> bool: ...
 
 @disjoint_base
@@ -93,7 +91,8 @@ class Word:
     @property
     def repeats(self) -> bool: ...
     def undo(self) -> None: ...
-    def arm(self, gpu: int = 0) -> None: ...
+    def queue(self, library: str | None, stream: int) -> None: ...
+    def arm(self) -> None: ...
 
 @disjoint_base
 class GateCore(Word):

@@ -66,7 +66,6 @@ __all__ = [
     "WordWait",
     "Words",
     "cuda_capturing",
-    "cuda_push",
     "run_step",
 ]
 
@@ -106,24 +105,6 @@ def cuda_capturing(str library, uint64_t stream) -> bool:
     error.status = api.cuda_capturing(path_of(path), stream, &capturing, &error)
     check(&error, "look at a stream", "cuda")
     return capturing
-
-
-def cuda_push(str library, uint64_t stream, uint64_t address, steps) -> int:
-    """Queue steps on a stream of CUDA's, on the cell at this address, as the GPU sees it; return whose stream it is."""
-    cdef pplx_error error
-    cdef bytes path = None if library is None else library.encode()
-    cdef pplx_step c_steps[4]
-    cdef size_t count = 0
-    cdef uint32_t gpu = 0
-    for kind, value in steps:
-        c_steps[count].kind = kind
-        c_steps[count].value = <unsigned int>(<uint64_t>value & 0xffffffff)
-        c_steps[count].least = value
-        c_steps[count].address = address
-        count += 1
-    error.status = api.cuda_push(path_of(path), stream, c_steps, count, &gpu, &error)
-    check(&error, "queue on a stream", "cuda")
-    return gpu
 
 
 cdef class Page:
@@ -353,9 +334,25 @@ cdef class Word:
         """It was not armed, and no stream knows of it."""
         self.give_back()
 
-    def arm(self, unsigned int gpu=0) -> None:
-        """Its part is queued on the stream, of that GPU (`Stream.push`): let the proxy look at it."""
-        self.word.gpu = gpu
+    def queue(self, str library, uint64_t stream) -> None:
+        """Queue its part on a stream of CUDA's: all of it, or none and raise."""
+        cdef pplx_error error
+        cdef bytes path = None if library is None else library.encode()
+        cdef const char *c_path = path_of(path)
+        cdef pplx_step c_steps[4]
+        cdef size_t count = 0
+        for kind, value in self.steps():
+            c_steps[count].kind = kind
+            c_steps[count].value = <unsigned int>(<uint64_t>value & 0xffffffff)
+            c_steps[count].least = value
+            c_steps[count].address = self.device_address
+            count += 1
+        with nogil:
+            error.status = api.cuda_queue(c_path, stream, c_steps, count, &self.word, &error)
+        check(&error, "queue on a stream", "cuda")
+
+    def arm(self) -> None:
+        """Its part is queued on the stream: let the proxy look at it."""
         self.armed = True
         self.home.armed.add(self)
         Py_INCREF(self)  # the core's; given back when it comes back retired
@@ -459,10 +456,10 @@ cdef class GateCore(Word):
             (PPLX_STEP_WAIT_FLUSH if self.home.flushes else PPLX_STEP_WAIT, self.word.turn + PPLX_CELL_ANSWERED),
         )
 
-    def arm(self, unsigned int gpu=0) -> None:
+    def arm(self) -> None:
         """As of every word."""
         self.counter._gates.add(self)
-        Word.arm(self, gpu)
+        Word.arm(self)
 
     cdef bint holds(self) noexcept:
         """A stream of a GPU waits here, or is to; where it comes again and again: it does now."""
@@ -592,11 +589,11 @@ cdef class BellCore(Word):
             self.transfer._release()
         Word.undo(self)
 
-    def arm(self, unsigned int gpu=0) -> None:
+    def arm(self) -> None:
         """As of every word; what rings once gives its transfer over to the core."""
         if self.transfer is not None and not self.word.repeats:
             Py_INCREF(self.transfer)  # as Transfer.submit does
-        Word.arm(self, gpu)
+        Word.arm(self)
 
     def wait(self) -> WordWait:
         """Wait until the stream has been there."""

@@ -63,6 +63,7 @@ enum { MOST_RANGES = 4096, MOST_DEVICES = 8, MOST_OPS = 16384, MOST_CAPTURED = 2
 enum { NOBODY = 0, OWNER = 100, ALL_DEVICES = 200 }; /* FAKE_CUDA_ORDERING, and how far a flush goes */
 enum { BY_CALL = 1, BY_WAIT = 2 };                   /* FAKE_CUDA_FLUSH */
 enum { FLUSH = 1 << 30 };                            /* a flag of a wait */
+enum { POLLS = 1 << 29 };                            /* likewise: it is a kernel's, which looks all the time */
 static const uint64_t PINNED = UINT64_C(1) << 62; /* added to a host address: as the device sees it */
 
 #define REFUSE()                                       \
@@ -169,6 +170,9 @@ API fake_cuda_pinned(void);   /* ranges of the host's memory */
 API fake_cuda_batches(void);  /* of copies, by one call each, so far */
 API fake_cuda_stores(void);   /* of 64 bits by streams, queued so far */
 API fake_cuda_hold(int yes);  /* no copy of a stream ends until it is taken back */
+API fake_cuda_hold_stores(int yes); /* ... nor store of 64 bits */
+/* Streams that wait look every so many ms; and when another one of the context is given a stream memory operation. */
+API fake_cuda_doze(int ms);
 API fake_cuda_exported(void); /* dma-bufs made so far */
 API fake_cuda_flushes(void);  /* of what NICs have written: by calls, so far */
 API fake_cuda_flushing_waits(void); /* ... and waits of streams that flush, queued so far */

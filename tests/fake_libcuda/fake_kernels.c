@@ -108,7 +108,7 @@ API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
         memcpy(&steps, arguments[0], sizeof steps);
         for (uint32_t i = 0; i < steps.count; i++) {
             const int result = fake_enqueue(stream, steps.of[i].kind
-                                                        ? (op){WAIT, steps.of[i].address, steps.of[i].least, 0}
+                                                        ? (op){WAIT, steps.of[i].address, steps.of[i].least, POLLS}
                                                         : (op){WRITE_32, steps.of[i].address, steps.of[i].value, 0});
             if (result != OK) return result;
         }

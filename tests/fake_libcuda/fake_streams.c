@@ -8,7 +8,7 @@
 #include <time.h>
 
 static atomic_int queued, flushing_waits, batches, stores;
-static atomic_bool held;
+static atomic_bool held, stores_held;
 static atomic_int waiting[MOST_DEVICES]; /* for a word: streams of each device */
 
 API fake_cuda_waiting(void) {
@@ -32,6 +32,11 @@ API fake_cuda_stores(void) { return atomic_load(&stores); }
 
 API fake_cuda_hold(int yes) {
     atomic_store(&held, yes);
+    return OK;
+}
+
+API fake_cuda_hold_stores(int yes) {
+    atomic_store(&stores_held, yes);
     return OK;
 }
 
@@ -70,8 +75,62 @@ static int count_up(stream *stream, _Atomic uint64_t *word, _Atomic uint64_t *se
     return OK;
 }
 
+/* Streams that wait, while they doze: a GPU looks at each now and then, and at all of a context when it takes a stream
+ * memory operation of another one. */
+typedef struct dozing {
+    struct dozing *next;
+    const stream *stream;
+    const _Atomic uint64_t *word;
+    const op *op;
+    bool seen; /* it may go on */
+} dozing;
+
+static pthread_mutex_t doze_lock = PTHREAD_MUTEX_INITIALIZER;
+static dozing *all_dozing;
+static atomic_int doze_ms;
+
+API fake_cuda_doze(int ms) {
+    atomic_store(&doze_ms, ms);
+    return OK;
+}
+
+static void look(dozing *dozing) {
+    dozing->seen |= waited(atomic_load(dozing->word), dozing->op->from, dozing->op->nbytes);
+}
+
+/* The stream is given an operation. */
+static void look_at_others(const stream *stream) {
+    if (!stream || stream->capturing || !atomic_load(&doze_ms)) return;
+    pthread_mutex_lock(&doze_lock);
+    for (dozing *at = all_dozing; at; at = at->next)
+        if (at->stream != stream && at->stream->device == stream->device) look(at);
+    pthread_mutex_unlock(&doze_lock);
+}
+
+static void doze(const stream *stream, const _Atomic uint64_t *word, const op *op) {
+    dozing self = {.stream = stream, .word = word, .op = op}, **at = &all_dozing;
+    bool seen = false;
+    pthread_mutex_lock(&doze_lock);
+    self.next = all_dozing;
+    all_dozing = &self;
+    look(&self);
+    pthread_mutex_unlock(&doze_lock);
+    for (int looks = 0; !seen && !stream->ended; looks++) {
+        fake_nap_us(100);
+        pthread_mutex_lock(&doze_lock);
+        if (looks >= 10 * atomic_load(&doze_ms)) look(&self);
+        seen = self.seen;
+        pthread_mutex_unlock(&doze_lock);
+    }
+    pthread_mutex_lock(&doze_lock);
+    while (*at != &self) at = &(*at)->next;
+    *at = self.next;
+    pthread_mutex_unlock(&doze_lock);
+}
+
 static void wait_for_word(stream *stream, const _Atomic uint64_t *word, const op *op) {
     atomic_fetch_add(&waiting[stream->device], 1);
+    if (atomic_load(&doze_ms) && !(op->nbytes & POLLS)) doze(stream, word, op);
     while (!stream->ended && !waited(atomic_load(word), op->from, op->nbytes)) fake_nap_us(20);
     atomic_fetch_sub(&waiting[stream->device], 1);
 }
@@ -96,6 +155,7 @@ static int execute(stream *stream, const op *op) {
     }
     _Atomic uint64_t *word = (_Atomic uint64_t *)(void *)fake_translate(op->to, 8, true);
     if (!word) return 700;
+    while (op->kind == WRITE && atomic_load(&stores_held)) fake_nap_us(100);
     if (op->kind == WRITE)
         atomic_store(word, op->from);
     else if (op->kind == WRITE_32)
@@ -249,6 +309,7 @@ API cuMemcpyBatchAsync_v2(const uint64_t *to, const uint64_t *from, const size_t
 API cuStreamWriteValue64_v2(stream *stream, uint64_t address, uint64_t value, unsigned flags) {
     NEED_CONTEXT();
     if (flags > 1 || address % 8) return INVALID_VALUE;
+    look_at_others(stream);
     return fake_enqueue(stream, (op){WRITE, address, value, 0});
 }
 
@@ -279,6 +340,7 @@ API cuStreamBatchMemOp_v2(stream *stream, unsigned count, const memory_op *ops, 
         if (ops[i].word.flags & FLUSH && !(fake_env("FAKE_CUDA_FLUSH", BY_CALL) & BY_WAIT)) return NOT_SUPPORTED;
         if (ops[i].word.flags & FLUSH) atomic_fetch_add(&flushing_waits, 1);
     }
+    look_at_others(stream);
     for (unsigned i = 0; i < count; i++) {
         const uint32_t operation = ops[i].word.operation;
         if (operation == 5) atomic_fetch_add(&stores, 1);

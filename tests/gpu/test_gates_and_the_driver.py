@@ -91,8 +91,9 @@ async def main(library, fabric):
         gate.close()
         await eventually(lambda: engine.stats().words == 0, "the stream has gone on")
     del gate
-    # The words of both engines stay, for the next ones: a stream may look there yet.
-    await eventually(lambda: driver.fake_cuda_pinned() == 2, "all else is unpinned")
+    # The words of both engines stay, for the next ones: a stream may look there yet. And that of the stream that
+    # nudges the GPU.
+    await eventually(lambda: driver.fake_cuda_pinned() == 3, "all else is unpinned")
     await eventually(lambda: driver.fake_cuda_retained() == 1, "all is free")
     print("closed")
 

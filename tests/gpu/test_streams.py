@@ -169,6 +169,34 @@ async def test_replays_on_either_kind_of_words(host_board):
     await writing.close()
 
 
+async def test_gates_open_at_once_though_a_gpu_looks_at_them_now_and_then(host_board, library):
+    """The tests' own does so every minute, and when another stream is given something: the proxy sees to that."""
+    board, driver = host_board, ctypes.CDLL(library)
+    is_fake = hasattr(driver, "fake_cuda_doze")
+    with board.receives.capture() as graph:
+        captured = board.counter.gate(board.receives, 1)
+    if is_fake:
+        driver.fake_cuda_doze(60_000)
+    try:
+        for n in range(1, 11):
+            gate = board.counter.gate(board.receives, 1)
+            await asyncio.sleep(0.01)
+            await board.write()
+            await gate
+            await board.idle(board.receives)
+            graph.launch()
+            await asyncio.sleep(0.01)
+            await board.write()
+            await captured.wait(n)
+            await board.idle(board.receives)
+            if is_fake:
+                await eventually(lambda: driver.fake_cuda_queued() == 0, "what nudges it comes to rest")
+    finally:
+        if is_fake:
+            driver.fake_cuda_doze(0)
+    captured.close()
+
+
 async def test_first_words_are_pinned_while_a_capture_is_under_way(host_board):
     """Which forbids it to everyone who does not say that it knows better."""
     board = host_board

@@ -24,10 +24,9 @@ class Puppet(Stream):
         """As it was made."""
         return self.captured
 
-    def push(self, page, offset, steps):
+    def push(self, page, word):
         """Keep what there is to do; nobody does it yet."""
-        self.address, self.steps = page.address + offset, steps
-        return 0
+        self.address, self.steps = word.address, word.steps()
 
     def step(self, number):
         """Take a step of the last word; False: it is one that waits, and has to go on doing so."""

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "cuda_driver.h"
+#include "cuda_nudge.h"
 #include "cuda_words.h"
 #include "internal.h"
 
@@ -105,8 +106,8 @@ static cu_result launch(const pplx_libcuda *cuda, cu_context context, cu_stream 
     return result == CU_OK ? cuda->launch(function, 1, 1, 1, 1, 1, 1, 0, stream, arguments, NULL) : result;
 }
 
-static cu_result push(const pplx_libcuda *cuda, cu_context context, cu_stream stream, const pplx_step *steps,
-                      size_t count, uint32_t *gpu) {
+static cu_result queue(const pplx_libcuda *cuda, cu_context context, cu_stream stream, const pplx_step *steps,
+                       size_t count, pplx_word *word) {
     cu_memory_op ops[CUDA_STEPS] = {0};
     cu_device device;
     cuda_rdma rdma = {0};
@@ -116,8 +117,9 @@ static cu_result push(const pplx_libcuda *cuda, cu_context context, cu_stream st
     for (size_t i = 0; i < count && result == CU_OK; i++)
         if (steps[i].kind == PPLX_STEP_WAIT_FLUSH) result = pplx_cuda_rdma(cuda, device, &rdma);
     if (result != CU_OK) return result;
-    *gpu = (uint32_t)device + 1;
-    if (!has_words) return launch(cuda, context, stream, steps, count);
+    word->gpu = (uint32_t)device + 1;
+    if (!has_words) return launch(cuda, context, stream, steps, count); /* which looks all the time */
+    if (word->kind == PPLX_WORD_GATE) word->nudge = pplx_nudge_find(cuda, context);
     const uint32_t flush = rdma.by_wait && rdma.ordered < CU_RDMA_OWNER ? CU_WAIT_VALUE_FLUSH : 0;
     for (size_t i = 0; i < count; i++) {
         const bool write = steps[i].kind == PPLX_STEP_WRITE;
@@ -129,8 +131,8 @@ static cu_result push(const pplx_libcuda *cuda, cu_context context, cu_stream st
     return cuda->stream_batch(stream, (unsigned)count, ops, 0);
 }
 
-pplx_status pplx_cuda_push(const char *path, uint64_t stream, const pplx_step *steps, size_t count, uint32_t *gpu,
-                           pplx_error *error) {
+pplx_status pplx_cuda_queue(const char *path, uint64_t stream, const pplx_step *steps, size_t count, pplx_word *word,
+                            pplx_error *error) {
     const pplx_libcuda *cuda;
     cu_context context;
     int mode;
@@ -139,7 +141,15 @@ pplx_status pplx_cuda_push(const char *path, uint64_t stream, const pplx_step *s
     if (status != PPLX_OK) return status;
     cu_result result = enter(cuda, (cu_stream)(uintptr_t)stream, &context, &mode);
     if (result != CU_OK) return failed(cuda, result, "no context of that stream", error);
-    result = push(cuda, context, (cu_stream)(uintptr_t)stream, steps, count, gpu);
+    result = queue(cuda, context, (cu_stream)(uintptr_t)stream, steps, count, word);
     pplx_cuda_leave(cuda, mode);
     return result == CU_OK ? PPLX_OK : failed(cuda, result, "the stream takes no words", error);
+}
+
+pplx_status pplx_cuda_push(const char *path, uint64_t stream, const pplx_step *steps, size_t count, uint32_t *gpu,
+                           pplx_error *error) {
+    pplx_word word = {.kind = PPLX_WORD_DOORBELL};
+    const pplx_status status = pplx_cuda_queue(path, stream, steps, count, &word, error);
+    *gpu = word.gpu;
+    return status;
 }

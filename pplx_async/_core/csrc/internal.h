@@ -267,6 +267,7 @@ struct pplx_engine {
     uint64_t tick_ns; /* when the first of the peers wants a tick */
     pplx_word *words; /* that are armed, see words.c */
     _Atomic uint32_t nwords; /* of them; holder writes, anyone reads */
+    uint64_t nudged; /* a bit for each context with a stream that was let go in this turn: cuda_nudge.c */
     pplx_engine_stats stats;
 
     /* gpus.c */
@@ -433,6 +434,18 @@ static inline bool pplx_gpus_any(const pplx_engine *engine) {
     /* relaxed: nothing lands there before the holder has settled the registration, which it had after that, by itself or
      * from the ring */
     return atomic_load_explicit(&engine->ngpus, memory_order_relaxed) != 0;
+}
+
+/* cuda_nudge.c */
+enum { PPLX_MOST_NUDGES = 64 };
+/* Gates have opened: have those GPUs look, bit i for number i + 1 of pplx_nudge_find(). Any thread; it waits for nobody. */
+void pplx_nudge(uint64_t which);
+
+/* Once for all gates that have opened since. */
+static inline void pplx_nudge_opened(pplx_engine *engine) {
+    if (!engine->nudged) return;
+    pplx_nudge(engine->nudged);
+    engine->nudged = 0;
 }
 
 /* memory.c */

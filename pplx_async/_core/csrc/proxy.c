@@ -6,7 +6,7 @@
  *   turn   take what was submitted, post the first work request of each at once
  *          look at the words that streams of GPUs write, if any is armed
  *          fill the pipelines of every peer
- *          poll every completion queue
+ *          poll every completion queue; nudge the GPUs of gates that have opened (cuda_nudge.h)
  *          heartbeats and verdicts
  *   It turns as long as there is something to do, and for a moment after, spin_us at most. Then it
  *   blocks in ppoll on the submit eventfd and the providers' wait fds, until the next deadline. A word rings
@@ -217,7 +217,9 @@ static bool turn(pplx_engine *engine, pplx_node *first, bool briefly) {
     if (pplx_words_armed(engine)) any |= pplx_words_poll(engine); /* what a stream rings for is posted right below */
     any |= post_all(engine);
     any |= poll_all(engine, briefly);
+    pplx_nudge_opened(engine); /* all has been counted that was there */
     any |= tick(engine);
+    pplx_nudge_opened(engine); /* a tick may drain, and end gates */
     return any;
 }
 

@@ -150,17 +150,18 @@ static void retire(pplx_engine *engine, pplx_word *word, bool spent) {
 /* ---- gates ---- */
 
 /* The stream goes on; how, its kernels may ask. */
-static void let_through(pplx_word *word, bool aborted) {
+static void let_through(pplx_engine *engine, pplx_word *word, bool aborted) {
     word->phase = word->repeats ? ASLEEP : ANSWERED;
     __atomic_store_n(&word->cell->aborted, aborted, __ATOMIC_RELEASE); /* release: pairs with pplx_cell_aborted() */
     answer(word);
+    if (word->nudge) engine->nudged |= UINT64_C(1) << (word->nudge - 1); /* after the answer: at the turn's end */
     let_go(word);
 }
 
 /* Without what it waited for. */
 static void give_up(pplx_engine *engine, pplx_word *word, int32_t status) {
     poison(word->lane); /* before the answer: see the head */
-    let_through(word, true);
+    let_through(engine, word, true);
     tell_status(engine, word, status);
 }
 
@@ -171,7 +172,7 @@ static void open_gate(pplx_engine *engine, pplx_word *word) {
         give_up(engine, word, PPLX_NATIVE);
         return;
     }
-    let_through(word, false);
+    let_through(engine, word, false);
     count(engine, word);
 }
 

@@ -387,9 +387,9 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         pplx_status (*cuda_capturing)(const char *, uint64_t, pplx_bool *, pplx_error *) noexcept nogil
         pplx_status (*cuda_pin)(const char *, uint64_t, void *, size_t, pplx_pinned *, pplx_error *) noexcept nogil
         void (*cuda_unpin)(const char *, void *, const pplx_pinned *) noexcept nogil
-        pplx_status (*cuda_push)(const char *, uint64_t, const pplx_step *, size_t, uint32_t *,
-                                 pplx_error *) noexcept nogil
         size_t (*engine_gpus)(const pplx_engine *, pplx_gpu_told *, size_t) noexcept nogil
         uint32_t (*cell_take)(pplx_cell *) noexcept nogil
+        pplx_status (*cuda_queue)(const char *, uint64_t, const pplx_step *, size_t, pplx_word *,
+                                  pplx_error *) noexcept nogil
 
     const pplx_api *pplx_core_api()
