@@ -103,7 +103,7 @@ typedef struct pplx_word {
     uint32_t gpu;   /* owner, before it is armed: the stream's, as pplx_cuda_push() says; 0: it is the host's */
     int32_t native; /* proxy, before `status`: of PPLX_NATIVE, CUDA's code */
     uint32_t turn;  /* owner, before it is armed: pplx_cell_take() */
-    uint32_t holds; /* owner, when it arms it, then proxy: it counts in csrc/gates_held.h */
+    uint32_t holds; /* owner, until it arms it, then proxy: it counts in csrc/gates_held.h */
     uint32_t nudge; /* owner, before it is armed: of a gate, whom csrc/cuda_nudge.h nudges when it opens; 0: nobody */
 } pplx_word;
 
@@ -180,9 +180,13 @@ void pplx_cuda_unpin(const char *libcuda, void *memory, const pplx_pinned *pinne
 pplx_status pplx_cuda_push(const char *libcuda, uint64_t stream, const pplx_step *steps, size_t count, uint32_t *gpu,
                            pplx_error *error);
 
-/* The same for a word, which has its kind: fills in its `gpu`, and a gate's `nudge`. */
+/* The same for a word, of which `kind` and `repeats` are known: fills in its `gpu`, and a gate's `nudge`. A gate that does
+ * not repeat may wait first, for a second at most, for calls of the driver's that it would hold up (csrc/gates_held.h). */
 pplx_status pplx_cuda_queue(const char *libcuda, uint64_t stream, const pplx_step *steps, size_t count, pplx_word *word,
                             pplx_error *error);
+
+/* It was queued, and is not to be armed: nothing waits for it. */
+void pplx_word_undo(pplx_word *word);
 
 #ifdef __cplusplus
 }

@@ -332,10 +332,15 @@ cdef class Word:
 
     def undo(self) -> None:
         """It was not armed, and no stream knows of it."""
+        api.word_undo(&self.word)
         self.give_back()
 
     def queue(self, str library, uint64_t stream) -> None:
-        """Queue its part on a stream of CUDA's: all of it, or none and raise."""
+        """Queue its part on a stream of CUDA's: all of it, or none and raise.
+
+        A gate waits before that, without the GIL, while a thread beside is in a call of the driver's that waits for
+        gates; for a second at most.
+        """
         cdef pplx_error error
         cdef bytes path = None if library is None else library.encode()
         cdef const char *c_path = path_of(path)

@@ -6,8 +6,10 @@
 #include <sched.h>
 #include <stdatomic.h>
 
+#include "aside.h"
 #include "engine_helpers.h"
 #include "gates_held.h"
+#include "internal.h"
 
 enum { ROUNDS = 400, NBYTES = 64, MOST_STEPS = 8, ASKED_NS = 200000000 };
 
@@ -342,6 +344,89 @@ static void gates_that_hold(void) {
     pair_close(&pair);
 }
 
+/* ------------------------------------------------------------------ gates, and calls that wait for them */
+
+enum { SIDES = 2, CALLS = 300 };
+
+static _Atomic int32_t called, queued; /* under way: such calls; gates that are queued and not open */
+
+typedef struct caller {
+    pplx_aside_call call; /* the first */
+    pplx_aside aside;
+} caller;
+
+static void many_calls(pplx_aside_call *call) {
+    (void)call;
+    for (int i = 0; i < CALLS; i++) {
+        pplx_outlast_gates();
+        atomic_fetch_add(&called, 1);
+        CHECK_EQ(atomic_load(&queued), 0);
+        const struct timespec moment = {.tv_nsec = 100000};
+        nanosleep(&moment, NULL);
+        CHECK_EQ(atomic_load(&queued), 0);
+        atomic_fetch_sub(&called, 1);
+        pplx_gates_may_come();
+        sched_yield();
+    }
+}
+
+static void *many_gates(void *argument) {
+    uint64_t dice = (uintptr_t)argument;
+    for (int i = 0; i < CALLS; i++) {
+        pplx_word word = {.kind = PPLX_WORD_GATE, .gpu = 1};
+        const uint64_t start = check_now_ns();
+        pplx_word_hold(&word);
+        CHECK(check_now_ns() - start < 900000000); /* it did not give up: what follows says nothing then */
+        atomic_fetch_add(&queued, 1);
+        CHECK_EQ(atomic_load(&called), 0);
+        for (uint64_t n = check_random(&dice) % 4; n > 0; n--) sched_yield();
+        CHECK_EQ(atomic_load(&called), 0);
+        atomic_fetch_sub(&queued, 1);
+        pplx_word_undo(&word);
+        const struct timespec moment = {.tv_nsec = (long)(check_random(&dice) % 3000000)}; /* calls come in between */
+        nanosleep(&moment, NULL);
+    }
+    return NULL;
+}
+
+static void gates_and_calls_are_never_under_way_at_once(void) {
+    static caller callers[SIDES];
+    pthread_t owners[SIDES];
+    for (uintptr_t i = 0; i < SIDES; i++) {
+        pplx_aside_init(&callers[i].aside, "calls", NULL, NULL);
+        callers[i].call.make = many_calls;
+        pplx_aside_make(&callers[i].aside, &callers[i].call);
+        CHECK_EQ(pthread_create(&owners[i], NULL, many_gates, (void *)(i + 1)), 0);
+    }
+    for (int i = 0; i < SIDES; i++) {
+        CHECK_EQ(pthread_join(owners[i], NULL), 0);
+        pplx_aside_join(&callers[i].aside);
+    }
+    CHECK_EQ(pplx_gates_held(), 0);
+}
+
+/* A thread that is not beside anyone may be what opens gates: it does not wait for them, but they wait for its call; and
+ * not for ever. */
+static void a_gate_waits_for_a_call_for_a_second(void) {
+    pplx_word words[2] = {{.kind = PPLX_WORD_GATE, .gpu = 1}, {.kind = PPLX_WORD_GATE, .repeats = 1, .gpu = 1}};
+    pplx_gate_holds();
+    pplx_outlast_gates();
+    pplx_gate_lets_go();
+    uint64_t start = check_now_ns();
+    pplx_word_hold(&words[0]);
+    const double waited = (double)(check_now_ns() - start) * 1e-9;
+    CHECK(waited >= 1 && waited < 5);
+    CHECK_EQ(pplx_gates_held(), 1);
+    start = check_now_ns();
+    pplx_word_hold(&words[1]); /* captured: nobody knows when it is launched */
+    CHECK(check_now_ns() - start < 500000000);
+    pplx_gates_may_come();
+    pplx_word_undo(&words[1]);
+    CHECK_EQ(pplx_gates_held(), 1);
+    pplx_word_undo(&words[0]);
+    CHECK_EQ(pplx_gates_held(), 0);
+}
+
 /* The engine's end with a stream that waits, and one that has not come yet: both run through. */
 static void closing_lets_go(void) {
     pair pair;
@@ -406,6 +491,8 @@ int main(void) {
     RUN(ends_at_random_moments);
     RUN(poisoned_before_it_is_let_go);
     RUN(gates_that_hold);
+    RUN(gates_and_calls_are_never_under_way_at_once);
+    RUN(a_gate_waits_for_a_call_for_a_second);
     RUN(closing_lets_go);
     RUN(watches);
     return check_done();

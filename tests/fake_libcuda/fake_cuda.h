@@ -20,6 +20,7 @@
  *   FAKE_CUDA_COPY_US=0        each copy takes so long
  *   FAKE_CUDA_SKIP_COPIES=1    none is done, and nobody told
  *   FAKE_CUDA_PIN_US=0         so long it takes to pin memory
+ *   FAKE_CUDA_LOAD_US=0        ... to load a module, before it waits
  *   FAKE_CUDA_DMABUF=0         it gives none
  *   FAKE_CUDA_ORDERING=100     for whom it orders what a NIC writes: nobody (0), its own work, all devices (200)
  *   FAKE_CUDA_FLUSH=1          how that is flushed: 1, by a call, 2, by waits of streams, 3, by both, 0, not at all
@@ -153,6 +154,7 @@ void fake_nap_us(int us);
 bool fake_forbidden(void); /* by a capture, to this thread */
 void fake_wait_for_kernels(void);
 void fake_wait_for_all(void); /* and for streams of the context that wait for a word */
+void fake_wait_for_the_driver(void); /* fake_cuda_wait_together() */
 
 /* A kernel of the program's runs for so long from now on (0: no more). Some calls of the driver wait for it. */
 API fake_cuda_run_kernel(int ms);
@@ -163,6 +165,7 @@ API fake_cuda_mapped(void);   /* ... and these, each time that they are mapped *
 API fake_cuda_reserved(void); /* addresses for them: how often, and not given back */
 API fake_cuda_retained(void); /* primary contexts */
 API fake_cuda_launched(void); /* kernels so far */
+API fake_cuda_loads(void);    /* of modules, begun so far */
 API fake_cuda_handles(void);  /* made so far, for other processes */
 API fake_cuda_queued(void);   /* of all streams, and not done */
 API fake_cuda_waiting(void);  /* streams that wait for a word */
@@ -173,6 +176,8 @@ API fake_cuda_hold(int yes);  /* no copy of a stream ends until it is taken back
 API fake_cuda_hold_stores(int yes); /* ... nor store of 64 bits */
 /* Streams that wait look every so many ms; and when another one of the context is given a stream memory operation. */
 API fake_cuda_doze(int ms);
+/* While a thread waits for kernels and streams, copies, launches, pinning and new streams of all others wait with it. */
+API fake_cuda_wait_together(int yes);
 API fake_cuda_exported(void); /* dma-bufs made so far */
 API fake_cuda_flushes(void);  /* of what NICs have written: by calls, so far */
 API fake_cuda_flushing_waits(void); /* ... and waits of streams that flush, queued so far */

@@ -8,7 +8,9 @@
 #include <time.h>
 
 static _Atomic uint64_t kernel_until_ns;
-static atomic_int launched;
+static atomic_int launched, loads;
+
+API fake_cuda_loads(void) { return atomic_load(&loads); }
 
 API fake_cuda_launched(void) { return atomic_load(&launched); }
 
@@ -35,6 +37,8 @@ static const char bench_kernels[4][16] = {"bench_store", "bench_count", "bench_g
 
 API cuModuleLoadData(void **module, const char *image) {
     NEED_CONTEXT();
+    atomic_fetch_add(&loads, 1);
+    fake_nap_us(fake_env("FAKE_CUDA_LOAD_US", 0));
     fake_wait_for_all();
     if (fake_forbidden()) return CAPTURE_UNSUPPORTED;
     const char *name = strstr(image, words_kernel)       ? words_kernel
@@ -93,6 +97,7 @@ static int launch_bench(const char *name, stream *stream, void **arguments, unsi
 API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, stream *stream, void **arguments, void **extra) {
     NEED_CONTEXT();
+    fake_wait_for_the_driver();
     struct {
         uint64_t to, from, nbytes;
     } piece;

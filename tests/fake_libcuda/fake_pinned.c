@@ -26,6 +26,7 @@ API fake_cuda_pinned(void) {
 
 API cuMemHostRegister_v2(void *memory, size_t nbytes, unsigned flags) {
     NEED_CONTEXT();
+    fake_wait_for_the_driver();
     if (fake_forbidden()) return CAPTURE_UNSUPPORTED;
     if (!nbytes || (uintptr_t)memory % 4096 || flags > 15) return INVALID_VALUE;
     int result = OUT_OF_MEMORY;

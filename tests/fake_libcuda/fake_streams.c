@@ -17,9 +17,23 @@ API fake_cuda_waiting(void) {
     return count;
 }
 
+static atomic_int waits_for_all;
+static atomic_bool together;
+
+API fake_cuda_wait_together(int yes) {
+    atomic_store(&together, yes);
+    return OK;
+}
+
 void fake_wait_for_all(void) {
+    atomic_fetch_add(&waits_for_all, 1);
     fake_wait_for_kernels();
     while (fake_depth && atomic_load(&waiting[fake_device()])) fake_nap_us(100);
+    atomic_fetch_sub(&waits_for_all, 1);
+}
+
+void fake_wait_for_the_driver(void) {
+    while (atomic_load(&together) && atomic_load(&waits_for_all)) fake_nap_us(100);
 }
 
 API fake_cuda_queued(void) { return atomic_load(&queued); }
@@ -207,6 +221,7 @@ int fake_enqueue(stream *stream, op op) {
 
 API cuStreamCreate(stream **out, unsigned flags) {
     NEED_CONTEXT();
+    fake_wait_for_the_driver();
     if (flags > 1) return INVALID_VALUE;
     stream *stream = calloc(1, sizeof *stream);
     if (!stream) return OUT_OF_MEMORY;
@@ -276,6 +291,7 @@ static bool is_pageable(uint64_t pointer) {
 
 API cuMemcpyAsync(uint64_t to, uint64_t from, size_t nbytes, stream *stream) {
     NEED_CONTEXT();
+    fake_wait_for_the_driver();
     if (!stream || !fake_may_reach(stream->device, to, nbytes) || !fake_may_reach(stream->device, from, nbytes))
         return INVALID_VALUE;
     const int result = fake_enqueue(stream, (op){COPY, to, from, nbytes});
@@ -292,6 +308,7 @@ typedef struct copy_attributes {
 API cuMemcpyBatchAsync_v2(const uint64_t *to, const uint64_t *from, const size_t *nbytes, size_t count,
                           const copy_attributes *attributes, const size_t *first, size_t nattributes, stream *stream) {
     NEED_CONTEXT();
+    fake_wait_for_the_driver();
     if (!stream || !count || nattributes != 1 || *first || attributes->order != 1 || attributes->flags)
         return INVALID_VALUE;
     if (stream->capturing) return CAPTURE_UNSUPPORTED;

@@ -11,7 +11,7 @@ import pytest
 from helpers.cuda import DeviceStream
 from helpers.engines import SOON, eventually
 from helpers.process import helper, run_program
-from pplx_async import ClosedResourceError, TransferEngine
+from pplx_async import ClosedResourceError, CudaError, TransferEngine
 
 NBYTES = 1 << 16
 TIMES = {"heartbeat_interval": 0.1, "peer_timeout": 2.0, "drain_timeout": 60.0}
@@ -106,6 +106,58 @@ def test_an_engine_closes_while_a_stream_of_another_waits_in_a_gate(fake, other)
     result = run_program(CLOSING, fake, other)
     assert result.stdout == "closed\n", result.stderr
     assert (result.returncode, result.stderr) == (0, "")
+
+
+LOADING = """
+import asyncio, ctypes, os, sys
+from helpers.cuda import Device, DeviceStream
+from helpers.engines import eventually, open_pair
+
+async def main(library):
+    os.environ["FAKE_CUDA_LOAD_US"] = "300000"  # as long as a sanitizer makes it
+    driver, device = ctypes.CDLL(library), Device(0, library)
+    driver.fake_cuda_wait_together(1)
+    stream, content = DeviceStream(device), bytes(range(256)) * 16
+    async with open_pair("ipc", cuda_library=library) as pair:
+        ours, theirs, copy = device.array(content), device.zeros(4096), device.zeros(4096)
+        source = await pair.a.register(ours)
+        target = await pair.b.register(theirs)
+        remote, (counter, remote_counter) = pair.ab.region(target.to_bytes()), pair.counter()
+        await eventually(lambda: driver.fake_cuda_loads() == 2, "both begin to load the kernel that copies")
+        gate = counter.gate(stream, 1)
+        stream.copy(copy, theirs)
+        await asyncio.sleep(0.6)  # it is loaded, or waits
+        await pair.a.write(source, remote, counter=remote_counter)
+        await gate
+        await eventually(lambda: stream.is_idle, "the stream goes on")
+        assert copy.get() == content
+        stream.close()
+    print("landed")
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_a_gate_is_not_queued_while_a_call_that_waits_for_gates_is_under_way(fake):
+    """It would hold up the call, the call the copies, and the copies the gate."""
+    result = run_program(LOADING, fake)
+    assert result.stdout == "landed\n", result.stderr
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.asyncio
+async def test_a_gate_that_is_refused_holds_nothing_up(fake, device, monkeypatch):
+    driver = ctypes.CDLL(fake)
+    stream = DeviceStream(device)
+    async with TransferEngine(fabric="ipc", cuda_library=fake, **TIMES) as engine:
+        monkeypatch.setenv("FAKE_CUDA_FAIL", "cuStreamBatchMemOp_v2:801")
+        with pytest.raises(CudaError):
+            engine.counter().gate(stream, 1)
+        monkeypatch.setenv("FAKE_CUDA_FAIL", "")
+        loads = driver.fake_cuda_loads()
+        async with await engine.register(device.zeros(NBYTES)):
+            await eventually(lambda: driver.fake_cuda_loads() > loads, "what waits for gates is called")
+    stream.close()
 
 
 LEAVING = """

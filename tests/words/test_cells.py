@@ -53,9 +53,9 @@ async def take_all(make, count=CELLS):
 
 async def test_a_gate_is_two_steps_of_its_stream(loopback_board):
     """A third one, which says that it has passed, would keep what is behind the gate waiting."""
-    for captured in (False, True):
-        puppet = Puppet(captured)
-        gate = loopback_board.counter.gate(puppet, 1)
+    puppets = [Puppet(captured) for captured in (False, True)]
+    gates = [loopback_board.counter.gate(puppet, 1) for puppet in puppets]  # before one that ends poisons their lane
+    for puppet, gate in zip(puppets, gates, strict=True):
         assert [kind for kind, _ in puppet.steps] == [0, 1]  # a store, a wait
         gate.close()
         puppet.step(0)

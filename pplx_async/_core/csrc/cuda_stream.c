@@ -139,11 +139,17 @@ pplx_status pplx_cuda_queue(const char *path, uint64_t stream, const pplx_step *
     if (count > CUDA_STEPS) return pplx_fail(error, PPLX_INVALID, 0, "%zu steps at once", count);
     pplx_status status = pplx_cuda_load(path, &cuda, error);
     if (status != PPLX_OK) return status;
+    pplx_word_hold(word); /* first: gates_held.h */
+    const char *what = "no context of that stream";
     cu_result result = enter(cuda, (cu_stream)(uintptr_t)stream, &context, &mode);
-    if (result != CU_OK) return failed(cuda, result, "no context of that stream", error);
-    result = queue(cuda, context, (cu_stream)(uintptr_t)stream, steps, count, word);
-    pplx_cuda_leave(cuda, mode);
-    return result == CU_OK ? PPLX_OK : failed(cuda, result, "the stream takes no words", error);
+    if (result == CU_OK) {
+        what = "the stream takes no words";
+        result = queue(cuda, context, (cu_stream)(uintptr_t)stream, steps, count, word);
+        pplx_cuda_leave(cuda, mode);
+    }
+    if (result == CU_OK) return PPLX_OK;
+    pplx_word_undo(word);
+    return failed(cuda, result, what, error);
 }
 
 pplx_status pplx_cuda_push(const char *path, uint64_t stream, const pplx_step *steps, size_t count, uint32_t *gpu,

@@ -6,19 +6,38 @@
 #include <time.h>
 
 #include "aside.h"
+#include "internal.h"
 
-enum { NAP_NS = 1000000 };
+enum { NAP_NS = 1000000, SHORT_NAP_NS = 50000, MOST_NS = 1000000000 };
 
-static _Atomic uint32_t held;
+static _Atomic uint32_t held, calls;
 
-/* relaxed, all of them: a number, which orders nothing */
-void pplx_gate_holds(void) { atomic_fetch_add_explicit(&held, 1, memory_order_relaxed); }
+static void nap(long ns) {
+    const struct timespec moment = {0, ns};
+    nanosleep(&moment, NULL);
+}
 
-void pplx_gate_lets_go(void) { atomic_fetch_sub_explicit(&held, 1, memory_order_relaxed); }
+/* seq_cst: see the head of gates_held.h */
+void pplx_gate_holds(void) { atomic_fetch_add_explicit(&held, 1, memory_order_seq_cst); }
 
-uint32_t pplx_gates_held(void) { return atomic_load_explicit(&held, memory_order_relaxed); }
+/* release, like the next but one: who finds none comes after what they held up, or called */
+void pplx_gate_lets_go(void) { atomic_fetch_sub_explicit(&held, 1, memory_order_release); }
+
+uint32_t pplx_gates_held(void) { return atomic_load_explicit(&held, memory_order_seq_cst); }
+
+void pplx_gates_may_come(void) { atomic_fetch_sub_explicit(&calls, 1, memory_order_release); }
+
+void pplx_gate_comes(void) {
+    pplx_gate_holds();
+    const uint64_t until = pplx_now_ns() + MOST_NS;
+    while (atomic_load_explicit(&calls, memory_order_seq_cst) && pplx_now_ns() < until) nap(SHORT_NAP_NS);
+}
 
 void pplx_outlast_gates(void) {
-    const struct timespec moment = {0, NAP_NS};
-    while (pplx_aside_is_here() && pplx_gates_held()) nanosleep(&moment, NULL);
+    for (;;) {
+        atomic_fetch_add_explicit(&calls, 1, memory_order_seq_cst);
+        if (!pplx_gates_held() || !pplx_aside_is_here()) return;
+        pplx_gates_may_come();
+        nap(NAP_NS);
+    }
 }

@@ -47,11 +47,11 @@ static void load_kernel(pplx_aside_call *call) {
     const pplx_libcuda *api = cuda->api;
     cu_function kernel = NULL;
     int mode;
-    pplx_outlast_gates();
     if (ipc_cuda_enter(cuda, &mode) != CU_OK) return;
-    if (api->module_load(&cuda->module, pplx_cuda_copy_ptx) != CU_OK)
-        cuda->module = NULL;
-    else if (api->module_function(&kernel, cuda->module, pplx_cuda_copy_name) == CU_OK)
+    pplx_outlast_gates();
+    if (api->module_load(&cuda->module, pplx_cuda_copy_ptx) != CU_OK) cuda->module = NULL;
+    pplx_gates_may_come();
+    if (cuda->module && api->module_function(&kernel, cuda->module, pplx_cuda_copy_name) == CU_OK)
         atomic_store_explicit(&cuda->kernel, kernel, memory_order_release); /* release: pairs with copy_together()'s */
     ipc_cuda_leave(cuda, mode);
 }
@@ -74,6 +74,7 @@ static void shut(pplx_aside_call *call) {
     pplx_ipc_hops_close(cuda->hops, entered);
     if (entered) ipc_cuda_leave(cuda, mode);
     if (cuda->context) cuda->api->primary_release(cuda->device);
+    pplx_gates_may_come();
 }
 
 static void take_bell_down(ipc_cuda *cuda) {

@@ -109,6 +109,7 @@ static void close_allocation(pplx_aside_call *call) {
         close_opened(opened->cuda, opened);
         ipc_cuda_leave(opened->cuda, mode);
     }
+    pplx_gates_may_come();
     tell(opened);
 }
 
@@ -261,6 +262,7 @@ static void unplug(pplx_aside_call *call) {
         plug->cuda->api->host_unregister(plug->outbox.streams);
         ipc_cuda_leave(plug->cuda, mode);
     }
+    pplx_gates_may_come();
     munmap(plug->outbox.head, plug->outbox.nbytes);
     free(plug);
 }

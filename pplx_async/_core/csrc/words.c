@@ -122,10 +122,11 @@ static void hand_back(pplx_engine *engine, pplx_word *word) {
     if (!(flags & PPLX_WORD_QUEUED)) pplx_finish(engine, &word->node);
 }
 
-/* Of streams of GPUs: from when it is armed, if its stream comes once, else from when we see it there. */
+/* Of streams of GPUs: from before it is queued, if its stream comes once, else from when we see it there. */
 static void hold(pplx_word *word) {
-    if (word->gpu && !word->holds) pplx_gate_holds();
-    word->holds = word->gpu != 0;
+    if (!word->gpu || word->holds) return;
+    pplx_gate_holds();
+    word->holds = 1;
 }
 
 static void let_go(pplx_word *word) {
@@ -409,6 +410,14 @@ void pplx_word_take(pplx_engine *engine, pplx_node *node) {
 }
 
 /* ---- the owner's side ---- */
+
+void pplx_word_hold(pplx_word *word) {
+    if (word->kind != PPLX_WORD_GATE || word->repeats) return;
+    word->holds = 1;
+    pplx_gate_comes();
+}
+
+void pplx_word_undo(pplx_word *word) { let_go(word); }
 
 void pplx_word_arm(pplx_engine *engine, pplx_word *word) {
     word->node.kind = PPLX_NODE_WORD;

@@ -391,5 +391,6 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint32_t (*cell_take)(pplx_cell *) noexcept nogil
         pplx_status (*cuda_queue)(const char *, uint64_t, const pplx_step *, size_t, pplx_word *,
                                   pplx_error *) noexcept nogil
+        void (*word_undo)(pplx_word *) noexcept nogil
 
     const pplx_api *pplx_core_api()
