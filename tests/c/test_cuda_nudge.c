@@ -205,7 +205,7 @@ static void what_the_driver_refuses_is_not_asked_for_again(void) {
     side s;
     side_open(&s, 3);
     wait_in_gate(&s);
-    set("FAKE_CUDA_FAIL", "cuStreamBatchMemOp_v2:999");
+    set("FAKE_CUDA_FAIL", "cuStreamWriteValue64_v2:999");
     open_gate(&s);
     set("FAKE_CUDA_FAIL", "");
     const int before = stores();

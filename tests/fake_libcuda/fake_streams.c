@@ -326,6 +326,7 @@ API cuMemcpyBatchAsync_v2(const uint64_t *to, const uint64_t *from, const size_t
 API cuStreamWriteValue64_v2(stream *stream, uint64_t address, uint64_t value, unsigned flags) {
     NEED_CONTEXT();
     if (flags > 1 || address % 8) return INVALID_VALUE;
+    atomic_fetch_add(&stores, 1);
     look_at_others(stream);
     return fake_enqueue(stream, (op){WRITE, address, value, 0});
 }

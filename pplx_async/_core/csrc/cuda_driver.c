@@ -45,6 +45,7 @@ static const pplx_symbol symbols[] = {
     SYMBOL(stream_is_capturing, "StreamIsCapturing"),
     SYMBOL(capture_mode, "ThreadExchangeStreamCaptureMode"),
     SYMBOL(stream_batch, "StreamBatchMemOp_v2"),
+    SYMBOL(stream_write, "StreamWriteValue64_v2"),
     SYMBOL(copy, "MemcpyAsync"),
     {"cuMemcpyBatchAsync_v2", NULL, false, offsetof(pplx_libcuda, copy_batch)},
     {"cuFlushGPUDirectRDMAWrites", NULL, false, offsetof(pplx_libcuda, flush_rdma)},

@@ -137,6 +137,7 @@ typedef struct pplx_libcuda {
     cu_result (*stream_is_capturing)(cu_stream stream, int *state); /* 0: it isn't */
     cu_result (*capture_mode)(int *mode);                           /* of this thread; the one of before comes back */
     cu_result (*stream_batch)(cu_stream stream, unsigned count, cu_memory_op *ops, unsigned flags);
+    cu_result (*stream_write)(cu_stream stream, cu_pointer address, uint64_t value, unsigned flags);
     cu_result (*copy)(cu_pointer to, cu_pointer from, size_t nbytes, cu_stream stream);
     /* Of several pieces, in any order among them; all of them have the first attributes. NULL before 13.0. */
     cu_result (*copy_batch)(cu_pointer *to, cu_pointer *from, size_t *nbytes, size_t count,

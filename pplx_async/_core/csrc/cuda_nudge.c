@@ -86,13 +86,11 @@ uint32_t pplx_nudge_find(const pplx_libcuda *cuda, cu_context context) {
 
 /* False: the driver says no. */
 static bool give(nudge *entry) {
-    cu_memory_op store = {.word = {.operation = CU_WRITE_VALUE_64, .address = entry->address}};
     int mode;
     /* relaxed: an old number has us give less, and nothing is read because of it */
     if (entry->given - atomic_load_explicit(entry->taken, memory_order_relaxed) >= MOST_OUTSTANDING) return true;
-    store.word.value = ++entry->given;
     if (pplx_cuda_enter(entry->cuda, entry->context, &mode) != CU_OK) return false;
-    const cu_result result = entry->cuda->stream_batch(entry->stream, 1, &store, 0);
+    const cu_result result = entry->cuda->stream_write(entry->stream, entry->address, ++entry->given, 0);
     pplx_cuda_leave(entry->cuda, mode);
     return result == CU_OK;
 }

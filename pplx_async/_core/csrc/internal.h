@@ -267,7 +267,7 @@ struct pplx_engine {
     uint64_t tick_ns; /* when the first of the peers wants a tick */
     pplx_word *words; /* that are armed, see words.c */
     _Atomic uint32_t nwords; /* of them; holder writes, anyone reads */
-    uint64_t nudged; /* a bit for each context with a stream that was let go in this turn: cuda_nudge.c */
+    uint64_t nudged, nudge_again; /* a bit for each context with a stream that was let go in this turn: cuda_nudge.c */
     pplx_engine_stats stats;
 
     /* gpus.c */
@@ -444,11 +444,19 @@ enum { PPLX_MOST_NUDGES = 64 };
 /* Gates have opened: have those GPUs look, bit i for number i + 1 of pplx_nudge_find(). Any thread; it waits for nobody. */
 void pplx_nudge(uint64_t which);
 
-/* Once for all gates that have opened since. */
-static inline void pplx_nudge_opened(pplx_engine *engine) {
-    if (!engine->nudged) return;
-    pplx_nudge(engine->nudged);
-    engine->nudged = 0;
+/* The first gate of a turn is nudged at once; once more, at the turn's end, for all that came after it. */
+static inline void pplx_nudge_now(pplx_engine *engine, uint64_t which) {
+    if (engine->nudged & which) {
+        engine->nudge_again |= which;
+    } else {
+        engine->nudged |= which;
+        pplx_nudge(which);
+    }
+}
+
+static inline void pplx_nudge_rest(pplx_engine *engine) {
+    if (engine->nudge_again) pplx_nudge(engine->nudge_again);
+    engine->nudged = engine->nudge_again = 0;
 }
 
 /* memory.c */

@@ -217,9 +217,8 @@ static bool turn(pplx_engine *engine, pplx_node *first, bool briefly) {
     if (pplx_words_armed(engine)) any |= pplx_words_poll(engine); /* what a stream rings for is posted right below */
     any |= post_all(engine);
     any |= poll_all(engine, briefly);
-    pplx_nudge_opened(engine); /* all has been counted that was there */
     any |= tick(engine);
-    pplx_nudge_opened(engine); /* a tick may drain, and end gates */
+    pplx_nudge_rest(engine);
     return any;
 }
 

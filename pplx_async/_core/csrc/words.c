@@ -155,7 +155,7 @@ static void let_through(pplx_engine *engine, pplx_word *word, bool aborted) {
     word->phase = word->repeats ? ASLEEP : ANSWERED;
     __atomic_store_n(&word->cell->aborted, aborted, __ATOMIC_RELEASE); /* release: pairs with pplx_cell_aborted() */
     answer(word);
-    if (word->nudge) engine->nudged |= UINT64_C(1) << (word->nudge - 1); /* after the answer: at the turn's end */
+    if (word->nudge) pplx_nudge_now(engine, UINT64_C(1) << (word->nudge - 1)); /* after the answer, which it is for */
     let_go(word);
 }
 
