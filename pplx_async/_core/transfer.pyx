@@ -94,14 +94,15 @@ cdef class Transfer(Promise):
         self.request.cookie = <void *>self
         self.request.nbytes = self.nbytes
         Py_INCREF(self)  # the core's; given back by Engine.reap when the request is released
-        # What does take long, a call or a large copy, is not for the loop's thread. What a GPU copies soon is, if it is
-        # one or two and this thread spins for it; more than that keeps the proxy awake, and both can work.
+        # What takes long, a call or a large copy, is not for the loop's thread. Where this thread spins it has a GPU begin
+        # all that is the first or second, for to wake the proxy takes longer, and sees it end if that is soon.
         cdef Waker waker = self.engine
-        cdef bint soon = waker.spins and waker.inflight <= 2 and self.nbytes <= SOON
-        cdef bint long = self.copied > SMALL or (self.nbytes > SMALL and not soon)
-        self.theirs = self.request.kind != PPLX_REQUEST_CALL and long and not waker.alone
+        cdef bint call = self.request.kind == PPLX_REQUEST_CALL
+        cdef bint first = waker.spins and waker.inflight <= 2
+        cdef bint here = self.copied <= SMALL and (self.nbytes <= SMALL or first)
+        self.theirs = not call and not waker.alone and (not here or self.nbytes > SOON)
         waker.theirs += self.theirs
-        waker.hand_in(&self.request, self.request.kind != PPLX_REQUEST_CALL and not self.theirs)
+        waker.hand_in(&self.request, not call and (here or waker.alone), self.theirs)
         return 0
 
     cdef bint reaped(self) except -1:

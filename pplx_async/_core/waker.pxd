@@ -34,7 +34,7 @@ cdef class Waker:
     cdef uint64_t active_ns  # of the last activity
 
     cdef int schedule(self, callback) except -1
-    cdef int hand_in(self, pplx_request *request, bint small) except -1
+    cdef int hand_in(self, pplx_request *request, bint here, bint theirs) except -1
     cdef bint is_fair(self) except -1
     cdef int spend(self, int awaits) except -1
     cdef int check_running(self) except -1

@@ -191,9 +191,10 @@ cdef class Waker:
     cdef int check_running(self) except -1:
         raise NotImplementedError
 
-    cdef int hand_in(self, pplx_request *request, bint small) except -1:
+    cdef int hand_in(self, pplx_request *request, bint here, bint theirs) except -1:
+        """Post it on this thread, if ``here``, and have the proxy go on with it, if ``theirs``."""
         cdef uint32_t flags
-        if not small:
+        if not here:
             api.submit_there(self.ptr, request)
             return 0
         cdef bint spinning = self.theirs == 0 and (self.spins or self.leased)
@@ -202,6 +203,8 @@ cdef class Waker:
             flags = api.submit_spinning(self.ptr, request)
         else:
             flags = api.submit_here(self.ptr, request)
+            if theirs:
+                api.spin_end(self.ptr)
         try:
             if spinning and self.spins:
                 self.keep_polling()
