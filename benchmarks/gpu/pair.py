@@ -93,20 +93,25 @@ class Pair:
 
     async def _gated(self, work: Work) -> Result:
         side = self._side
-        return await self._open_gates(work, side.region[: work.nbytes], side.remote[: work.nbytes])
+        running = self._target.ask("run_gated", work.count)
+        began = await self._open_gates(work, side.region[: work.nbytes], side.remote[: work.nbytes])
+        return _microseconds(began, await running)
 
     async def _gate(self, work: Work) -> Result:
-        return await self._open_gates(work, self._side.host[OUTGOING], self._side.remote_host[OUTGOING])
+        running = self._target.ask("run_gate", work.count)
+        await self._open_gates(work, self._side.host[OUTGOING], self._side.remote_host[OUTGOING])
+        return _microseconds(*await running)
 
-    async def _open_gates(self, work: Work, local, remote) -> Result:
+    async def _open_gates(self, work: Work, local, remote) -> list[int]:
         side, began = self._side, []
-        running = self._target.ask("run_gated", work.count)
-        for _ in range(work.count):
+        outgoing = side.page[OUTGOING].view(np.uint64)
+        for number in range(1, work.count + 1):
             await self._answered()
+            outgoing[0] = number
             pause()  # here, where it is decided when the gate opens
             began.append(time.monotonic_ns())
             await side.engine.write(local, remote, counter=side.remote_gates)
-        return _microseconds(began, await running)
+        return began
 
     async def _doorbell(self, work: Work) -> Result:
         side = self._side

@@ -115,8 +115,13 @@ class Side:
 
     def stamps(self, address: int, count: int) -> Stamps:
         """Have a word of the host's watched."""
-        self._stamping = [Stamps(self._stamps, address, count)]
-        return self._stamping[0]
+        (stamps,) = self.stamp_all([address], count)
+        return stamps
+
+    def stamp_all(self, addresses: Sequence[int], count: int) -> Sequence[Stamps]:
+        """Have several watched, each by a thread of its own."""
+        self._stamping = [Stamps(self._stamps, address, count) for address in addresses]
+        return self._stamping
 
     def queue_store(self, word: int, value: int, stream: int) -> None:
         """Queue the kernel that writes one of `words`."""
@@ -153,12 +158,24 @@ class Side:
         """Run a kernel behind a gate, so many times; return when the host saw its store."""
         self.words[0] = 0
         stamps = self.stamps(self.words.address(0), count)
+        await self._open_gates(count)
+        return await stamps.wait()
+
+    async def run_gate(self, count: int) -> tuple[list[int], list[int]]:
+        """Do the same; return when it saw the bytes of each write, the numbers 1, 2, ..., and then when that store."""
+        self.words[0] = 0
+        self.page[OUTGOING] = 0
+        places = int(self.page.ctypes.data) + OUTGOING.start, self.words.address(0)
+        landed, stored = self.stamp_all(places, count)
+        await self._open_gates(count)
+        return await landed.wait(), await stored.wait()
+
+    async def _open_gates(self, count: int) -> None:
         for number in range(1, count + 1):
             gate = self.gates.gate(self.stream, 1)
             self.queue_store(0, number, self.stream)
             await self.answer()
             await gate
-        return await stamps.wait()
 
     async def see_landed(self, count: int) -> list[int]:
         """See the numbers that a doorbell sends; return when."""

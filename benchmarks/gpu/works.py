@@ -5,9 +5,9 @@
 - *write*: from the call to the count at the receiver.
 - *gated*: from the call to the first instruction of a kernel behind a gate at the receiver. (In C the host polls for
   the store behind the copy, and then lets the stream go: counting is the host's.)
-- *gate*: the same of a write of 8 B in shared memory of the host: from the last immediate, that is. The clock starts
-  before it, at the call of ``engine.write`` in the other process. (In C it starts at the store that lets the stream go:
-  what is left is the GPU's own part.)
+- *gate*: from the last immediate, of a write of 8 B in shared memory of the host, to that kernel. The clock starts when
+  the receiver's host sees those bytes, which come right before the immediate. (In C it starts at the store that lets
+  the stream go: what is left is the GPU's own part.)
 - *doorbell*: from a kernel's store, which the host sees, to bytes of the host that arrive because the stream has come
   to the doorbell behind that kernel.
 - *watch*: the host says that it saw a number, a kernel adds to it, a coroutine sees that.

@@ -123,7 +123,8 @@ typedef struct pplx_work_request {
     uint8_t flags;       /* enum pplx_work_flag */
     uint16_t nsegments;  /* 0; or several, a write or read of each, which ends as one */
     uint32_t imm;
-    const pplx_segment *segments; /* valid until it ends. The addresses are those of the first, and the others' lie as far
+    const pplx_segment
+        *segments; /* valid until it ends. The addresses are those of the first, and the others' lie as far
                                    * from them as their offsets do; `nbytes` is the sum, and none has 0 */
 } pplx_work_request;
 

@@ -94,8 +94,8 @@ cdef class Transfer(Promise):
         self.request.cookie = <void *>self
         self.request.nbytes = self.nbytes
         Py_INCREF(self)  # the core's; given back by Engine.reap when the request is released
-        # What takes long, a call or a large copy, is not for the loop's thread. Where this thread spins it has a GPU begin
-        # all that is the first or second, for to wake the proxy takes longer, and sees it end if that is soon.
+        # What takes long, a call or a large copy, is not for the loop's thread. Where this thread spins it has a GPU
+        # begin what is the first or second, for to wake the proxy takes longer, and sees it end if that is soon.
         cdef Waker waker = self.engine
         cdef bint call = self.request.kind == PPLX_REQUEST_CALL
         cdef bint first = waker.spins and waker.inflight <= 2

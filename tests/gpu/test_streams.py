@@ -13,6 +13,7 @@ import pytest_asyncio
 from helpers.cuda import DeviceStream
 from helpers.engines import eventually, open_pair
 from pplx_async import BrokenResourceError, CapturedTransfer, ClosedResourceError, CudaError, _streams
+from pplx_async._core import words as _core_words
 
 NBYTES = 1 << 16
 REPLAYS = 200
@@ -300,6 +301,7 @@ async def test_watch_has_an_address_for_kernels(host_board):
     ],
 )
 async def test_what_the_driver_refuses_leaves_nothing(fake, device, monkeypatch, call, code):
+    monkeypatch.setattr(_core_words, "_pages", [])  # those of engines before are pinned already
     async with open_pair("loopback", cuda_library=fake) as pair:
         board = await HostBoard(pair, device).open()
         monkeypatch.setenv("FAKE_CUDA_FAIL", f"{call}:{code}")

@@ -84,6 +84,17 @@ cu_result pplx_cuda_look_up(const pplx_libcuda *cuda, cu_pointer pointer, cuda_r
     return cuda->pointer_attributes(sizeof data / sizeof *data, attributes, data, pointer);
 }
 
+cu_result pplx_cuda_pin_pages(const pplx_libcuda *cuda, void *memory, size_t nbytes, cu_pointer *address) {
+    cuda_range range;
+    if (pplx_cuda_look_up(cuda, (uintptr_t)memory, &range) == CU_OK && range.type == CU_MEMORY_HOST)
+        return cuda->host_device_pointer(address, memory, 0);
+    cu_result result = cuda->host_register(memory, nbytes, CU_HOST_REGISTER_PORTABLE | CU_HOST_REGISTER_DEVICEMAP);
+    if (result != CU_OK) return result;
+    result = cuda->host_device_pointer(address, memory, 0);
+    if (result != CU_OK) cuda->host_unregister(memory);
+    return result;
+}
+
 cu_result pplx_cuda_rdma(const pplx_libcuda *cuda, cu_device device, cuda_rdma *rdma) {
     int waits = 0, words = 0, options = 0;
     *rdma = (cuda_rdma){0};

@@ -27,7 +27,7 @@ typedef struct cu_ipc_handle {
     uint8_t bytes[64];
 } cu_ipc_handle;
 
-enum { CU_OK = 0, CU_ERROR_NOT_READY = 600, CU_ERROR_ALREADY_REGISTERED = 712, CU_ERROR_NOT_SUPPORTED = 801 };
+enum { CU_OK = 0, CU_ERROR_NOT_READY = 600, CU_ERROR_NOT_SUPPORTED = 801 };
 
 enum cu_device_attribute {
     CU_CAN_FLUSH_REMOTE_WRITES = 98,
@@ -57,7 +57,7 @@ enum cu_pointer_attribute {
     CU_POINTER_MAPPING_START = 19 /* cu_pointer */
 };
 
-enum cu_memory_type { CU_MEMORY_DEVICE = 2 };
+enum cu_memory_type { CU_MEMORY_HOST = 1, CU_MEMORY_DEVICE = 2 };
 
 enum cu_handle_type { CU_HANDLE_POSIX_FD = 1 };
 
@@ -185,6 +185,10 @@ typedef struct cuda_range {
 } cuda_range;
 
 cu_result pplx_cuda_look_up(const pplx_libcuda *cuda, cu_pointer pointer, cuda_range *range);
+
+/* Have every GPU see whole pages of the host's, once; where, as they see it. They stay pinned until they are unregistered,
+ * and to ask for them again does no harm. */
+cu_result pplx_cuda_pin_pages(const pplx_libcuda *cuda, void *memory, size_t nbytes, cu_pointer *address);
 
 static inline bool cuda_holds(const cuda_range *range, cu_pointer address, uint64_t nbytes) {
     return address >= range->start && nbytes <= range->nbytes && address - range->start <= range->nbytes - nbytes;

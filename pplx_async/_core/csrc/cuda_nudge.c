@@ -60,8 +60,7 @@ static cu_result make_word(const pplx_libcuda *cuda, nudge *entry) {
         page = memory;
         pinned_by = entry->pid;
     }
-    cu_result result = cuda->host_register(page, nbytes, CU_HOST_REGISTER_PORTABLE | CU_HOST_REGISTER_DEVICEMAP);
-    if (result == CU_OK || result == CU_ERROR_ALREADY_REGISTERED) result = cuda->host_device_pointer(&start, page, 0);
+    const cu_result result = pplx_cuda_pin_pages(cuda, page, nbytes, &start);
     if (result != CU_OK) return result;
     entry->taken = (const _Atomic uint64_t *)(void *)((char *)page + offset);
     entry->address = start + offset;

@@ -274,12 +274,12 @@ struct pplx_engine {
     char *libcuda; /* constant */
     pthread_mutex_t gpus_lock;
     pplx_gpu gpus[PPLX_MAX_GPUS]; /* who registers adds to them, under gpus_lock; the rest of each is the holder's */
-    _Atomic uint32_t ngpus;       /* written under gpus_lock, read by anyone */
-    bool landed;            /* NICs may have written there since the last flush */
+    _Atomic uint32_t ngpus; /* written under gpus_lock, read by anyone */
+    bool landed; /* NICs may have written there since the last flush */
 
     /* Tables: owner writes on open, proxy on close and reads. */
     _Atomic(pplx_counter *) *_Atomic chunks[PPLX_MAX_COUNTERS / PPLX_CHUNK];
-    uint32_t counters_used;  /* owner: ids below it were given out */
+    uint32_t counters_used; /* owner: ids below it were given out */
     uint32_t *free_counters; /* owner: ring of ids that may be used again, oldest first */
     uint32_t first_free_counter, nfree_counters, free_counters_room;
     _Atomic(pplx_peer *) by_index[PPLX_MAX_PEERS];
@@ -348,9 +348,9 @@ bool pplx_transfer_post(pplx_peer *peer);
 void pplx_transfer_completed(pplx_slot *slot, pplx_status status, int32_t provider_error);
 /* OK: those whose links have answered. Anything else: all of them; if it is not PEER_LOST they keep their status. */
 void pplx_transfer_judge(pplx_peer *peer, pplx_status verdict);
-void pplx_transfer_flush(pplx_peer *peer, pplx_status status);  /* everything that is queued */
-bool pplx_transfer_park(pplx_slot *slot);                       /* its link is lost: true if it is sent again */
-void pplx_transfer_unpark(pplx_link *link, bool again);         /* now; or it fails */
+void pplx_transfer_flush(pplx_peer *peer, pplx_status status); /* everything that is queued */
+bool pplx_transfer_park(pplx_slot *slot); /* its link is lost: true if it is sent again */
+void pplx_transfer_unpark(pplx_link *link, bool again); /* now; or it fails */
 
 /* link.c: slots, staging, posting, completions of one link */
 pplx_status pplx_link_open(pplx_link *link, pplx_error *error);
@@ -406,16 +406,16 @@ void pplx_counters_free(pplx_engine *engine);
 
 /* register.c */
 void pplx_register_run(pplx_engine *engine, pplx_request *request); /* settles it, or it comes back */
-void pplx_registered(pplx_engine *engine, pplx_request *request);   /* it has come back: settles it */
+void pplx_registered(pplx_engine *engine, pplx_request *request); /* it has come back: settles it */
 
 /* words.c */
 void pplx_word_take(pplx_engine *engine, pplx_node *node); /* from the owner: to arm, to end, to close */
-bool pplx_words_poll(pplx_engine *engine);                 /* true: a stream has come somewhere, or gone on */
+bool pplx_words_poll(pplx_engine *engine); /* true: a stream has come somewhere, or gone on */
 void pplx_words_run_close(pplx_engine *engine);
 void pplx_words_stop(pplx_engine *engine); /* nobody turns any more; the owner lets its streams go */
 void pplx_gates_serve(pplx_engine *engine, pplx_counter *counter); /* it has counted */
 void pplx_bell_cancel(pplx_engine *engine, pplx_request *request); /* it was not rung for */
-void pplx_bell_ended(pplx_engine *engine, pplx_word *word);        /* its request has, and is released */
+void pplx_bell_ended(pplx_engine *engine, pplx_word *word); /* its request has, and is released */
 
 /* Owner: it is about to be queued on a stream of CUDA's. May wait for a second: gates_held.h. */
 void pplx_word_hold(pplx_word *word);

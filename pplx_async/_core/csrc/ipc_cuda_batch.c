@@ -110,8 +110,8 @@ static bool copy_by_kernel(ipc_cuda *cuda) {
     cu_function kernel = atomic_load_explicit(&cuda->kernel, memory_order_acquire);
     void *arguments[] = {&cuda->pieces};
     if (!kernel || cuda->count < FEW || cuda->longest > SMALL) return false;
-    return cuda->api->launch(kernel, (unsigned)((cuda->longest + KERNEL_BLOCK - 1) / KERNEL_BLOCK), cuda->count, 1, CUDA_PIECE_THREADS,
-                             1, 1, 0, cuda->streams[cuda->stream], arguments, NULL) == CU_OK;
+    return cuda->api->launch(kernel, (unsigned)((cuda->longest + KERNEL_BLOCK - 1) / KERNEL_BLOCK), cuda->count, 1,
+                             CUDA_PIECE_THREADS, 1, 1, 0, cuda->streams[cuda->stream], arguments, NULL) == CU_OK;
 }
 
 /* By one call. False: the driver has none, or says no. */
