@@ -16,7 +16,7 @@ usage: benchmarks/gpu.sh [options] [SECTION[=SECONDS]...]
   example    examples/gpu_pipeline.py, and with --graph      40 s
   measure    pplx_async beside plain CUDA C                 130 s
   peers      NCCL, and UCXX where it is installed            90 s
-  sanitize   the tests of GPUs under compute-sanitizer      100 s
+  sanitize   the tests of GPUs under compute-sanitizer       90 s
 
 Without a section: all of them, in ten minutes at most. A section that fails or takes too long stops no other one, and
 makes the exit status 1. Each writes what it has at once.
@@ -32,7 +32,7 @@ makes the exit status 1. Each writes what it has at once.
 END
 }
 
-declare -A LIMITS=([build]=150 [test]=90 [example]=40 [measure]=130 [peers]=90 [sanitize]=100)
+declare -A LIMITS=([build]=150 [test]=90 [example]=40 [measure]=130 [peers]=90 [sanitize]=90)
 ALL=(build test example measure peers sanitize)
 RESULTS=benchmarks/results WHEELS="" LIBRARY=libcuda.so.1 PYTHON=python3
 MEASURE=() QUICK=() SECTIONS=()
