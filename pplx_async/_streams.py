@@ -68,6 +68,7 @@ class CudaStream(Stream):
 
     def push(self, page: Page, word: GateCore | BellCore) -> None:
         """Queue the steps of a word."""
+        word.hold()
         page.pin(self._library, self._handle)
         word.queue(self._library, self._handle)
 

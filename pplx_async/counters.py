@@ -69,6 +69,9 @@ class ImmCounter(CounterCore):
         poisoned: transfers and gates that were queued there fail, and nothing of them is posted; those that are queued
         later raise, until `TransferEngine.rearm`.
 
+        It blocks while the engine, on another thread, unpins memory or loads code, for a second at most: a gate and
+        such a call would hold each other up. ``docs/gpu.md``, "What waits for a gate".
+
         A `RuntimeWarning` says, once a process, that with this gate as many streams wait as the GPU has queues, and
         nothing else will run there: ``docs/gpu.md``, "Streams".
 

@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define PPLX_API_ABI 1
+#define PPLX_API_ABI 2
 #define PPLX_API_CAPSULE "pplx_async._core.rt._C_API"
 
 /* X(result, name without pplx_, arguments) */
@@ -101,7 +101,8 @@ extern "C" {
     X(size_t, engine_gpus, (const pplx_engine *, pplx_gpu_told *, size_t))                                     \
     X(uint32_t, cell_take, (pplx_cell *))                                                                      \
     X(pplx_status, cuda_queue, (const char *, uint64_t, const pplx_step *, size_t, pplx_word *, pplx_error *)) \
-    X(void, word_undo, (pplx_word *))
+    X(void, word_undo, (pplx_word *))                                                                          \
+    X(void, word_hold, (pplx_word *))
 
 typedef struct pplx_api {
     size_t size; /* sizeof(pplx_api) in the core */

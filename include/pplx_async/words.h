@@ -100,7 +100,7 @@ typedef struct pplx_word {
     struct pplx_word *next, *prev; /* all that are armed */
     struct pplx_word *next_gate;   /* of those that wait for the same counter */
     /* later ones */
-    uint32_t gpu;   /* owner, before it is armed: the stream's, as pplx_cuda_push() says; 0: it is the host's */
+    uint32_t gpu;   /* owner, before it is armed: the stream's, as pplx_cuda_queue() says; 0: it is the host's */
     int32_t native; /* proxy, before `status`: of PPLX_NATIVE, CUDA's code */
     uint32_t turn;  /* owner, before it is armed: pplx_cell_take() */
     uint32_t holds; /* owner, until it arms it, then proxy: it counts in csrc/gates_held.h */
@@ -185,7 +185,11 @@ pplx_status pplx_cuda_push(const char *libcuda, uint64_t stream, const pplx_step
 pplx_status pplx_cuda_queue(const char *libcuda, uint64_t stream, const pplx_step *steps, size_t count, pplx_word *word,
                             pplx_error *error);
 
-/* It was queued, and is not to be armed: nothing waits for it. */
+/* Owner: it is about to be queued on a stream of CUDA's, which does this if it was not done. Waits for a call of the
+ * driver's that waits for gates, for a second at most: csrc/gates_held.h. */
+void pplx_word_hold(pplx_word *word);
+
+/* It is not to be armed: nothing waits for it. */
 void pplx_word_undo(pplx_word *word);
 
 #ifdef __cplusplus

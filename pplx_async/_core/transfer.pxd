@@ -30,7 +30,7 @@ cdef class Transfer(Promise):
     cdef readonly bint settled
     cdef readonly bint released
     cdef bint cancel_requested
-    cdef bint theirs  # copies much: the proxy is to do it
+    cdef bint theirs  # copies much: the proxy is to do it, or to go on with it
 
     cdef int use(self, Used used) except -1
     cdef list all_used(self)

@@ -137,9 +137,10 @@ cdef class Page:
         if self.pinned:
             return
         path = None if library is None else library.encode()
-        error.status = api.cuda_pin(
-            path_of(path), stream, <void *><size_t>self.start, CELLS * CELL_NBYTES, &pinned, &error
-        )
+        cdef const char *c_path = path_of(path)
+        cdef void *start = <void *><size_t>self.start
+        with nogil:  # it may wait in the driver as a launch does
+            error.status = api.cuda_pin(c_path, stream, start, CELLS * CELL_NBYTES, &pinned, &error)
         check(&error, "pin the words of an engine", "cuda")
         self.pinned = pinned.address
 
@@ -335,12 +336,17 @@ cdef class Word:
         api.word_undo(&self.word)
         self.give_back()
 
-    def queue(self, str library, uint64_t stream) -> None:
-        """Queue its part on a stream of CUDA's: all of it, or none and raise.
+    def hold(self) -> None:
+        """Before the driver is called for it: wait while a thread beside is in a call that waits for gates.
 
-        A gate waits before that, without the GIL, while a thread beside is in a call of the driver's that waits for
-        gates; for a second at most.
+        Without the GIL, and for a second at most. Its own step, for what a signal's handler raises after it comes
+        before anything is queued.
         """
+        with nogil:
+            api.word_hold(&self.word)
+
+    def queue(self, str library, uint64_t stream) -> None:
+        """Queue its part on a stream of CUDA's: all of it, or none and raise."""
         cdef pplx_error error
         cdef bytes path = None if library is None else library.encode()
         cdef const char *c_path = path_of(path)

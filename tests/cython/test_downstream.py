@@ -68,7 +68,7 @@ def test_immediate_round_trip(built, eighths):
 
 def test_capsule(built):
     downstream = load(built, "downstream_c")
-    assert downstream.abi() == (1, "PEER_LOST")
+    assert downstream.abi() == (2, "PEER_LOST")
 
 
 def test_headers_are_where_get_include_says():

@@ -67,6 +67,15 @@ static cu_result make_word(const pplx_libcuda *cuda, nudge *entry) {
     return CU_OK;
 }
 
+/* A device's primary one, which lasts; others are the program's to destroy, with our stream. */
+static bool is_primary(const pplx_libcuda *cuda, cu_context context) {
+    cu_device device;
+    cu_context primary;
+    if (cuda->context_device(&device) != CU_OK || cuda->primary_retain(&primary, device) != CU_OK) return false;
+    cuda->primary_release(device);
+    return primary == context;
+}
+
 uint32_t pplx_nudge_find(const pplx_libcuda *cuda, cu_context context) {
     const pid_t pid = getpid();
     uint32_t i = 0;
@@ -75,7 +84,8 @@ uint32_t pplx_nudge_find(const pplx_libcuda *cuda, cu_context context) {
     if (i == count && count < PPLX_MOST_NUDGES) {
         nudge *entry = &nudges[count++];
         *entry = (nudge){.cuda = cuda, .context = context, .pid = pid};
-        if (make_word(cuda, entry) != CU_OK || pplx_cuda_stream(cuda, &entry->stream) != CU_OK)
+        if (!is_primary(cuda, context) || make_word(cuda, entry) != CU_OK ||
+            pplx_cuda_stream(cuda, &entry->stream) != CU_OK)
             atomic_init(&entry->state, BROKEN);
     }
     const bool found = i < count;
@@ -97,10 +107,10 @@ static bool give(nudge *entry) {
 static void nudge_one(nudge *entry) {
     uint32_t seen = atomic_load_explicit(&entry->state, memory_order_relaxed); /* relaxed: the exchange looks again */
     do
-        if (seen != IDLE && seen != BUSY) return;
+        if (seen == BROKEN) return;
     while (!atomic_compare_exchange_weak_explicit(&entry->state, &seen, seen == IDLE ? BUSY : AGAIN,
                                                   memory_order_acq_rel, memory_order_relaxed)); /* see the head */
-    if (seen == BUSY) return;
+    if (seen != IDLE) return;
     while (give(entry)) {
         seen = BUSY;
         if (atomic_compare_exchange_strong_explicit(&entry->state, &seen, IDLE, memory_order_acq_rel,

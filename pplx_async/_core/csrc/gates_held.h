@@ -27,7 +27,7 @@ void pplx_gate_lets_go(void);
 uint32_t pplx_gates_held(void);
 
 /* A gate is about to be queued, and holds from now on: wait until no call is under way that waits for gates, for a second
- * at most. Any thread that makes no such call. */
+ * at most, and not once more for a call that was waited for in vain. Any thread that makes no such call. */
 void pplx_gate_comes(void);
 
 /* Round such calls. On a thread of aside.c it waits until there is no gate, however long that takes; on any other, which

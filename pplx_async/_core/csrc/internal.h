@@ -417,9 +417,6 @@ void pplx_gates_serve(pplx_engine *engine, pplx_counter *counter); /* it has cou
 void pplx_bell_cancel(pplx_engine *engine, pplx_request *request); /* it was not rung for */
 void pplx_bell_ended(pplx_engine *engine, pplx_word *word); /* its request has, and is released */
 
-/* Owner: it is about to be queued on a stream of CUDA's. May wait for a second: gates_held.h. */
-void pplx_word_hold(pplx_word *word);
-
 /* Then nobody who makes progress may sleep. */
 static inline bool pplx_words_armed(const pplx_engine *engine) {
     /* relaxed: the holder's own; to others it says whether to leave the turns to the proxy, which an old value delays */

@@ -432,9 +432,16 @@ typedef struct together {
     uint64_t nbytes, pages;
 } together;
 
-static together gather(const pplx_target *target) {
+/* A GPU copies by itself, and soon: what is together counts once of a quantum. What the provider's thread copies counts
+ * one by one, for others wait as long. */
+static bool is_of_gpu(const pplx_target *target) {
+    return target->local && target->local->memory.kind == PPLX_MEMORY_CUDA;
+}
+
+static together gather(const pplx_target *target, uint32_t quantum) {
     const pplx_peer *peer = target->peer;
-    const uint32_t most = peer->nlinks == 1 ? peer->links[0].domain->caps.max_segments : 0;
+    const uint32_t allowed = peer->nlinks == 1 ? peer->links[0].domain->caps.max_segments : 0;
+    const uint32_t most = allowed < quantum || is_of_gpu(target) ? allowed : quantum;
     const uint64_t most_nbytes = target->most < TOGETHER_NBYTES ? target->most : TOGETHER_NBYTES;
     together some = {0};
     while (some.count < most && target->cursor + some.count < target->nsegments) {
@@ -457,18 +464,18 @@ static void stage_together(pplx_link *link, pplx_target *target, const together 
 }
 
 /* The caller holds the target by one `inflight`, so that it can't finish in here. */
-static enum verdict cut_target(pplx_target *target, uint32_t quantum) {
+static enum verdict cut_target(pplx_target *target, uint32_t *quantum) {
     pplx_peer *peer = target->peer;
     while (target->cursor < target->nsegments) {
         if (target->piece == 0) target->most = peer->max_piece; /* it may change, but not within a segment */
-        const together some = target->piece ? (together){0} : gather(target);
+        const together some = target->piece ? (together){0} : gather(target, *quantum);
         if (some.count > 1) {
             if (target->status == PPLX_CANCELLED) return POSTED_ALL;
-            if (quantum == 0) return USED_QUANTUM;
+            if (*quantum == 0) return USED_QUANTUM;
             pplx_link *link = link_with_room(peer, some.nbytes, &(cut){0}, 0);
             if (!link || !target->queued) return NO_ROOM;
             stage_together(link, target, &some);
-            quantum--;
+            *quantum -= is_of_gpu(target) ? 1 : some.count;
             target->cursor += some.count;
             continue;
         }
@@ -476,14 +483,14 @@ static enum verdict cut_target(pplx_target *target, uint32_t quantum) {
         const cut c = cut_segment(target, segment);
         for (; target->piece < c.npieces; target->piece++) {
             if (target->status == PPLX_CANCELLED && target->piece % c.pieces_per_page == 0) return POSTED_ALL;
-            if (quantum == 0) return USED_QUANTUM;
+            if (*quantum == 0) return USED_QUANTUM;
             if (c.last_counts && (target->piece + 1) % c.pieces_per_page == 0 && target->inflight > 1) return WAITS;
             uint64_t nbytes = piece_start(segment, &c, target->piece + UINT64_C(1)) -
                               piece_start(segment, &c, target->piece);
             pplx_link *link = link_with_room(peer, nbytes, &c, target->piece);
             if (!link || !target->queued) return NO_ROOM; /* flushing may have failed the target */
             stage(link, target, &c);
-            quantum--;
+            --*quantum;
         }
         target->piece = 0;
         target->cursor++;
@@ -491,17 +498,16 @@ static enum verdict cut_target(pplx_target *target, uint32_t quantum) {
     return POSTED_ALL;
 }
 
-/* Returns how many work requests were staged. Afterwards a target that is not queued may be gone. */
+/* Returns how much of the quantum was staged. Afterwards a target that is not queued may be gone. */
 static uint32_t post_target(pplx_target *target, uint32_t quantum, enum verdict *verdict, bool *queued) {
+    uint32_t left = quantum;
     target->inflight++;
-    uint32_t before = target->inflight;
-    *verdict = cut_target(target, quantum);
-    uint32_t staged = target->inflight > before ? target->inflight - before : 0;
+    *verdict = cut_target(target, &left);
     target->inflight--;
     if (*verdict == POSTED_ALL && target->queued) dequeue(target->peer, target);
     *queued = target->queued;
     finish_if_ended(target);
-    return staged;
+    return quantum - left;
 }
 
 /* One turn for a peer: true if anything was posted. */

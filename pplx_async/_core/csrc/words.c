@@ -411,8 +411,9 @@ void pplx_word_take(pplx_engine *engine, pplx_node *node) {
 
 /* ---- the owner's side ---- */
 
+/* See gates_held.h. */
 void pplx_word_hold(pplx_word *word) {
-    if (word->kind != PPLX_WORD_GATE || word->repeats) return;
+    if (word->kind != PPLX_WORD_GATE || word->repeats || word->holds) return;
     word->holds = 1;
     pplx_gate_comes();
 }

@@ -392,5 +392,6 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         pplx_status (*cuda_queue)(const char *, uint64_t, const pplx_step *, size_t, pplx_word *,
                                   pplx_error *) noexcept nogil
         void (*word_undo)(pplx_word *) noexcept nogil
+        void (*word_hold)(pplx_word *) noexcept nogil
 
     const pplx_api *pplx_core_api()
