@@ -3,6 +3,8 @@
 """TransferEngine.write_pages: index types, strides, offsets, coalescing, and what is refused."""
 
 import array
+import asyncio
+import contextlib
 import math
 
 import numpy as np
@@ -174,6 +176,24 @@ async def test_pages_with_gaps_are_not_coalesced(pair):
     )
     assert posted(pair.a)[0] - before in expected(pair.a, 20)
     assert not target.array.reshape(20, 64)[:, 60:].any()
+
+
+async def test_cancelled_pages_are_there_or_nothing_of_them_is(pair):
+    pages, page = 8192, 16384
+    source = await pair.source(np.full(pages * page, 7, dtype=np.uint8))
+    target = await pair.target(pages * page)
+    order = np.random.default_rng(7).permutation(pages)
+    for seconds in (0, 0.001, 0.002):
+        target.array[:] = 0
+        transfer = pair.a.write_pages(
+            source, target.remote, page_nbytes=page, local_pages=order, remote_pages=order[::-1]
+        )
+        await asyncio.sleep(seconds)
+        transfer.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await transfer
+        written = target.array.reshape(pages, page)
+        assert np.array_equal((written == 7).all(axis=1), written.any(axis=1))
 
 
 async def test_more_pages_than_a_run_can_count(pair):
