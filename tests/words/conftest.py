@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,9 @@ class Board:
                 raise stream.failure
 
     async def no_words(self) -> None:
-        """Wait until the proxies of both have none to look at."""
+        """Wait until the proxies of both have none to look at, and this thread has heard of the last."""
         await eventually(lambda: self.a.stats().words == self.b.stats().words == 0, "no word is armed")
+        await asyncio.sleep(0.01)  # that is told right after it is counted
 
     def close(self) -> None:
         for stream in self.streams:
