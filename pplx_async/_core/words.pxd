@@ -17,6 +17,7 @@ cdef class Page:
     cdef object free  # indices, the one that was given back first comes first
     cdef readonly bint kept
     cdef uint64_t pinned  # where it starts for GPUs; 0: it is not, by this engine
+    cdef dict places      # where that is for those of a library that know it
 
     cdef pplx_cell *cell(self, int index) noexcept
 

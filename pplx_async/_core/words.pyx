@@ -115,6 +115,7 @@ cdef class Page:
         PyObject_GetBuffer(self.memory, &self.view, PyBUF_SIMPLE)
         self.start = <uint64_t><size_t>self.view.buf
         self.free = deque(range(CELLS))
+        self.places = {}
 
     cdef pplx_cell *cell(self, int index) noexcept:
         return <pplx_cell *><size_t>(self.start + <uint64_t>(index * CELL_NBYTES))
@@ -136,13 +137,16 @@ cdef class Page:
         cdef bytes path
         if self.pinned:
             return
+        if library in self.places:  # by an engine before
+            self.pinned = self.places[library]
+            return
         path = None if library is None else library.encode()
         cdef const char *c_path = path_of(path)
         cdef void *start = <void *><size_t>self.start
         with nogil:  # it may wait in the driver as a launch does
             error.status = api.cuda_pin(c_path, stream, start, CELLS * CELL_NBYTES, &pinned, &error)
         check(&error, "pin the words of an engine", "cuda")
-        self.pinned = pinned.address
+        self.pinned = self.places[library] = pinned.address
 
     @property
     def device_address(self) -> int:

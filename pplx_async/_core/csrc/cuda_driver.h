@@ -27,7 +27,7 @@ typedef struct cu_ipc_handle {
     uint8_t bytes[64];
 } cu_ipc_handle;
 
-enum { CU_OK = 0, CU_ERROR_NOT_READY = 600, CU_ERROR_NOT_SUPPORTED = 801 };
+enum { CU_OK = 0, CU_ERROR_NOT_READY = 600, CU_ERROR_ALREADY_REGISTERED = 712, CU_ERROR_NOT_SUPPORTED = 801 };
 
 enum cu_device_attribute {
     CU_CAN_FLUSH_REMOTE_WRITES = 98,

@@ -468,7 +468,8 @@ static enum verdict cut_target(pplx_target *target, uint32_t *quantum) {
     pplx_peer *peer = target->peer;
     while (target->cursor < target->nsegments) {
         if (target->piece == 0) target->most = peer->max_piece; /* it may change, but not within a segment */
-        const together some = target->piece ? (together){0} : gather(target, *quantum);
+        together some = {0};
+        if (target->piece == 0 && target->cursor + 1 < target->nsegments) some = gather(target, *quantum);
         if (some.count > 1) {
             if (target->status == PPLX_CANCELLED) return POSTED_ALL;
             if (*quantum == 0) return USED_QUANTUM;
