@@ -111,7 +111,10 @@ typedef struct pplx_segment {
 } pplx_segment;
 
 /* One unit of work for one NIC. An immediate alone is a PPLX_WRITE_IMM of 0 bytes, and like every
- * write it names valid local memory and a valid remote address and key (EFA insists). */
+ * write it names valid local memory and a valid remote address and key (EFA insists).
+ *
+ * Of several segments (pplx_caps.max_segments at most) it says where the first one lies, and the others lie as far from
+ * that as their offsets do; `nbytes` is the sum, and none of them is empty. */
 typedef struct pplx_work_request {
     pplx_op *op; /* comes back in the completion; valid until then */
     uint64_t local_address;
@@ -123,9 +126,7 @@ typedef struct pplx_work_request {
     uint8_t flags;       /* enum pplx_work_flag */
     uint16_t nsegments;  /* 0; or several, a write or read of each, which ends as one */
     uint32_t imm;
-    const pplx_segment
-        *segments; /* valid until it ends. The addresses are those of the first, and the others' lie as far
-                                   * from them as their offsets do; `nbytes` is the sum, and none has 0 */
+    const pplx_segment *segments; /* see above; valid until it ends */
 } pplx_work_request;
 
 enum pplx_completion_kind {

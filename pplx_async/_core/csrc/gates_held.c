@@ -47,7 +47,7 @@ void pplx_outlast_gates(void) {
     for (;;) {
         atomic_fetch_add_explicit(&calls, 1, memory_order_seq_cst);
         if (!pplx_gates_held() || !pplx_aside_is_here()) return;
-        pplx_gates_may_come();
+        atomic_fetch_sub_explicit(&calls, 1, memory_order_release); /* none has ended, for none was made */
         nap(NAP_NS);
     }
 }

@@ -8,6 +8,7 @@
  *           Addressed: the same, by the kernel
  *           Staged: a command for each piece; a read's piece is copied here when it is acknowledged
  *           From GPU to GPU: a stream's, ipc_cuda_batch.c; between GPU and host piece by piece: ipc_cuda_host.c
+ *           Of several segments: one after the other, and the immediate behind the last; a stream's at once
  *   sends   messages, which need a RECV at the peer before they are begun
  *   waiting all commands are out; ends with the last acknowledgement
  *
