@@ -4,7 +4,6 @@
 /* Gates of streams that look now and then only, as a GPU's do: they open at once all the same, for their GPU is nudged;
  * and what there is to be said about that stream of ours. On the tests' own libcuda, which lies beside this program; each
  * case has a GPU of its own. */
-#include <dlfcn.h>
 #include <limits.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -12,6 +11,7 @@
 
 #include "cuda_nudge.h"
 #include "engine_helpers.h"
+#include "fake_cuda_calls.h"
 #include "internal.h"
 
 /* Streams look so rarely, and nobody's patience lasts that long. */
@@ -22,23 +22,14 @@ static const pplx_libcuda *cuda;
 static int (*doze)(int), (*hold_stores)(int), (*stores)(void), (*pinned)(void), (*waiting)(void), (*queued)(void);
 static int (*begin_capture)(cu_stream, int), (*end_capture)(cu_stream, void **), (*destroy_graph)(void *);
 
-static void set(const char *name, const char *value) { CHECK(setenv(name, value, 1) == 0); }
-
 static void load(void) {
     pplx_error error;
     set("FAKE_CUDA_FAIL", "");
     set("FAKE_CUDA_WORDS", "1");
     set("FAKE_CUDA_DEVICES", "8");
-    const ssize_t length = readlink("/proc/self/exe", libcuda, sizeof libcuda - 32);
-    CHECK(length > 0);
-    libcuda[length] = 0;
-    strcpy(strrchr(libcuda, '/'), "/libcuda_fake.so.1");
+    find_fake_cuda(libcuda);
     CHECK_EQ(pplx_cuda_load(libcuda, &cuda, &error), PPLX_OK);
-    void *library = dlopen(libcuda, RTLD_NOW | RTLD_LOCAL);
-    const struct {
-        void *function;
-        const char *name;
-    } functions[] = {
+    const fake_cuda_call calls[] = {
         {&doze, "fake_cuda_doze"},
         {&hold_stores, "fake_cuda_hold_stores"},
         {&stores, "fake_cuda_stores"},
@@ -49,11 +40,7 @@ static void load(void) {
         {&end_capture, "cuStreamEndCapture"},
         {&destroy_graph, "cuGraphDestroy"},
     };
-    for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
-        void *function = dlsym(library, functions[i].name);
-        CHECK(function);
-        memcpy(functions[i].function, &function, sizeof function);
-    }
+    find_fake_cuda_calls(libcuda, calls, sizeof calls / sizeof *calls);
 }
 
 /* ------------------------------------------------------------------ an engine whose stream waits */

@@ -4,12 +4,12 @@
 /* Chunks of virtual mappings: found, shared, mapped, and all that may be wrong with them. On the tests' own libcuda,
  * which lies beside this program; tests/gpu/test_virtual_driver.py holds that to what a driver says. */
 #include <dirent.h>
-#include <dlfcn.h>
 #include <limits.h>
 #include <sys/mman.h>
 
 #include "check.h"
 #include "cuda_virtual.h"
+#include "fake_cuda_calls.h"
 
 enum { CHUNK = 2 << 20, BY_FD = 1 };
 
@@ -18,30 +18,18 @@ static int (*create)(uint64_t *, size_t, const void *, unsigned long long), (*ma
     (*exist)(void);
 static int (*to_device)(uint64_t, const void *, size_t), (*from_device)(void *, uint64_t, size_t);
 
-static void set(const char *name, const char *value) { CHECK(setenv(name, value, 1) == 0); }
-
 static void load(void) {
     char path[PATH_MAX];
     pplx_error error;
     cu_context context;
     set("FAKE_CUDA_FAIL", "");
-    const ssize_t length = readlink("/proc/self/exe", path, sizeof path - 32);
-    CHECK(length > 0);
-    path[length] = 0;
-    strcpy(strrchr(path, '/'), "/libcuda_fake.so.1");
+    find_fake_cuda(path);
     CHECK_EQ(pplx_cuda_load(path, &cuda, &error), PPLX_OK);
     CHECK(cuda->primary_retain(&context, 0) == CU_OK && cuda->context_push(context) == CU_OK);
-    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    const struct {
-        void *function;
-        const char *name;
-    } functions[] = {{&create, "cuMemCreate"},     {&mapped, "fake_cuda_mapped"},   {&reserved, "fake_cuda_reserved"},
-                     {&exist, "fake_cuda_chunks"}, {&to_device, "cuMemcpyHtoD_v2"}, {&from_device, "cuMemcpyDtoH_v2"}};
-    for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
-        void *function = dlsym(library, functions[i].name);
-        CHECK(function);
-        memcpy(functions[i].function, &function, sizeof function);
-    }
+    const fake_cuda_call calls[] = {{&create, "cuMemCreate"},          {&mapped, "fake_cuda_mapped"},
+                                    {&reserved, "fake_cuda_reserved"}, {&exist, "fake_cuda_chunks"},
+                                    {&to_device, "cuMemcpyHtoD_v2"},   {&from_device, "cuMemcpyDtoH_v2"}};
+    find_fake_cuda_calls(path, calls, sizeof calls / sizeof *calls);
 }
 
 static int descriptors(void) {

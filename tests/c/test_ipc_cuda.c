@@ -4,9 +4,9 @@
 /* Memory of GPUs over the ipc provider, where it is about moments: what is under way when somebody closes, and what
  * fails. On the tests' own libcuda, with which memory of a GPU is memory of the host at another address; and within
  * one process, since what is between two is tested in tests/gpu. */
-#include <dlfcn.h>
 #include <limits.h>
 
+#include "fake_cuda_calls.h"
 #include "gates_held.h"
 #include "ipc_cuda.h"
 #include "ipc_sides.h"
@@ -33,25 +33,13 @@ static int (*retain)(uintptr_t *, int), (*push)(uintptr_t);
 static int (*stream_create)(void **, unsigned), (*stream_destroy)(void *);
 static int (*wait_value)(void *, uint64_t, uint64_t, unsigned), (*waiting)(void);
 
-/* Of this libcuda's, whose threads look at them at any time: so they are there from the beginning, for what is added to
- * the environment may move it. */
-static void set(const char *name, const char *value) { CHECK(setenv(name, value, 1) == 0); }
-
 /* It lies beside this program. */
 static void load(void) {
     set("FAKE_CUDA_FAIL", "");
     set("FAKE_CUDA_COPY_US", "0");
     set("FAKE_CUDA_PIN_US", "0");
-    const ssize_t length = readlink("/proc/self/exe", libcuda, sizeof libcuda - 32);
-    CHECK(length > 0);
-    libcuda[length] = 0;
-    strcpy(strrchr(libcuda, '/'), "/libcuda_fake.so.1");
-    void *library = dlopen(libcuda, RTLD_NOW | RTLD_LOCAL);
-    CHECK(library);
-    static const struct {
-        void *function;
-        const char *name;
-    } functions[] = {
+    find_fake_cuda(libcuda);
+    static const fake_cuda_call calls[] = {
         {&adopt, "fake_cuda_adopt"},
         {&forget, "fake_cuda_forget"},
         {&run_kernel, "fake_cuda_run_kernel"},
@@ -77,11 +65,7 @@ static void load(void) {
         {&stream_destroy, "cuStreamDestroy_v2"},
         {&wait_value, "cuStreamWaitValue64_v2"},
     };
-    for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
-        void *function = dlsym(library, functions[i].name);
-        CHECK(function);
-        memcpy(functions[i].function, &function, sizeof function);
-    }
+    find_fake_cuda_calls(libcuda, calls, sizeof calls / sizeof *calls);
 }
 
 static void device_register(device *d, side *s) {

@@ -4,13 +4,13 @@
 /* Virtual mappings of memory of GPUs, and a hostile peer. It shows some: descriptors of chunks that are none, too many
  * or too few, and of what the driver doesn't know. And it asks for ours. On the tests' own libcuda, which lies beside
  * this program. */
-#include <dlfcn.h>
 #include <limits.h>
 #include <linux/capability.h>
 #include <stdatomic.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
+#include "fake_cuda_calls.h"
 #include "ipc_attacker.h"
 
 enum { KEY = 77, CHUNK = 2 << 20, GPU = 4096 };
@@ -22,25 +22,13 @@ static int (*create)(uint64_t *, size_t, const void *, unsigned long long);
 
 static void load(void) {
     pplx_error error;
-    const ssize_t length = readlink("/proc/self/exe", libcuda, sizeof libcuda - 32);
-    CHECK(length > 0);
-    libcuda[length] = 0;
-    strcpy(strrchr(libcuda, '/'), "/libcuda_fake.so.1");
-    void *library = dlopen(libcuda, RTLD_NOW | RTLD_LOCAL);
-    CHECK(library);
+    find_fake_cuda(libcuda);
     CHECK_EQ(pplx_cuda_load(libcuda, &cuda, &error), PPLX_OK);
-    static const struct {
-        void *function;
-        const char *name;
-    } functions[] = {
+    static const fake_cuda_call calls[] = {
         {&adopt, "fake_cuda_adopt"},       {&forget, "fake_cuda_forget"}, {&mapped, "fake_cuda_mapped"},
         {&imported, "fake_cuda_imported"}, {&create, "cuMemCreate"},
     };
-    for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
-        void *function = dlsym(library, functions[i].name);
-        CHECK(function);
-        memcpy(functions[i].function, &function, sizeof function);
-    }
+    find_fake_cuda_calls(libcuda, calls, sizeof calls / sizeof *calls);
 }
 
 /* A victim with memory on a GPU, so that it opens that of its peers. */
