@@ -133,10 +133,7 @@ API cuPointerGetAttributes(unsigned count, const int *attributes, void **data, u
     chunk chunk = {.device = -2};
     if (!is_there(range, pointer, &chunk)) range = NULL;
     for (unsigned i = 0; i < count; i++) {
-        const uint32_t type = range                        ? 2
-                              : fake_is_pinned(pointer, 1) ? 1
-                                                           : 0,
-                       no = 0,
+        const uint32_t type = range ? 2 : 0, no = 0,
                        shareable = range && !range->opened && !range->reserved && !fake_env("FAKE_CUDA_POOL", 0);
         const uint64_t start = range ? range->start : 0;
         const size_t nbytes = range ? range->nbytes : 0;

@@ -85,13 +85,10 @@ cu_result pplx_cuda_look_up(const pplx_libcuda *cuda, cu_pointer pointer, cuda_r
 }
 
 cu_result pplx_cuda_pin_pages(const pplx_libcuda *cuda, void *memory, size_t nbytes, cu_pointer *address) {
-    cuda_range range;
-    if (pplx_cuda_look_up(cuda, (uintptr_t)memory, &range) == CU_OK && range.type == CU_MEMORY_HOST)
-        return cuda->host_device_pointer(address, memory, 0);
     cu_result result = cuda->host_register(memory, nbytes, CU_HOST_REGISTER_PORTABLE | CU_HOST_REGISTER_DEVICEMAP);
-    if (result != CU_OK) return result;
-    result = cuda->host_device_pointer(address, memory, 0);
-    if (result != CU_OK) cuda->host_unregister(memory);
+    const bool is_new = result == CU_OK;
+    if (is_new || result == CU_ERROR_ALREADY_REGISTERED) result = cuda->host_device_pointer(address, memory, 0);
+    if (is_new && result != CU_OK) cuda->host_unregister(memory);
     return result;
 }
 

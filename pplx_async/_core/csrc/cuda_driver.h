@@ -57,7 +57,7 @@ enum cu_pointer_attribute {
     CU_POINTER_MAPPING_START = 19 /* cu_pointer */
 };
 
-enum cu_memory_type { CU_MEMORY_HOST = 1, CU_MEMORY_DEVICE = 2 };
+enum cu_memory_type { CU_MEMORY_DEVICE = 2 };
 
 enum cu_handle_type { CU_HANDLE_POSIX_FD = 1 };
 
@@ -186,8 +186,8 @@ typedef struct cuda_range {
 
 cu_result pplx_cuda_look_up(const pplx_libcuda *cuda, cu_pointer pointer, cuda_range *range);
 
-/* Have every GPU see whole pages of the host's, once; where, as they see it. They stay pinned until they are unregistered,
- * and to ask for them again does no harm. */
+/* Have every GPU see whole pages of the host's, until they are unregistered: where, as all of them see it. Once more does
+ * no harm, but for tools that report what the driver says to it. */
 cu_result pplx_cuda_pin_pages(const pplx_libcuda *cuda, void *memory, size_t nbytes, cu_pointer *address);
 
 static inline bool cuda_holds(const cuda_range *range, cu_pointer address, uint64_t nbytes) {

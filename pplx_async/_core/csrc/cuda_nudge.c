@@ -49,21 +49,24 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* a leaf of ours; the 
 static nudge nudges[PPLX_MOST_NUDGES];
 static uint32_t count; /* under the lock */
 static void *page; /* likewise; a line for each. Shared with children: no copy on write comes between us and the GPU */
+static cu_pointer page_at; /* ... as every GPU sees it */
 static pid_t pinned_by; /* ... whose it is; under the lock */
 
 static cu_result make_word(const pplx_libcuda *cuda, nudge *entry) {
     const size_t nbytes = (size_t)sysconf(_SC_PAGESIZE), offset = (size_t)(entry - nudges) * LINE;
-    cu_pointer start;
     if (pinned_by != entry->pid) {
         void *memory = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         if (memory == MAP_FAILED) return CU_ERROR_NOT_SUPPORTED;
+        const cu_result result = pplx_cuda_pin_pages(cuda, memory, nbytes, &page_at);
+        if (result != CU_OK) {
+            munmap(memory, nbytes);
+            return result;
+        }
         page = memory;
         pinned_by = entry->pid;
     }
-    const cu_result result = pplx_cuda_pin_pages(cuda, page, nbytes, &start);
-    if (result != CU_OK) return result;
     entry->taken = (const _Atomic uint64_t *)(void *)((char *)page + offset);
-    entry->address = start + offset;
+    entry->address = page_at + offset;
     return CU_OK;
 }
 

@@ -55,11 +55,7 @@ pplx_status pplx_cuda_pin(const char *path, uint64_t stream, void *memory, size_
     if (status != PPLX_OK) return status;
     cu_result result = enter(cuda, (cu_stream)(uintptr_t)stream, &context, &mode);
     if (result != CU_OK) return failed(cuda, result, "no context of that stream", error);
-    result = cuda->host_register(memory, nbytes, CU_HOST_REGISTER_PORTABLE | CU_HOST_REGISTER_DEVICEMAP);
-    const bool is_new = result == CU_OK;
-    if (is_new || result == CU_ERROR_ALREADY_REGISTERED)
-        result = cuda->host_device_pointer(&pinned->address, memory, 0);
-    if (is_new && result != CU_OK) cuda->host_unregister(memory);
+    result = pplx_cuda_pin_pages(cuda, memory, nbytes, &pinned->address);
     pplx_cuda_leave(cuda, mode);
     if (result != CU_OK) return failed(cuda, result, "the words can't be pinned", error);
     pinned->context = (uintptr_t)context;
