@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 
 /* The engine over loopback: writes and reads, how they are cut, and what they count. */
+#include <stdatomic.h>
 #include <sys/resource.h>
 
 #include "engine_helpers.h"
@@ -284,6 +285,59 @@ static void small_writes_starve_no_large_one(void) {
     for (int i = 0; i < WINDOW; i++) WAIT(small[i].end.released);
     CHECK(pair_equal(&pair, 0, LARGE));
     CHECK_COUNT(&pair, PPLX_EIGHTHS);
+    pair_close(&pair);
+}
+
+extern const pplx_provider pplx_provider_ipc;
+static atomic_uint pages_before_small;
+static atomic_bool small_is_here, small_was_posted;
+
+static pplx_status counting_post(pplx_provider_endpoint *endpoint, const pplx_work_request *requests, size_t count,
+                                 size_t *posted, int32_t *provider_error) {
+    const pplx_status status = pplx_provider_ipc.post(endpoint, requests, count, posted, provider_error);
+    for (size_t i = 0; i < *posted; i++) {
+        if (requests[i].nsegments == 0 && requests[i].nbytes == 8) atomic_store(&small_was_posted, true);
+        if (requests[i].nsegments == 0 || atomic_load(&small_was_posted)) continue;
+        atomic_fetch_add(&pages_before_small, requests[i].nsegments);
+        while (!atomic_load(&small_is_here)) poll(NULL, 0, 1); /* from here on it waits for its turn */
+    }
+    return status;
+}
+
+/* Pages of the host's memory, many in a work request, keep a small write to the same peer from its turn no longer than
+ * one by one: what was on its way when it came, and one more turn. */
+static void pages_together_take_turns(void) {
+    enum { FLOOD = 8192, QUANTUM = 64 /* PPLX_QUANTUM, and ipc's posts_per_turn */ };
+    static pplx_segment pages[FLOOD];
+    pair pair;
+    transfer flood, small;
+    pplx_provider provider = pplx_provider_ipc;
+    provider.post = counting_post;
+    host_provider = &provider;
+    host_device = "host";
+    pair_open(&pair, 1, 1, "", 2 * PAGE * FLOOD);
+    host_provider = &pplx_provider_loopback;
+    host_device = "loop%u";
+    for (uint64_t i = 0; i < FLOOD; i++) pages[i] = (pplx_segment){2 * i * PAGE, 2 * i * PAGE, PAGE, 1};
+    memset(&flood, 0, sizeof flood);
+    flood.target = (pplx_target){.local = &pair.from.mr,
+                                 .remote = &pair.remote,
+                                 .peer = pair.ab,
+                                 .segments = pages,
+                                 .nsegments = FLOOD,
+                                 .counter = pair.counter.id};
+    transfer_submit(&pair.a, &flood, PPLX_WRITE);
+    WATCH(atomic_load(&pages_before_small) > 0);
+    start_write(&pair, &small, PAGE, 8, true);
+    atomic_store(&small_is_here, true);
+    WAIT(small.end.released && flood.end.released);
+    CHECK_EQ(small.request.error.status, PPLX_OK);
+    CHECK_EQ(flood.request.error.status, PPLX_OK);
+    CHECK(atomic_load(&small_was_posted));
+    CHECK(atomic_load(&pages_before_small) <= 2 * QUANTUM);
+    CHECK(pair_equal(&pair, PAGE, 8));
+    CHECK(pair_equal(&pair, 2 * (FLOOD - 1) * PAGE, PAGE));
+    CHECK_COUNT(&pair, (FLOOD + 1) * PPLX_EIGHTHS);
     pair_close(&pair);
 }
 
@@ -603,6 +657,7 @@ int main(void) {
     RUN(last_fragment_comes_last);
     RUN(waiting_fragments_take_turns);
     RUN(small_writes_starve_no_large_one);
+    RUN(pages_together_take_turns);
     RUN(large_pages_in_a_run);
     RUN(immediates_before_anyone_looks);
     RUN(notifications_are_not_lost);
