@@ -72,9 +72,11 @@ class BuildPy(build_py):
             self.copy_file(header, str(target))
 
 
-# The Makefile builds in place, incrementally, and then installs the metadata only.
-modules = [] if os.environ.get("PPLX_ASYNC_PREBUILT") else [extension(path) for path in sorted(glob(f"{CORE}/*.pyx"))]
-setup(
-    ext_modules=cythonize(modules, build_dir="build/cython", language_level=3),
-    cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
-)
+if __name__ == "__main__":  # where children of cythonize() start afresh, they read this file, too
+    # The Makefile builds in place, incrementally, and then installs the metadata only.
+    prebuilt = os.environ.get("PPLX_ASYNC_PREBUILT")
+    modules = [] if prebuilt else [extension(path) for path in sorted(glob(f"{CORE}/*.pyx"))]
+    setup(
+        ext_modules=cythonize(modules, nthreads=os.cpu_count() or 1, build_dir="build/cython", language_level=3),
+        cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
+    )
