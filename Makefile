@@ -42,10 +42,6 @@ EXT_DEPS  := setup.py $(wildcard include/pplx_async/*.h $(CORE)/csrc/*.[ch] $(CO
 # Most tests wait most of the time. A file stays together: its tests share engines. The files come in their order,
 # not by their numbers of tests: the longest one has few.
 AT_ONCE   := --numprocesses $(strip $(JOBS)) --dist loadfile --no-loadscope-reorder
-# No event loop in these: once is enough.
-LOOP_FREE := $(wildcard tests/unit/test_exports.py tests/unit/test_layering.py tests/unit/test_packaging.py \
-	tests/unit/test_benchmarks.py tests/unit/test_bench.py \
-	tests/unit/test_bench_gpu.py tests/soak/test_soak.py tests/fuzz/test_targets.py)
 
 export PIP_ROOT_USER_ACTION ?= ignore
 
@@ -110,8 +106,8 @@ test-asyncio: $(STAMP)/ext $(STAMP)/test  ## The suite on asyncio's own loop (AR
 	$(PY) -m pytest $(AT_ONCE) --loop asyncio $(ARGS)
 
 .PHONY: test-uvloop
-test-uvloop: $(STAMP)/ext $(STAMP)/test  ## The suite on uvloop, less what needs no loop
-	$(PY) -m pytest $(AT_ONCE) --loop uvloop $(LOOP_FREE:%=--ignore=%) $(ARGS)
+test-uvloop: $(STAMP)/ext $(STAMP)/test  ## The suite on uvloop, less what has no loop
+	$(PY) -m pytest $(AT_ONCE) --loop uvloop $(ARGS)
 
 .PHONY: test-c
 test-c: $(STAMP)/test  ## C tests of the core, on every libfabric that is there

@@ -52,6 +52,26 @@ def pytest_asyncio_loop_factories(config, item):
     return LOOPS if chosen == "all" else {chosen: LOOPS[chosen]}
 
 
+@pytest.fixture(scope="session")
+def loop_name(pytestconfig) -> str:
+    """What --loop says, for programs that a test starts."""
+    return pytestconfig.getoption("--loop")
+
+
+def _body(item):
+    """The test's own function: what hypothesis calls, if it does."""
+    given = getattr(item.obj, "hypothesis", None)
+    return item.obj if given is None else given.inner_test
+
+
+def _has_loop(item):
+    return (
+        not isinstance(item, pytest.Function)
+        or inspect.iscoroutinefunction(_body(item))
+        or "loop_name" in item.fixturenames
+    )
+
+
 # ---- fabrics ----
 
 
@@ -131,19 +151,22 @@ def _in_time(function, deadline):
     return limited
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--loop") == "uvloop":  # what has no loop is asyncio's: once is enough
+        config.hook.pytest_deselected(items=[item for item in items if not _has_loop(item)])
+        items[:] = [item for item in items if _has_loop(item)]
     for item in items:
         if not isinstance(item, pytest.Function):
             continue
         deadline = _deadline(item)
-        given = getattr(item.obj, "hypothesis", None)
-        if given is not None and inspect.iscoroutinefunction(given.inner_test):
-            # Shared by all variants of the test: once is enough.
-            if not hasattr(given.inner_test, "in_time"):
-                given.inner_test = _in_time(given.inner_test, deadline)
-                given.inner_test.in_time = True
-        elif inspect.iscoroutinefunction(item.obj):
-            item.obj = _in_time(item.obj, deadline)
+        body = _body(item)
+        if not inspect.iscoroutinefunction(body):
+            continue
+        if body is item.obj:
+            item.obj = _in_time(body, deadline)
+        elif not hasattr(body, "in_time"):  # shared by all variants of the test: once is enough
+            item.obj.hypothesis.inner_test = _in_time(body, deadline)
+            item.obj.hypothesis.inner_test.in_time = True
 
 
 def _deadline(item):

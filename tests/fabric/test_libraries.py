@@ -20,11 +20,6 @@ from helpers.require import find_fabric
 LIMIT = 900
 
 
-@pytest.fixture(scope="module")
-def loop(request):
-    return request.config.getoption("--loop")
-
-
 @pytest.mark.fabric
 @pytest.mark.deadline(LIMIT)
 @pytest.mark.parametrize(
@@ -36,10 +31,10 @@ def loop(request):
         ("api", "ipc-gpu"),
     ],
 )
-def test_public_api(folder, name, loop, request):
+def test_public_api(folder, name, loop_name, request):
     if request.config.getoption("--fabric"):
         pytest.skip("the fabrics were chosen by --fabric")
-    command = [sys.executable, "-m", "pytest", f"tests/{folder}", "--fabric", name, "--loop", loop, "-q"]
+    command = [sys.executable, "-m", "pytest", f"tests/{folder}", "--fabric", name, "--loop", loop_name, "-q"]
     command += ["-p", "no:cacheprovider"]
     run = subprocess.run(
         command,

@@ -242,10 +242,9 @@ else:
 """
 
 
-def run_program(fabric, end, pytestconfig):
-    loop = "uvloop" if pytestconfig.getoption("--loop") == "uvloop" else "asyncio"
+def run_program(fabric, end, loop_name):
     command = [sys.executable, "-W", "always::ResourceWarning", "-c", PROGRAM.format(end=end)]
-    command += [fabric.name, fabric.options["library"], loop]
+    command += [fabric.name, fabric.options["library"], loop_name]
     result = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=ROOT, env=environment())
     assert result.returncode == 0, result.stderr
     return [line for line in result.stderr.splitlines() if not line.startswith((" ", "Object allocated"))]
@@ -280,8 +279,8 @@ FORK = """
 """
 
 
-def test_child_of_a_fork_is_refused(fabric, pytestconfig):
-    assert run_program(fabric, FORK, pytestconfig) == []
+def test_child_of_a_fork_is_refused(fabric, loop_name):
+    assert run_program(fabric, FORK, loop_name) == []
 
 
 @pytest.mark.parametrize(
@@ -293,8 +292,8 @@ def test_child_of_a_fork_is_refused(fabric, pytestconfig):
     ],
     ids=["closed", "alive at exit", "dropped"],
 )
-def test_program_ends(fabric, end, complaints, pytestconfig):
-    told = run_program(fabric, end, pytestconfig)
+def test_program_ends(fabric, end, complaints, loop_name):
+    told = run_program(fabric, end, loop_name)
     if complaints is not None:
         assert told == []
     for line in told:

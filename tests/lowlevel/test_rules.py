@@ -223,7 +223,7 @@ async def test_posts_from_other_threads(fabric):
         assert sorted(seen) == list(range(600))
 
 
-def test_one_loop_after_another(fabric, pytestconfig):
+def test_one_loop_after_another(fabric):
     """Objects outlive the loop on which they were awaited first."""
     a, b = Side(open_domain(fabric)), Side(open_domain(fabric))
     to_b = a.meet(b)

@@ -349,9 +349,9 @@ async def test_what_is_remembered_of_a_peer_is_bounded(three):
 
 
 @pytest.mark.fabrics("ipc")
-async def test_memory_under_floods(fabric, pytestconfig):
+async def test_memory_under_floods(fabric, loop_name):
     """Of a process of its own, flooded with all of it at once, while another peer writes to it."""
-    options = {"fabric": "ipc", "uvloop": pytestconfig.getoption("--loop") == "uvloop"}
+    options = {"fabric": "ipc", "uvloop": loop_name == "uvloop"}
     async with helper("receiver", json.dumps(options)) as victim:
         address = await victim.ask("open", nbytes=4096)
 

@@ -134,12 +134,6 @@ def run(main):
 """
 
 
-@pytest.fixture
-def loop_name(request):
-    chosen = request.config.getoption("--loop")
-    return "asyncio" if chosen == "all" else chosen
-
-
 def run_limited(program, fabric, loop_name, seconds=50, **variables):
     """Run it in a process of its own, whose limits are its own; what it prints is JSON."""
     ended = subprocess.run(

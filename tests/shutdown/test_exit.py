@@ -49,9 +49,8 @@ def options(request):
 
 
 @pytest.fixture
-def loops(request):
-    chosen = request.config.getoption("--loop")
-    return ["asyncio", "uvloop"] if chosen == "all" else [chosen]
+def loops(loop_name):
+    return ["asyncio", "uvloop"] if loop_name == "all" else [loop_name]
 
 
 def run(program, options, loop):

@@ -81,11 +81,10 @@ else:
 """
 
 
-def test_development_mode_and_warnings_as_errors(options, request, tmp_path):
+def test_development_mode_and_warnings_as_errors(options, loop_name, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(EVERYTHING)
-    chosen = request.config.getoption("--loop")
-    for loop in ["asyncio", "uvloop"] if chosen == "all" else [chosen]:
+    for loop in ["asyncio", "uvloop"] if loop_name == "all" else [loop_name]:
         assert run(program, repr(options), loop) == ""
 
 

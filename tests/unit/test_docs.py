@@ -230,15 +230,15 @@ def check_output(page, block, printed):
 
 
 @pytest.mark.parametrize(("page", "blocks"), list(sections()))
-def test_code_of_a_section_runs(page, blocks, monkeypatch, tmp_path, pytestconfig, request):
+def test_code_of_a_section_runs(page, blocks, monkeypatch, tmp_path, loop_name, pytestconfig, request):
     if parse_setup(blocks[0].setup)[1].get("fabric") == ELSEWHERE:
         chosen = (pytestconfig.getoption("--fabric") or [None])[-1]
         if chosen not in (ELSEWHERE, "verbs"):
-            return run_elsewhere(request.node.name, pytestconfig.getoption("--loop"))
+            return run_elsewhere(request.node.name, loop_name)
         if library := found_or_skip(chosen).options.get("library"):
             monkeypatch.setenv("PPLX_ASYNC_LIBRARY", library)
     monkeypatch.chdir(tmp_path)
-    factory = uvloop.new_event_loop if pytestconfig.getoption("--loop") == "uvloop" else None
+    factory = uvloop.new_event_loop if loop_name == "uvloop" else None
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(run_blocks(page, blocks))
 

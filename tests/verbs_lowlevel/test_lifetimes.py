@@ -234,9 +234,9 @@ with asyncio.Runner(loop_factory=factory) as runner:
     ids=["closed", "alive at exit", "dropped"],
 )
 @pytest.mark.deadline(60)
-def test_program_ends(fabric, end, complaints, pytestconfig):
-    loop = "uvloop" if pytestconfig.getoption("--loop") == "uvloop" else "asyncio"
-    command = [sys.executable, "-W", "always::ResourceWarning", "-c", PROGRAM.format(end=end), names(fabric)[0], loop]
+def test_program_ends(fabric, end, complaints, loop_name):
+    command = [sys.executable, "-W", "always::ResourceWarning", "-c", PROGRAM.format(end=end)]
+    command += [names(fabric)[0], loop_name]
     library = fabric.options.get("library")
     extra = {} if library is None else {"PPLX_ASYNC_LIBRARY": library}
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment(extra))
