@@ -430,6 +430,66 @@ static void a_gate_waits_for_a_call_for_a_second(void) {
     CHECK_EQ(pplx_gates_held(), 0);
 }
 
+static pplx_engine *_Atomic withheld_from;
+static pplx_word *withheld; /* before that */
+
+/* What has completed comes when the word before that one is looked at, and no sooner. */
+static size_t poll_late(pplx_provider_domain *domain, pplx_completion *completions, size_t capacity) {
+    const pplx_engine *engine = atomic_load(&withheld_from);
+    if (!engine) return pplx_provider_loopback.poll(domain, completions, capacity);
+    size_t n = 0;
+    while (engine->next_word == withheld && withheld->busy && n == 0)
+        n = pplx_provider_loopback.poll(domain, completions, capacity);
+    return n;
+}
+
+/* A gate in vain brings in what has completed, and with that a doorbell retires which is the next one to be looked at.
+ * It was rung once more before it was closed, and must not be posted for that. */
+static void the_next_one_retires_meanwhile(void) {
+    pair pair;
+    pplx_provider provider = pplx_provider_loopback;
+    pplx_lane lanes[2] = {{0}};
+    stream rings = {0}, asks = {0};
+    pplx_counter counter;
+    rung rung;
+    bool retired = false;
+    provider.poll = poll_late;
+    memset(&pair, 0, sizeof pair);
+    host_provider = &provider;
+    host_open(&pair.a, 1, "");
+    host_provider = &pplx_provider_loopback;
+    host_open(&pair.b, 1, "");
+    pair_fill(&pair, NBYTES);
+    CHECK_EQ(pplx_counter_open(pair.a.engine, &counter), PPLX_OK);
+    counter.owner = PPLX_MAX_PEERS; /* a peer that was and is no more */
+    rung_fill(&rung, &pair, 0, &lanes[0], true);
+    pplx_word gate = gate_of(1, &lanes[1], &counter, 1, false, &retired);
+    withheld = &rung.word;
+    atomic_store(&withheld_from, pair.a.engine);
+    pplx_word_arm(pair.a.engine, &rung.word);
+    pplx_word_arm(pair.a.engine, &gate); /* in front of it */
+    add_ring(&rings, &rung.word);
+    stream_start(&rings, 2); /* the first one is posted, and the second one there when that ends */
+    stream_end(&rings);
+    WATCH(pplx_word_posted(&rung.word) == 1);
+    pplx_word_close(pair.a.engine, &rung.word);
+    pump_ms(10);
+    CHECK(!rung.retired);
+    add_gate(&asks, &gate);
+    stream_start(&asks, 1);
+    stream_end(&asks);
+    WAIT(rung.retired && retired);
+    atomic_store(&withheld_from, NULL);
+    CHECK_EQ(pplx_word_posted(&rung.word), 1);
+    CHECK_EQ(pplx_word_count(&rung.word), 1);
+    CHECK_EQ(pplx_word_count(&gate), 0);
+    CHECK_EQ(atomic_load(&pair.a.engine->nwords), 0);
+    CHECK_COUNT(&pair, PPLX_EIGHTHS);
+    counter.owner = 0;
+    CHECK_EQ(call(&pair.a, PPLX_CALL_COUNTER_CLOSE, &counter, NULL), PPLX_OK);
+    pair_close(&pair);
+}
+
 /* The engine's end with a stream that waits, and one that has not come yet: both run through. */
 static void closing_lets_go(void) {
     pair pair;
@@ -496,6 +556,7 @@ int main(void) {
     RUN(gates_that_hold);
     RUN(gates_and_calls_are_never_under_way_at_once);
     RUN(a_gate_waits_for_a_call_for_a_second);
+    RUN(the_next_one_retires_meanwhile);
     RUN(closing_lets_go);
     RUN(watches);
     return check_done();

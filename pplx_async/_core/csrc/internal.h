@@ -266,6 +266,7 @@ struct pplx_engine {
     pplx_peer *busy;  /* those that may have something to post: a turn costs nothing for the others */
     uint64_t tick_ns; /* when the first of the peers wants a tick */
     pplx_word *words; /* that are armed, see words.c */
+    pplx_word *next_word; /* to be looked at after this one */
     _Atomic uint32_t nwords; /* of them; holder writes, anyone reads */
     uint64_t nudged, nudge_again; /* a bit for each context with a stream that was let go in this turn: cuda_nudge.c */
     pplx_engine_stats stats;

@@ -141,6 +141,7 @@ static void retire(pplx_engine *engine, pplx_word *word, bool spent) {
     else
         engine->words = word->next;
     if (word->next) word->next->prev = word->prev;
+    if (engine->next_word == word) engine->next_word = word->next;
     const uint32_t left = atomic_load_explicit(&engine->nwords, memory_order_relaxed) - 1; /* relaxed: ours */
     atomic_store_explicit(&engine->nwords, left, memory_order_relaxed); /* relaxed: see pplx_words_armed() */
     PPLX_TELL(engine->stats.words, left);
@@ -332,8 +333,8 @@ static bool poll_watch(pplx_engine *engine, pplx_word *word) {
 
 bool pplx_words_poll(pplx_engine *engine) {
     bool any = false;
-    for (pplx_word *word = engine->words, *next; word; word = next) {
-        next = word->next; /* it may retire; no other one does meanwhile */
+    for (pplx_word *word = engine->words; word; word = engine->next_word) {
+        engine->next_word = word->next; /* it may retire, and with what comes back meanwhile others */
         switch (word->kind) {
         case PPLX_WORD_GATE: any |= poll_gate(engine, word); break;
         case PPLX_WORD_DOORBELL: any |= poll_bell(engine, word); break;
