@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pplx_async._core.words import BellCore, GateCore, Page
 
 __all__ = ["HostGraph", "HostStream"]
+
+_numbers = itertools.count()
 
 # A step that waits looks up so often whether the stream is being closed.
 _LOOK_US = 20_000
@@ -43,7 +46,7 @@ class HostStream(Stream):
     """
 
     def __init__(self) -> None:
-        self.key = ("host", id(self))
+        self.key = ("host", next(_numbers))
         self.label = f"{self!r}"
         self.failure: BaseException | None = None
         self._changed = threading.Condition()

@@ -52,20 +52,20 @@ class StreamOperations:
         try:
             transfer = submit(*arguments, bell)
             target.push(self._core.words.page, bell)
+            bell.arm()
         except BaseException:
-            bell.undo()
+            bell.take_back()
             raise
-        bell.arm()
         return transfer
 
     def _put(self, target: Stream, word: GateCore | BellCore) -> None:
         """Queue the stream's part of a word, then have the proxy look at it."""
         try:
             target.push(self._core.words.page, word)
+            word.arm()
         except BaseException:
-            word.undo()
+            word.take_back()
             raise
-        word.arm()
 
     def reached(self, stream: Streamlike) -> WordWait:
         """Wait until a stream has done what is queued on it now.

@@ -15,6 +15,7 @@ cdef class Page:
     cdef Py_buffer view
     cdef uint64_t start
     cdef object free  # indices, the one that was given back first comes first
+    cdef object late  # ... when there are no others
     cdef readonly bint kept
     cdef uint64_t pinned  # where it starts for GPUs; 0: it is not, by this engine
     cdef dict places      # where that is for those of a library that know it
@@ -55,12 +56,15 @@ cdef class Word:
     cdef uint64_t place    # its address; a watch's is within the cell
     cdef object reason     # why it counts no more; or not until its lane is healed
     cdef bint final        # ... for good
-    cdef bint armed, retired, closed
+    cdef bint queued, armed, retired, closed
+    cdef bint was_aborted  # its cell says no more
     cdef list waits        # a heap
     cdef uint64_t order
 
     cdef int take_cell(self, Words home, Lane lane, bint repeats) except -1
     cdef int give_back(self) except -1
+    cdef int give_up(self) except -1
+    cdef int undo(self) except -1
     cdef int reaped(self) except -1
     cdef int serve(self) except -1
     cdef int fail_waits(self, object reason) except -1

@@ -5,9 +5,12 @@
 A word is armed after its part was queued on the stream. From then on the core points into it, and it is held until it
 comes back retired. Its cell is used again once the stream has been answered there, whether or not it has seen that.
 
+Cells that somebody may still ask for, though, are used when there are no others: one that says that a gate was aborted,
+to a kernel that has not run yet, and one of a captured word that was closed, to a graph that is launched all the same.
+
 So streams may look at a page for as long as they like, and its memory is never given back: when its engine ends it
 goes to the next one. Nor is it unpinned, for that waits until no stream is in a gate, of whichever engine. One with a
-cell that a stream may still write to, for it has not come there yet, is nobody's any more.
+cell that a stream may still write to, for it has not come there yet or may come again, is nobody's any more.
 """
 
 cimport cython
@@ -115,6 +118,7 @@ cdef class Page:
         PyObject_GetBuffer(self.memory, &self.view, PyBUF_SIMPLE)
         self.start = <uint64_t><size_t>self.view.buf
         self.free = deque(range(CELLS))
+        self.late = deque()
         self.places = {}
 
     cdef pplx_cell *cell(self, int index) noexcept:
@@ -156,7 +160,11 @@ cdef class Page:
     def leave(self) -> None:
         """Its engine has ended. The next one pins it anew, for another library maybe."""
         self.pinned = 0
-        self.kept = len(self.free) < CELLS
+        self.kept = len(self.free) + len(self.late) < CELLS
+        for index in self.late:
+            self.kept |= self.cell(index).gone
+        self.free.extend(self.late)
+        self.late.clear()
         (_kept if self.kept else _pages).append(self)
 
     def __dealloc__(self):
@@ -289,7 +297,7 @@ cdef class Word:
 
     cdef int take_cell(self, Words home, Lane lane, bint repeats) except -1:
         cdef pplx_cell *cell
-        if not home.page.free:
+        if not home.page.free and not home.page.late:
             raise MemoryError(f"all {CELLS} words of the engine are in use: await some, or close what was captured")
         if lane is not None:
             lane.check()
@@ -299,7 +307,7 @@ cdef class Word:
         self.home = home
         self.lane = lane
         self.waits = []
-        self.index = home.page.free.popleft()
+        self.index = (home.page.free or home.page.late).popleft()
         cell = home.page.cell(self.index)
         self.place = <size_t>cell
         self.word.cell = cell
@@ -310,8 +318,11 @@ cdef class Word:
         return 0
 
     cdef int give_back(self) except -1:
-        if self.index >= 0 and self.word.turn < LAST_TURN:
-            self.home.page.free.append(self.index)
+        if self.index < 0:
+            return 0
+        self.was_aborted = api.cell_aborted(self.word.cell)
+        if self.word.turn < LAST_TURN:
+            (self.home.page.late if self.was_aborted else self.home.page.free).append(self.index)
         self.index = -1
         return 0
 
@@ -335,10 +346,23 @@ cdef class Word:
         """Whether a graph has captured it."""
         return bool(self.word.repeats)
 
-    def undo(self) -> None:
+    def take_back(self) -> None:
+        """Something was raised before it was armed: by the driver, which queued nothing, or by a signal's handler."""
+        if not self.queued and not self.armed:
+            self.undo()
+            return
+        if not self.armed:  # its stream comes there, and is to go on
+            self.arm()
+        self.give_up()
+
+    cdef int give_up(self) except -1:
+        """Nobody waits for it."""
+        return 0
+
+    cdef int undo(self) except -1:
         """It was not armed, and no stream knows of it."""
         api.word_undo(&self.word)
-        self.give_back()
+        return self.give_back()
 
     def hold(self) -> None:
         """Before the driver is called for it: wait while a thread beside is in a call that waits for gates.
@@ -365,6 +389,7 @@ cdef class Word:
         with nogil:
             error.status = api.cuda_queue(c_path, stream, c_steps, count, &self.word, &error)
         check(&error, "queue on a stream", "cuda")
+        self.queued = True
 
     def arm(self) -> None:
         """Its part is queued on the stream: let the proxy look at it."""
@@ -476,6 +501,11 @@ cdef class GateCore(Word):
         self.counter._gates.add(self)
         Word.arm(self)
 
+    cdef int give_up(self) except -1:
+        """As of every word: the stream is let go, and poisoned."""
+        self.close()
+        return 0
+
     cdef bint holds(self) noexcept:
         """A stream of a GPU waits here, or is to; where it comes again and again: it does now."""
         cdef uint32_t since = self.word.cell.state - self.word.turn  # the stream may write there meanwhile
@@ -491,7 +521,8 @@ cdef class GateCore(Word):
     @property
     def aborted(self) -> bool:
         """Whether it has last let its stream go without what that waited for; any thread."""
-        return api.cell_aborted(self.word.cell)
+        cdef bint now = api.cell_aborted(self.word.cell)
+        return now if self.index >= 0 else self.was_aborted
 
     def wait(self, n=1) -> WordWait:
         """Wait until it has opened ``n`` times in all."""
@@ -597,12 +628,18 @@ cdef class BellCore(Word):
         self.word.request = &transfer.request
         return 0
 
-    def undo(self) -> None:
+    cdef int give_up(self) except -1:
+        """As of every word."""
+        if self.transfer is not None:
+            self.transfer.cancel()
+        return 0
+
+    cdef int undo(self) except -1:
         """As of every word; and the transfer is as if it had not been made."""
         if self.transfer is not None:
             self.home.engine.inflight -= 1
             self.transfer._release()
-        Word.undo(self)
+        return Word.undo(self)
 
     def arm(self) -> None:
         """As of every word; what rings once gives its transfer over to the core."""

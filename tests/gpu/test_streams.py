@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from helpers.cuda import DeviceStream
 from helpers.engines import eventually, open_pair
-from pplx_async import BrokenResourceError, CapturedTransfer, ClosedResourceError, CudaError, _streams
+from pplx_async import BrokenResourceError, CapturedTransfer, ClosedResourceError, CudaError, Gate, _streams
 from pplx_async._core import words as _core_words
 
 NBYTES = 1 << 16
@@ -323,6 +323,44 @@ async def test_what_the_driver_refuses_leaves_nothing(fake, device, new_pages, m
             assert caught.value.errno == code
         monkeypatch.setenv("FAKE_CUDA_FAIL", "")
         assert pair.a.stats().words == pair.b.stats().words == pair.a.stats().inflight == 0
+        gate = board.counter.gate(board.receives, 1)
+        await board.write(after=board.sends)
+        await gate
+        await board.idle(board.receives, board.sends)
+        board.close()
+
+
+@pytest.mark.parametrize("moment", ["queued", "armed"])
+async def test_an_interrupt_after_it_is_queued_has_the_stream_go_on(fake, device, monkeypatch, moment):
+    """A signal's handler raises as the driver returns: the stream waits in the gate by now, or will ring."""
+
+    def interrupt(call):
+        def interrupted(*arguments):
+            call(*arguments)
+            raise KeyboardInterrupt
+
+        return interrupted
+
+    async with open_pair("loopback", cuda_library=fake) as pair:
+        board = await HostBoard(pair, device).open()
+        with monkeypatch.context() as patch:
+            if moment == "queued":
+                patch.setattr(_streams.CudaStream, "push", interrupt(_streams.CudaStream.push))
+            else:
+                patch.setattr(Gate, "arm", interrupt(Gate.arm), raising=False)
+            with pytest.raises(KeyboardInterrupt):
+                board.counter.gate(board.receives, 1)
+            if moment == "queued":
+                with pytest.raises(KeyboardInterrupt):
+                    board.write(after=board.sends)
+                with pytest.raises(KeyboardInterrupt):
+                    board.a.reached(board.sends)
+        await board.idle(board.receives, board.sends)
+        await eventually(lambda: pair.a.stats().words == pair.b.stats().words == 0, "nobody waits for them")
+        await eventually(lambda: pair.a.stats().inflight == 0, "nothing is under way")
+        with pytest.raises(BrokenResourceError):
+            board.counter.gate(board.receives, 1)
+        board.b.rearm(board.receives)
         gate = board.counter.gate(board.receives, 1)
         await board.write(after=board.sends)
         await gate

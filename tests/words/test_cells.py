@@ -168,6 +168,61 @@ async def test_a_cell_is_not_used_again_when_its_number_has_come_to_the_end(loop
         await board.no_words()
 
 
+async def use_all(board):
+    """Have each cell that is given out in turn be a word's."""
+    stream = board.stream()
+    for _ in range(CELLS):
+        await board.b.reached(stream)
+    await board.no_words()
+
+
+async def test_cell_of_a_closed_gate_of_a_graph_is_used_when_there_is_no_other(loopback_board):
+    """A graph that is launched all the same does not wait for what the cell's next word waits for."""
+    board, puppet = loopback_board, Puppet(captured=True)
+    gate = board.counter.gate(puppet, 1)
+    address = gate.address
+    gate.close()
+    await board.no_words()
+    await use_all(board)
+    puppet.step(0)
+    assert puppet.step(1)
+    others = [board.counter.gate(Puppet(), 1) for _ in range(CELLS - 1)]
+    assert address not in [other.address for other in others]
+    assert board.counter.gate(Puppet(), 1).address == address
+    with pytest.raises(MemoryError):
+        board.counter.gate(Puppet(), 1)
+
+
+async def test_memory_that_a_graph_may_still_write_to_is_no_other_engines():
+    """It was closed, and may be launched all the same."""
+    async with engine_on(find_fabric("loopback")) as engine:
+        engine.counter().gate(Puppet(captured=True), 1).close()
+        await eventually(lambda: engine.stats().words == 0, "it is closed")
+        await asyncio.sleep(0.01)
+        page = engine._core.words.page
+    assert page.kept
+
+
+async def test_a_gate_says_that_it_was_aborted_whoever_has_its_cell(loopback_board):
+    """Its own object for good; the cell, which kernels ask, until there is no other."""
+    board, puppet = loopback_board, Puppet()
+    gate = board.counter.gate(puppet, 1)
+    address = gate.address
+    puppet.step(0)
+    gate.close()
+    await board.no_words()
+    assert gate.aborted
+    board.b.rearm(puppet)
+    await use_all(board)
+    assert state_of(address + 8).value == 1
+    others = [board.counter.gate(Puppet(), 1) for _ in range(CELLS - 1)]
+    assert address not in [other.address for other in others]
+    assert gate.aborted
+    assert board.counter.gate(Puppet(), 1).address == address
+    assert state_of(address + 8).value == 0
+    assert gate.aborted
+
+
 async def queue(engine):
     """Have a stream ask in a gate of an engine and be answered, while it does not look."""
     puppet, counter = Puppet(), engine.counter()

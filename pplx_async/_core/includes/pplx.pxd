@@ -271,6 +271,7 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
 
     ctypedef struct pplx_cell:
         uint32_t state
+        uint32_t gone
         uint64_t watched
 
     ctypedef struct pplx_lane:
