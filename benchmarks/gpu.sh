@@ -93,7 +93,7 @@ do_test() {
 }
 
 do_example() {
-    "$PYTHON" examples/gpu_pipeline.py && "$PYTHON" examples/gpu_pipeline.py --graph
+    need_gpu && "$PYTHON" examples/gpu_pipeline.py && "$PYTHON" examples/gpu_pipeline.py --graph
 }
 
 do_measure() {
@@ -115,6 +115,8 @@ do_sanitize() {
 }
 
 status=0 section=""
+exec > >(tee "$RESULTS/gpu.log")
+log=$!
 trap '[ -z "$section" ] || kill "$section"; exit 130' INT TERM
 : >"$RESULTS/gpu-sections.txt"
 for name in "${SECTIONS[@]}"; do
@@ -139,6 +141,7 @@ for name in "${SECTIONS[@]}"; do
     *) how="failed with $code"; status=1 ;;
     esac
     echo "$name: $how, $((SECONDS - began)) s" | tee -a "$RESULTS/gpu-sections.txt"
-done > >(tee "$RESULTS/gpu.log")
-wait $! 2>/dev/null
+done
+exec >&-
+wait $log
 exit $status

@@ -97,6 +97,11 @@ class ImmCounter(CounterCore):
             The counter or the engine is closed.
         MemoryError
             All words of the engine are in use.
+        CudaError, ProviderUnavailable
+            The driver takes nothing for this stream, or there is none; from the await: what NICs have written can't be
+            flushed.
+        TypeError
+            It is no stream.
         PeerLost
             From the await, as the others.
 

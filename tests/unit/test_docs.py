@@ -346,7 +346,7 @@ DOCUMENTED = [
 # Public to Python, but for the core's own modules; or of asyncio.Future, which the page names in one line.
 INTERNAL = {
     pplx_async.ImmCounter: {"break_", "check_gate", "lose", "end_waits", "end_gates", "engine"},
-    pplx_async.Gate: {"arm", "end", "hold", "index", "lost", "offset", "queue", "steps", "undo"},
+    pplx_async.Gate: {"arm", "end", "hold", "index", "lost", "offset", "queue", "steps", "take_back"},
     pplx_async.RemoteCounter: set(dir(RemoteCounterRecord)),
     pplx_async.MemoryRegion: {"registration", "offset"},
     pplx_async.RemoteRegion: {"record", "offset"},
