@@ -583,7 +583,11 @@ def test_strangers_keep_no_friend_out(run, tls, speak, request):
 
 
 @pytest.mark.parametrize("max_pending", [256, 8, 1])
-def test_many_friends_at_once(run, max_pending):
+def test_many_friends_at_once(run, max_pending, monkeypatch):
+    """None of them makes room for another: they speak at once, and a machine that stands still is no reason."""
+    for patience in ("_SILENT_PATIENCE", "_HEARD_PATIENCE"):
+        monkeypatch.setattr(listen, patience, 20.0)
+
     async def main():
         async with Peers(secret=SECRET, max_pending=max_pending) as peers:
             clients = await asyncio.gather(*[connect_channel(peers.address, CLIENT, secret=SECRET) for _ in range(200)])
