@@ -88,6 +88,12 @@ class StreamOperations:
             It is being captured: what is captured has not been reached by anyone.
         ClosedResourceError
             The engine was closed.
+        MemoryError
+            All words of the engine are in use.
+        CudaError, ProviderUnavailable
+            The driver takes nothing for this stream, or there is none.
+        TypeError
+            It is no stream.
 
         Cancelling
         ----------

@@ -16,7 +16,7 @@ cdef class Page:
     cdef uint64_t start
     cdef object free  # indices, the one that was given back first comes first
     cdef object late  # ... when there are no others
-    cdef readonly bint kept
+    cdef readonly bint kept  # no other engine gets it
     cdef uint64_t pinned  # where it starts for GPUs; 0: it is not, by this engine
     cdef dict places      # where that is for those of a library that know it
 

@@ -160,7 +160,7 @@ cdef class Page:
     def leave(self) -> None:
         """Its engine has ended. The next one pins it anew, for another library maybe."""
         self.pinned = 0
-        self.kept = len(self.free) + len(self.late) < CELLS
+        self.kept |= len(self.free) + len(self.late) < CELLS
         for index in self.late:
             self.kept |= self.cell(index).gone
         self.free.extend(self.late)
@@ -310,6 +310,7 @@ cdef class Word:
         self.index = (home.page.free or home.page.late).popleft()
         cell = home.page.cell(self.index)
         self.place = <size_t>cell
+        home.page.kept |= cell.gone  # a graph may come there yet
         self.word.cell = cell
         self.word.turn = api.cell_take(cell)
         self.word.cookie = <void *>self

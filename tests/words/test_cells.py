@@ -193,13 +193,20 @@ async def test_cell_of_a_closed_gate_of_a_graph_is_used_when_there_is_no_other(l
         board.counter.gate(Puppet(), 1)
 
 
-async def test_memory_that_a_graph_may_still_write_to_is_no_other_engines():
+@pytest.mark.parametrize("again", [False, True], ids=["left", "used again"])
+async def test_memory_that_a_graph_may_still_write_to_is_no_other_engines(again):
     """It was closed, and may be launched all the same."""
     async with engine_on(find_fabric("loopback")) as engine:
         engine.counter().gate(Puppet(captured=True), 1).close()
         await eventually(lambda: engine.stats().words == 0, "it is closed")
         await asyncio.sleep(0.01)
         page = engine._core.words.page
+        if again:
+            async with contextlib.AsyncExitStack() as stack:
+                for _ in range(CELLS):
+                    await stack.enter_async_context(engine.watch())
+            await eventually(lambda: engine.stats().words == 0, "they have ended")
+            await asyncio.sleep(0.01)
     assert page.kept
 
 
