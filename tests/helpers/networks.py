@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -40,10 +41,14 @@ class Ends:
         await self.b.answer()
 
     async def both(self, action: str, **values: Any) -> list[Any]:
-        """Ask both at the same time."""
+        """Ask both at the same time. If one fails, the other's answer is not left for the next question."""
         for each in (self.a, self.b):
             each.post(action, **values)
-        return [await each.answer() for each in (self.a, self.b)]
+        answers = await asyncio.gather(self.a.answer(), self.b.answer(), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return answers
 
 
 @contextlib.asynccontextmanager

@@ -26,8 +26,12 @@ SHOWS = {"loss": "lost", "jitter": "overtaking", "reorder": "overtaking", "dupli
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def wire(networks, fabric):
-    """Two engines with their defaults, which meet over a wire that is as bad as it gets."""
-    async with open_wire(fabric) as (ends, wire):
+    """Two engines which meet over a wire that is as bad as it gets.
+
+    They have more patience than the default of 3 s. A packet that is lost at 5 % four times in a row has TCP wait for
+    longer than that, and a peer that says nothing for so long is rightly lost. For 10 s it is six times.
+    """
+    async with open_wire(fabric, peer_timeout=10.0) as (ends, wire):
         await wire.ask("follow", seed=1, **ALL)
         await ends.connect()
         yield ends, wire
