@@ -106,7 +106,7 @@ test-asyncio: $(STAMP)/ext $(STAMP)/test  ## The suite on asyncio's own loop (AR
 	$(PY) -m pytest $(AT_ONCE) --loop asyncio $(ARGS)
 
 .PHONY: test-uvloop
-test-uvloop: $(STAMP)/ext $(STAMP)/test  ## The suite on uvloop, less what has no loop
+test-uvloop: $(STAMP)/ext $(STAMP)/test  ## The suite on uvloop, less what shows nothing of it
 	$(PY) -m pytest $(AT_ONCE) --loop uvloop $(ARGS)
 
 .PHONY: test-c

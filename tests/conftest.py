@@ -64,7 +64,9 @@ def _body(item):
     return item.obj if given is None else given.inner_test
 
 
-def _has_loop(item):
+def _shows_loop(item):
+    if item.get_closest_marker("any_loop"):
+        return False
     return (
         not isinstance(item, pytest.Function)
         or inspect.iscoroutinefunction(_body(item))
@@ -152,9 +154,9 @@ def _in_time(function, deadline):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--loop") == "uvloop":  # what has no loop is asyncio's: once is enough
-        config.hook.pytest_deselected(items=[item for item in items if not _has_loop(item)])
-        items[:] = [item for item in items if _has_loop(item)]
+    if config.getoption("--loop") == "uvloop":  # what shows nothing of the loop is asyncio's: once is enough
+        config.hook.pytest_deselected(items=[item for item in items if not _shows_loop(item)])
+        items[:] = [item for item in items if _shows_loop(item)]
     for item in items:
         if not isinstance(item, pytest.Function):
             continue
