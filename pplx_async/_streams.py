@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pplx_async._core.words import cuda_capturing
+from pplx_async._core.words import cuda_identify
 
 if TYPE_CHECKING:
     from pplx_async._core.words import BellCore, GateCore, Lane, Page, Words
@@ -36,13 +36,19 @@ class Stream(abc.ABC):
     Attributes
     ----------
     key : hashable
-        Tells it from every other one.
+        Tells it from every other one that there is.
     label : str
         How errors call it.
+    id : int
+        Tells it from others that had its key before, or get it; 0: it can't be told.
+    context : int
+        Where CUDA has it; 0: it is the host's.
     """
 
     key: Hashable
     label: str
+    id: int = 0
+    context: int = 0
 
     @abc.abstractmethod
     def is_capturing(self) -> bool:
@@ -54,17 +60,21 @@ class Stream(abc.ABC):
 
 
 class CudaStream(Stream):
-    """One of CUDA's, by its handle, whichever library made it."""
+    """One of CUDA's as it is now, by its handle, whichever library made it.
+
+    Handles of default streams are the same in all contexts, and that of one which was destroyed is given out again.
+    """
 
     def __init__(self, handle: int, library: str | None) -> None:
-        self.key = ("cuda", handle)
+        self.context, self.id, self._capturing = cuda_identify(library, handle)
+        self.key = ("cuda", self.context, handle)
         self.label = f"CUDA stream {handle:#x}"
         self._handle = handle
         self._library = library
 
     def is_capturing(self) -> bool:
         """Whether what is queued now becomes part of a graph."""
-        return cuda_capturing(self._library, self._handle)
+        return self._capturing
 
     def push(self, page: Page, word: GateCore | BellCore) -> None:
         """Queue the steps of a word."""

@@ -39,7 +39,7 @@ class StreamOperations:
         return _streams.find(stream, self._engine_of_streams.options.cuda_library)
 
     def _lane(self, stream: Stream) -> Lane:
-        return self._core.words.lane(stream.key, stream.label)
+        return self._core.words.lane(stream)
 
     def _after(self, stream: Streamlike, submit: Callable[..., Transfer], *arguments: Any) -> Transfer:
         """Prepare a transfer now, and have it posted when the stream gets there: what submits it takes a bell, last.
@@ -114,7 +114,7 @@ class StreamOperations:
         that is in order.
         """
         self._engine_of_streams._check_open()
-        lane = self._core.words.find_lane(self._find(stream).key)
+        lane = self._core.words.find_lane(self._find(stream))
         if lane is not None:
             lane.heal()
 

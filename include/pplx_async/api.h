@@ -102,7 +102,8 @@ extern "C" {
     X(uint32_t, cell_take, (pplx_cell *))                                                                      \
     X(pplx_status, cuda_queue, (const char *, uint64_t, const pplx_step *, size_t, pplx_word *, pplx_error *)) \
     X(void, word_undo, (pplx_word *))                                                                          \
-    X(void, word_hold, (pplx_word *))
+    X(void, word_hold, (pplx_word *))                                                                          \
+    X(pplx_status, cuda_identify, (const char *, uint64_t, pplx_stream_identity *, pplx_error *))
 
 typedef struct pplx_api {
     size_t size; /* sizeof(pplx_api) in the core */

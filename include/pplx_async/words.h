@@ -163,12 +163,23 @@ bool pplx_step_run(const pplx_step *step, uint32_t us);
  * path, or NULL for the one that the system finds; it is loaded at the first call. Any thread. */
 pplx_status pplx_cuda_capturing(const char *libcuda, uint64_t stream, bool *capturing, pplx_error *error);
 
+typedef struct pplx_stream_identity {
+    uint64_t context;
+    uint64_t id; /* no other stream of the process has it, ever; 0: the driver doesn't say, as while it is captured */
+    bool capturing;
+    uint8_t reserved[7];
+} pplx_stream_identity;
+
+/* Which stream that is now: handles are given out again. */
+pplx_status pplx_cuda_identify(const char *libcuda, uint64_t stream, pplx_stream_identity *identity, pplx_error *error);
+
 typedef struct pplx_pinned {
     uint64_t address; /* as every GPU sees it */
-    uint64_t context;
+    uint64_t context; /* the primary one of the stream's device, which lasts */
 } pplx_pinned;
 
-/* Let GPUs see the cells: whole pages of the host's; once more does no harm. */
+/* Let GPUs see the cells: whole pages of the host's; once more does no harm. The device's primary context is made, if
+ * there was none, and kept. */
 pplx_status pplx_cuda_pin(const char *libcuda, uint64_t stream, void *memory, size_t nbytes, pplx_pinned *pinned,
                           pplx_error *error);
 

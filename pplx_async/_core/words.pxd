@@ -26,6 +26,8 @@ cdef class Page:
 cdef class Lane:
     cdef pplx_lane lane
     cdef readonly str stream
+    cdef uint64_t context  # of CUDA's; 0: the stream is the host's
+    cdef uint64_t id       # no other stream has had it, or will; 0: not known yet
     cdef object reason  # of its poisoning; None: not known yet
     cdef object words   # weak: what was queued there
 
@@ -35,9 +37,11 @@ cdef class Words:
     cdef readonly Page page
     cdef readonly bint flushes  # what NICs have written into memory of GPUs
     cdef dict lanes
+    cdef Py_ssize_t swept  # so many of them were needed when last looked through
     cdef set armed
     cdef bint ended
 
+    cdef int sweep(self) except -1
     cdef int forget(self, Word word) except -1
 
 

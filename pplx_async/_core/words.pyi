@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import asyncio
-from collections.abc import Generator, Hashable
+from collections.abc import Generator
 from typing import Any
 
 from typing_extensions import disjoint_base
@@ -12,6 +12,7 @@ from pplx_async._core.memory import Used
 from pplx_async._core.promise import Promise
 from pplx_async._core.transfer import Transfer
 from pplx_async._core.waker import Waker
+from pplx_async._streams import Stream
 
 __all__ = [
     "BellCore",
@@ -23,11 +24,11 @@ __all__ = [
     "Word",
     "WordWait",
     "Words",
-    "cuda_capturing",
+    "cuda_identify",
     "run_step",
 ]
 
-def cuda_capturing(library: str | None, stream: int) -> bool: ...
+def cuda_identify(library: str | None, stream: int) -> tuple[int, int, bool]: ...
 def run_step(kind: int, value: int, address: int, us: int) -> bool: ...
 
 @disjoint_base
@@ -45,7 +46,7 @@ class Page:
 
 @disjoint_base
 class Lane:
-    def __init__(self, stream: str) -> None: ...
+    def __init__(self, stream: str, context: int, id: int) -> None: ...
     @property
     def stream(self) -> str: ...
     @property
@@ -61,8 +62,8 @@ class Words:
     def page(self) -> Page: ...
     @property
     def flushes(self) -> bool: ...
-    def lane(self, key: Hashable, stream: str) -> Lane: ...
-    def find_lane(self, key: Hashable) -> Lane | None: ...
+    def lane(self, stream: Stream) -> Lane: ...
+    def find_lane(self, stream: Stream) -> Lane | None: ...
     def fills(self, lane: Lane, queues: int) -> bool: ...
     def end(self, used: Used, exception: Exception, repeating_only: bool = False) -> None: ...
     def let_go(self) -> None: ...

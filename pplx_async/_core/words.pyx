@@ -43,12 +43,12 @@ from pplx_async._core.includes.pplx cimport (
     PPLX_WORD_DOORBELL,
     PPLX_WORD_GATE,
     PPLX_WORD_WATCH,
-    pplx_bool,
     pplx_caps,
     pplx_cell,
     pplx_error,
     pplx_pinned,
     pplx_step,
+    pplx_stream_identity,
 )
 from pplx_async._core.memory cimport Used
 from pplx_async._core.promise cimport PENDING, Promise, fresh
@@ -68,11 +68,12 @@ __all__ = [
     "Word",
     "WordWait",
     "Words",
-    "cuda_capturing",
+    "cuda_identify",
     "run_step",
 ]
 
 cdef int CELLS = 1024
+cdef int LANES = 64  # more are looked through for those that nobody needs
 cdef int CELL_NBYTES = 64  # a cache line: what a GPU writes to one doesn't slow down the next
 cdef uint64_t NEVER = <uint64_t>-1
 cdef uint64_t MOST = <uint64_t>1 << 60
@@ -100,14 +101,14 @@ cdef const char *path_of(bytes library) noexcept:
     return NULL if library is None else <const char *>library
 
 
-def cuda_capturing(str library, uint64_t stream) -> bool:
-    """Whether a stream of CUDA's is being captured."""
+def cuda_identify(str library, uint64_t stream) -> tuple[int, int, bool]:
+    """Which stream of CUDA's a handle is now: its context; its id, 0 if unknown; and whether it is being captured."""
     cdef pplx_error error
     cdef bytes path = None if library is None else library.encode()
-    cdef pplx_bool capturing = False
-    error.status = api.cuda_capturing(path_of(path), stream, &capturing, &error)
+    cdef pplx_stream_identity identity
+    error.status = api.cuda_identify(path_of(path), stream, &identity, &error)
     check(&error, "look at a stream", "cuda")
-    return capturing
+    return identity.context, identity.id, bool(identity.capturing)
 
 
 cdef class Page:
@@ -174,8 +175,10 @@ cdef class Page:
 cdef class Lane:
     """One stream, as one engine knows it."""
 
-    def __init__(self, str stream) -> None:
+    def __init__(self, str stream, uint64_t context, uint64_t id) -> None:
         self.stream = stream
+        self.context = context
+        self.id = id
         self.words = weakref.WeakSet()
 
     @property
@@ -225,24 +228,44 @@ cdef class Words:
         self.page = _pages.pop() if _pages else Page()
         self.flushes = flushes_gpus(engine)
         self.lanes = {}
+        self.swept = 0
         self.armed = set()
 
-    def lane(self, key, str stream) -> Lane:
-        """The lane of a stream, by whatever tells it from others."""
-        if key not in self.lanes:
-            self.lanes[key] = Lane(stream)
-        return self.lanes[key]
+    def lane(self, stream) -> Lane:
+        """The lane of a stream, by its key; another one if that is another stream's by now."""
+        cdef Lane lane = self.find_lane(stream)
+        if lane is None:
+            if len(self.lanes) >= max(2 * self.swept, LANES):
+                self.sweep()
+            lane = self.lanes[stream.key] = Lane(stream.label, stream.context, stream.id)
+        elif lane.id == 0:
+            lane.id = stream.id
+        return lane
 
-    def find_lane(self, key):
+    def find_lane(self, stream):
         """The lane of a stream that has one, or None."""
-        return self.lanes.get(key)
+        cdef Lane lane = self.lanes.get(stream.key)
+        if lane is None or (lane.id and stream.id and lane.id != stream.id):
+            return None
+        return lane
 
-    def fills(self, lane, Py_ssize_t queues) -> bool:
-        """Whether as many streams of GPUs as that are in gates, or will be, with one on this lane."""
+    cdef int sweep(self) except -1:
+        """Forget streams of which there is nothing to know: programs make them, and end them, without a word to us."""
+        self.lanes = {key: lane for key, lane in self.lanes.items() if (<Lane>lane).words or lane.is_poisoned}
+        self.swept = len(self.lanes)
+        return 0
+
+    def fills(self, Lane lane not None, Py_ssize_t queues) -> bool:
+        """Whether as many streams of one GPU as that are in gates, or will be, with one on this lane."""
+        cdef Lane other
         if len(self.lanes) < queues:
             return False
-        held = {(<Word>word).lane for word in self.armed if isinstance(word, GateCore) and (<GateCore>word).holds()}
-        return len(held | {lane}) >= queues
+        held = {lane}
+        for word in self.armed:
+            other = (<Word>word).lane
+            if isinstance(word, GateCore) and other.context == lane.context and (<GateCore>word).holds():
+                held.add(other)
+        return len(held) >= queues
 
     cdef int forget(self, Word word) except -1:
         self.armed.discard(word)

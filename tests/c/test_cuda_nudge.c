@@ -20,6 +20,7 @@ enum { PAGE = 4096, NBYTES = 64, DOZE_MS = 1000 * 2 * PATIENCE_S, GATES = 20, MA
 static char libcuda[PATH_MAX];
 static const pplx_libcuda *cuda;
 static int (*doze)(int), (*hold_stores)(int), (*stores)(void), (*pinned)(void), (*waiting)(void), (*queued)(void);
+static int (*retained)(void), (*new_context)(cu_context *, unsigned, int), (*destroy_context)(cu_context);
 static int (*begin_capture)(cu_stream, int), (*end_capture)(cu_stream, void **), (*destroy_graph)(void *);
 
 static void load(void) {
@@ -36,6 +37,9 @@ static void load(void) {
         {&pinned, "fake_cuda_pinned"},
         {&waiting, "fake_cuda_waiting"},
         {&queued, "fake_cuda_queued"},
+        {&retained, "fake_cuda_retained"},
+        {&new_context, "cuCtxCreate_v2"},
+        {&destroy_context, "cuCtxDestroy_v2"},
         {&begin_capture, "cuStreamBeginCapture_v2"},
         {&end_capture, "cuStreamEndCapture"},
         {&destroy_graph, "cuGraphDestroy"},
@@ -124,6 +128,18 @@ static void gate_opens(side *s) {
 }
 
 /* ------------------------------------------------------------------ cases */
+
+/* Nor is a primary one made to find that out. Who comes after them has the numbers that it would have had. */
+static void contexts_of_the_programs_own_take_no_place(void) {
+    cu_context context;
+    const int before = retained();
+    for (int i = 0; i < PPLX_MOST_NUDGES + 1; i++) {
+        CHECK_EQ(new_context(&context, 0, i % 8), 0);
+        CHECK_EQ(pplx_nudge_find(cuda, context), 0);
+        CHECK_EQ(destroy_context(context), 0);
+    }
+    CHECK_EQ(retained(), before);
+}
 
 static void a_gate_opens_at_once(void) {
     side s;
@@ -295,6 +311,7 @@ static void many_nudge_at_once(void) {
 int main(void) {
     load();
     RUN(without_a_stream_or_a_word_the_gate_opens_all_the_same); /* first: nothing is pinned yet */
+    RUN(contexts_of_the_programs_own_take_no_place);
     RUN(a_gate_opens_at_once);
     RUN(one_that_is_given_up_lets_go_at_once);
     RUN(engines_that_follow_each_other_have_one_stream_for_it);

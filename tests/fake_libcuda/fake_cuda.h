@@ -92,6 +92,7 @@ typedef struct range {
     unsigned char *alias;   /* as this library reads it, and as a NIC does */
     unsigned char *near, *far; /* as work of its own device and of others' reads it; NULL: as it is */
     int fd, device;
+    uintptr_t context; /* 0: of none, as what is mapped */
     bool opened;
     int opens;
     ino_t inode;
@@ -119,6 +120,8 @@ typedef struct stream {
     uint64_t head, tail; /* done, queued */
     bool ended;
     int failed, device;
+    uintptr_t context;
+    unsigned long long id;
 } stream;
 
 extern pthread_mutex_t fake_lock;
@@ -129,7 +132,8 @@ extern __thread int fake_depth; /* of the thread's contexts; 0: none is current 
 
 int fake_env(const char *name, int otherwise);
 int fake_refused(const char *call); /* what FAKE_CUDA_FAIL has it say */
-int fake_device(void);              /* of the current context */
+uintptr_t fake_context(void);       /* the current one */
+int fake_device(void);              /* ... its */
 
 /* With fake_lock held; fake_translate() takes it. */
 range *fake_find(uint64_t pointer);
@@ -141,6 +145,7 @@ bool fake_may_reach(int device, uint64_t pointer, uint64_t nbytes); /* takes the
 bool fake_chunk(const range *range, uint64_t pointer, chunk *found);
 uint64_t fake_new_id(void);
 bool fake_is_pinned(uint64_t host, uint64_t nbytes);
+void fake_unpin(uintptr_t context); /* takes the lock */
 unsigned char *fake_translate(uint64_t pointer, uint64_t nbytes, bool device_only);
 
 int fake_ordering(void);
@@ -182,6 +187,7 @@ API fake_cuda_exported(void); /* dma-bufs made so far */
 API fake_cuda_flushes(void);  /* of what NICs have written: by calls, so far */
 API fake_cuda_flushing_waits(void); /* ... and waits of streams that flush, queued so far */
 API fake_cuda_renew(uint64_t pointer); /* as if it had been freed, and given out again */
+API fake_cuda_renew_stream(stream *stream); /* likewise: destroyed, and another one made under its handle */
 API fake_cuda_open_own(int yes); /* take handles of this process as if they were another's */
 API fake_cuda_alias(uint64_t pointer, size_t nbytes, int device, void **alias); /* where a NIC finds that memory */
 API fake_cuda_adopt(uint64_t *pointer, void *memory, size_t nbytes); /* the host's is the device's from now on */

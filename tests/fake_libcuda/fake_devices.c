@@ -13,8 +13,8 @@ enum { MOST_CONTEXTS = 64 };
 atomic_bool fake_initialised;
 atomic_bool fake_peers[MOST_DEVICES][MOST_DEVICES];
 __thread int fake_depth;
-static __thread uintptr_t contexts[MOST_CONTEXTS]; /* device + 1 */
-static atomic_int retained;
+static __thread uintptr_t contexts[MOST_CONTEXTS]; /* device + 1 of a primary one; others more, in the higher bits */
+static atomic_int retained[MOST_DEVICES];
 
 int fake_env(const char *name, int otherwise) {
     const char *text = getenv(name);
@@ -32,9 +32,14 @@ int fake_refused(const char *call) {
     return atoi(colon + 1);
 }
 
-int fake_device(void) { return (int)contexts[fake_depth - 1] - 1; }
+uintptr_t fake_context(void) { return contexts[fake_depth - 1]; }
+int fake_device(void) { return (int)(fake_context() & 0xff) - 1; }
 
-API fake_cuda_retained(void) { return atomic_load(&retained); }
+API fake_cuda_retained(void) {
+    int sum = 0;
+    for (int i = 0; i < MOST_DEVICES; i++) sum += atomic_load(&retained[i]);
+    return sum;
+}
 
 API cuInit(unsigned flags) {
     const int code = fake_refused(__func__);
@@ -101,23 +106,50 @@ API cuDeviceGetName(char *name, int nbytes, int device) {
     return device < devices() ? OK : INVALID_DEVICE;
 }
 
+API cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) {
+    REFUSE();
+    *flags = 0;
+    *active = device < devices() && atomic_load(&retained[device]) > 0;
+    return device < devices() ? OK : INVALID_DEVICE;
+}
+
 API cuDevicePrimaryCtxRetain(uintptr_t *context, int device) {
     REFUSE();
+    if (device < 0 || device >= devices()) return INVALID_DEVICE;
     *context = (uintptr_t)device + 1;
-    atomic_fetch_add(&retained, 1);
+    atomic_fetch_add(&retained[device], 1);
     return OK;
 }
 
 API cuDevicePrimaryCtxRelease_v2(int device) {
     REFUSE();
-    atomic_fetch_sub(&retained, 1);
-    return device < devices() ? OK : INVALID_DEVICE;
+    if (device < 0 || device >= devices()) return INVALID_DEVICE;
+    atomic_fetch_sub(&retained[device], 1);
+    return OK;
 }
 
 API cuCtxPushCurrent_v2(uintptr_t context) {
     REFUSE();
     if (context == 0 || fake_depth == MOST_CONTEXTS) return INVALID_CONTEXT;
     contexts[fake_depth++] = context;
+    return OK;
+}
+
+/* Another one than the primary one, and current. */
+API cuCtxCreate_v2(uintptr_t *context, unsigned flags, int device) {
+    static atomic_uint made;
+    REFUSE();
+    if (flags || device < 0 || device >= devices()) return INVALID_VALUE;
+    *context = (uintptr_t)(atomic_fetch_add(&made, 1) + 1) << 8 | (uintptr_t)(device + 1);
+    return cuCtxPushCurrent_v2(*context);
+}
+
+/* What was pinned there isn't any more. */
+API cuCtxDestroy_v2(uintptr_t context) {
+    REFUSE();
+    if (context <= MOST_DEVICES) return INVALID_CONTEXT;
+    fake_unpin(context);
+    if (fake_depth && contexts[fake_depth - 1] == context) fake_depth--;
     return OK;
 }
 
@@ -130,7 +162,7 @@ API cuCtxSetCurrent(uintptr_t context) {
 
 API cuCtxEnablePeerAccess(uintptr_t peer, unsigned flags) {
     NEED_CONTEXT();
-    const uintptr_t ours = contexts[fake_depth - 1];
+    const uintptr_t ours = fake_context();
     if (flags || !peer || peer > MOST_DEVICES || peer == ours) return INVALID_VALUE;
     return atomic_exchange(&fake_peers[ours - 1][peer - 1], true) ? PEER_ACCESS_ALREADY_ENABLED : OK;
 }

@@ -61,6 +61,7 @@ int fake_map(int fd, uint64_t nbytes, int device, bool opened, uint64_t *out) {
     range->alias = alias;
     range->fd = fd;
     range->device = device;
+    range->context = fake_context();
     range->opened = opened;
     range->opens = 1;
     range->inode = stat.st_ino;
@@ -137,7 +138,9 @@ API cuPointerGetAttributes(unsigned count, const int *attributes, void **data, u
                        shareable = range && !range->opened && !range->reserved && !fake_env("FAKE_CUDA_POOL", 0);
         const uint64_t start = range ? range->start : 0;
         const size_t nbytes = range ? range->nbytes : 0;
+        const uintptr_t context = range && !range->reserved ? range->context : 0;
         switch (attributes[i]) {
+        case 1: memcpy(data[i], &context, sizeof context); break;
         case 2: memcpy(data[i], &type, sizeof type); break;
         case 7: memcpy(data[i], &chunk.id, sizeof chunk.id); break;
         case 8: memcpy(data[i], &no, 1); break; /* the driver writes a byte here */

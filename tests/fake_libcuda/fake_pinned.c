@@ -6,6 +6,7 @@
 
 typedef struct pinned {
     uint64_t host, nbytes;
+    uintptr_t context;
 } pinned;
 
 static pinned pins[MOST_RANGES]; /* guarded by fake_lock */
@@ -14,6 +15,13 @@ bool fake_is_pinned(uint64_t host, uint64_t nbytes) {
     for (int i = 0; i < MOST_RANGES; i++)
         if (pins[i].nbytes && host >= pins[i].host && host - pins[i].host + nbytes <= pins[i].nbytes) return true;
     return false;
+}
+
+void fake_unpin(uintptr_t context) {
+    pthread_mutex_lock(&fake_lock);
+    for (int i = 0; i < MOST_RANGES; i++)
+        if (pins[i].context == context) pins[i] = (pinned){0};
+    pthread_mutex_unlock(&fake_lock);
 }
 
 API fake_cuda_pinned(void) {
@@ -38,7 +46,7 @@ API cuMemHostRegister_v2(void *memory, size_t nbytes, unsigned flags) {
             result = ALREADY_REGISTERED;
     for (int i = 0; i < MOST_RANGES && result == OUT_OF_MEMORY; i++) {
         if (pins[i].nbytes) continue;
-        pins[i] = (pinned){host, nbytes};
+        pins[i] = (pinned){host, nbytes, fake_context()};
         result = OK;
     }
     pthread_mutex_unlock(&fake_lock);
@@ -52,7 +60,7 @@ API cuMemHostUnregister(void *memory) {
     pthread_mutex_lock(&fake_lock);
     for (int i = 0; i < MOST_RANGES; i++) {
         if (!pins[i].nbytes || pins[i].host != (uintptr_t)memory) continue;
-        pins[i] = (pinned){0, 0};
+        pins[i] = (pinned){0};
         result = OK;
     }
     pthread_mutex_unlock(&fake_lock);

@@ -69,11 +69,12 @@ static bool waited(uint64_t value, uint64_t wanted, uint64_t flags) {
     }
 }
 
-/* A kernel reaches the memory of its own device and of its peers, and what was opened of others'; a copy reaches all. */
+/* A kernel reaches the memory of its own context and of its peers, and what was opened of others'; a copy reaches all. */
 static bool kernel_reaches(const stream *stream, uint64_t pointer) {
     pthread_mutex_lock(&fake_lock);
     const range *range = fake_find(pointer);
-    const bool reaches = !range || range->reserved || range->opened || range->device == stream->device ||
+    const bool reaches = !range || range->reserved || range->opened ||
+                         (range->device == stream->device && (!range->context || range->context == stream->context)) ||
                          atomic_load(&fake_peers[stream->device][range->device]);
     pthread_mutex_unlock(&fake_lock);
     return reaches && fake_may_reach(stream->device, pointer, 1);
@@ -219,6 +220,12 @@ int fake_enqueue(stream *stream, op op) {
     return failed;
 }
 
+API fake_cuda_renew_stream(stream *stream) {
+    static atomic_uint made;
+    stream->id = MOST_DEVICES + 1 + atomic_fetch_add(&made, 1); /* after those of the default ones */
+    return OK;
+}
+
 API cuStreamCreate(stream **out, unsigned flags) {
     NEED_CONTEXT();
     fake_wait_for_the_driver();
@@ -226,6 +233,8 @@ API cuStreamCreate(stream **out, unsigned flags) {
     stream *stream = calloc(1, sizeof *stream);
     if (!stream) return OUT_OF_MEMORY;
     stream->device = fake_device();
+    stream->context = fake_context();
+    fake_cuda_renew_stream(stream);
     pthread_mutex_init(&stream->lock, NULL);
     pthread_cond_init(&stream->changed, NULL);
     if (pthread_create(&stream->thread, NULL, run, stream)) {
@@ -371,9 +380,18 @@ API cuStreamBatchMemOp_v2(stream *stream, unsigned count, const memory_op *ops, 
     return OK;
 }
 
+/* A capture forbids it. */
+API cuStreamGetId(stream *stream, unsigned long long *id) {
+    REFUSE();
+    if (!stream && fake_depth == 0) return INVALID_CONTEXT;
+    if (stream && stream->capturing) return CAPTURE_UNSUPPORTED;
+    *id = stream ? stream->id : (unsigned long long)fake_device() + 1;
+    return OK;
+}
+
 API cuStreamGetCtx(stream *stream, uintptr_t *context) {
     REFUSE();
     if (!stream && fake_depth == 0) return INVALID_CONTEXT;
-    *context = (uintptr_t)(stream ? stream->device : fake_device()) + 1;
+    *context = stream ? stream->context : fake_context();
     return OK;
 }

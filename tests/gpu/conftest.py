@@ -10,6 +10,7 @@ import pytest
 
 from helpers.cuda import Device
 from helpers.require import FAKE_CUDA_LIBRARY, find_fabric
+from pplx_async._core import words as _core_words
 
 
 def _real():
@@ -56,3 +57,12 @@ def second(library, device):
         pytest.skip("this machine has one GPU")
     found.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
     return found
+
+
+@pytest.fixture
+def new_pages():
+    """Words on pages that no GPU knows yet. All of them stay: what is pinned may not go and come as something else."""
+    pages = _core_words._pages[:]
+    _core_words._pages.clear()
+    yield
+    _core_words._pages.extend(pages)

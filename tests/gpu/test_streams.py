@@ -10,42 +10,12 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from helpers.boards import NBYTES, Board, HostBoard
 from helpers.cuda import DeviceStream
 from helpers.engines import eventually, open_pair
 from pplx_async import BrokenResourceError, CapturedTransfer, ClosedResourceError, CudaError, Gate, _streams
-from pplx_async._core import words as _core_words
 
-NBYTES = 1 << 16
 REPLAYS = 200
-
-
-class Board:
-    """a writes GPU memory into GPU memory of b, counted; a stream of each side."""
-
-    def __init__(self, pair, device):
-        self.pair, self.device = pair, device
-        self.a, self.b = pair.a, pair.b
-
-    async def open(self):
-        device = self.device
-        self.ours, self.theirs, self.copy = device.zeros(NBYTES), device.zeros(NBYTES), device.zeros(NBYTES)
-        self.source = await self.a.register(self.ours)
-        self.target = await self.b.register(self.theirs)
-        self.remote = self.pair.ab.region(self.target.to_bytes())
-        self.counter, self.remote_counter = self.pair.counter()
-        self.sends, self.receives = DeviceStream(device), DeviceStream(device)
-        return self
-
-    def write(self, **options):
-        return self.a.write(self.source, self.remote, counter=self.remote_counter, **options)
-
-    async def idle(self, *streams):
-        for stream in streams:
-            await eventually(lambda stream=stream: stream.is_idle, "the stream comes to rest")
-
-    def close(self):
-        self.sends.close()
-        self.receives.close()
 
 
 @pytest.fixture(params=["stream operations", "kernel"])
@@ -64,18 +34,6 @@ async def board(library, device):
         board = await Board(pair, device).open()
         yield board
         board.close()
-
-
-class HostBoard(Board):
-    """The same with regions of the host's: the streams are CUDA's all the same."""
-
-    async def open(self):
-        self.source = await self.pair.source(64)
-        target = await self.pair.target(64)
-        self.array, self.remote = target.array, target.remote
-        self.counter, self.remote_counter = self.pair.counter()
-        self.sends, self.receives = DeviceStream(self.device), DeviceStream(self.device)
-        return self
 
 
 @pytest_asyncio.fixture
@@ -289,15 +247,6 @@ async def test_watch_has_an_address_for_kernels(host_board):
         value = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_uint64 * 1).from_address(watch.address))
         value[0] = 7
         assert await anext(watch) == (0, 7)
-
-
-@pytest.fixture
-def new_pages():
-    """Words on pages that no GPU knows yet. All of them stay: what is pinned may not go and come as something else."""
-    pages = _core_words._pages[:]
-    _core_words._pages.clear()
-    yield
-    _core_words._pages.extend(pages)
 
 
 @pytest.mark.parametrize(

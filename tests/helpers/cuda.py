@@ -40,6 +40,16 @@ class Device:
         finally:
             self.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
 
+    @contextlib.contextmanager
+    def own_context(self) -> Iterator[None]:
+        """Make another context of this GPU the current one, which ends with the block."""
+        context = ctypes.c_void_p()
+        self.call("cuCtxCreate_v2", ctypes.byref(context), 0, self.ordinal)
+        try:
+            yield
+        finally:
+            self.call("cuCtxDestroy_v2", context)
+
     def call(self, name: str, *arguments: Any) -> None:
         result = getattr(self.driver, name)(*arguments)
         if result:

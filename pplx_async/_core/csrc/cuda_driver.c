@@ -18,6 +18,7 @@ static const pplx_symbol symbols[] = {
     SYMBOL(device_count, "DeviceGetCount"),
     SYMBOL(device_get, "DeviceGet"),
     SYMBOL(device_attribute, "DeviceGetAttribute"),
+    SYMBOL(primary_state, "DevicePrimaryCtxGetState"),
     SYMBOL(primary_retain, "DevicePrimaryCtxRetain"),
     SYMBOL(primary_release, "DevicePrimaryCtxRelease_v2"),
     SYMBOL(context_push, "CtxPushCurrent_v2"),
@@ -42,6 +43,7 @@ static const pplx_symbol symbols[] = {
     SYMBOL(stream_destroy, "StreamDestroy_v2"),
     SYMBOL(stream_query, "StreamQuery"),
     SYMBOL(stream_context, "StreamGetCtx"),
+    SYMBOL(stream_id, "StreamGetId"),
     SYMBOL(stream_is_capturing, "StreamIsCapturing"),
     SYMBOL(capture_mode, "ThreadExchangeStreamCaptureMode"),
     SYMBOL(stream_batch, "StreamBatchMemOp_v2"),
@@ -76,10 +78,10 @@ cu_result pplx_cuda_look_up(const pplx_libcuda *cuda, cu_pointer pointer, cuda_r
     const int attributes[] = {
         CU_POINTER_MEMORY_TYPE,    CU_POINTER_IS_MANAGED,  CU_POINTER_IS_LEGACY_CUDA_IPC_CAPABLE,
         CU_POINTER_DEVICE_ORDINAL, CU_POINTER_RANGE_START, CU_POINTER_RANGE_SIZE,
-        CU_POINTER_BUFFER_ID,
+        CU_POINTER_BUFFER_ID,      CU_POINTER_CONTEXT,
     };
     void *data[] = {&range->type,  &range->managed, &range->shareable, &range->ordinal,
-                    &range->start, &range->nbytes,  &range->id};
+                    &range->start, &range->nbytes,  &range->id,        &range->context};
     *range = (cuda_range){0};
     return cuda->pointer_attributes(sizeof data / sizeof *data, attributes, data, pointer);
 }

@@ -45,6 +45,7 @@ enum { CU_RDMA_FLUSH_BY_CALL = 1, CU_RDMA_CURRENT_CONTEXT = 0 };
 enum cu_range_handle { CU_RANGE_DMA_BUF_FD = 1 };
 
 enum cu_pointer_attribute {
+    CU_POINTER_CONTEXT = 1,       /* cu_context; NULL: of a pool, or a mapping, which are of no context */
     CU_POINTER_MEMORY_TYPE = 2,   /* uint32_t, enum cu_memory_type */
     CU_POINTER_BUFFER_ID = 7,     /* uint64_t, of the allocation; none is given twice in a process */
     CU_POINTER_IS_MANAGED = 8,    /* uint32_t */
@@ -108,7 +109,8 @@ typedef struct pplx_libcuda {
     cu_result (*device_count)(int *count);
     cu_result (*device_get)(cu_device *device, int ordinal);
     cu_result (*device_attribute)(int *value, int attribute, cu_device device);
-    cu_result (*primary_retain)(cu_context *context, cu_device device);
+    cu_result (*primary_state)(cu_device device, unsigned *flags, int *active);
+    cu_result (*primary_retain)(cu_context *context, cu_device device); /* not active: it is made, which takes long */
     cu_result (*primary_release)(cu_device device);
     cu_result (*context_push)(cu_context context);
     cu_result (*context_pop)(cu_context *context);
@@ -134,6 +136,8 @@ typedef struct pplx_libcuda {
     cu_result (*stream_destroy)(cu_stream stream);
     cu_result (*stream_query)(cu_stream stream);
     cu_result (*stream_context)(cu_stream stream, cu_context *context);
+    /* No other stream has had it, or will; of one that is being captured the driver doesn't tell. */
+    cu_result (*stream_id)(cu_stream stream, unsigned long long *id);
     cu_result (*stream_is_capturing)(cu_stream stream, int *state); /* 0: it isn't */
     cu_result (*capture_mode)(int *mode);                           /* of this thread; the one of before comes back */
     cu_result (*stream_batch)(cu_stream stream, unsigned count, cu_memory_op *ops, unsigned flags);
@@ -182,6 +186,7 @@ typedef struct cuda_range {
     cu_pointer start;
     size_t nbytes;
     uint64_t id;
+    cu_context context; /* whose work it is there for; NULL: its device's, of any context */
 } cuda_range;
 
 cu_result pplx_cuda_look_up(const pplx_libcuda *cuda, cu_pointer pointer, cuda_range *range);

@@ -74,7 +74,11 @@ static cu_result make_word(const pplx_libcuda *cuda, nudge *entry) {
 static bool is_primary(const pplx_libcuda *cuda, cu_context context) {
     cu_device device;
     cu_context primary;
-    if (cuda->context_device(&device) != CU_OK || cuda->primary_retain(&primary, device) != CU_OK) return false;
+    unsigned flags;
+    int active = 0;
+    if (cuda->context_device(&device) != CU_OK || cuda->primary_state(device, &flags, &active) != CU_OK || !active ||
+        cuda->primary_retain(&primary, device) != CU_OK)
+        return false;
     cuda->primary_release(device);
     return primary == context;
 }
@@ -84,11 +88,10 @@ uint32_t pplx_nudge_find(const pplx_libcuda *cuda, cu_context context) {
     uint32_t i = 0;
     pthread_mutex_lock(&lock);
     while (i < count && !(nudges[i].context == context && nudges[i].cuda == cuda && nudges[i].pid == pid)) i++;
-    if (i == count && count < PPLX_MOST_NUDGES) {
+    if (i == count && count < PPLX_MOST_NUDGES && is_primary(cuda, context)) {
         nudge *entry = &nudges[count++];
         *entry = (nudge){.cuda = cuda, .context = context, .pid = pid};
-        if (!is_primary(cuda, context) || make_word(cuda, entry) != CU_OK ||
-            pplx_cuda_stream(cuda, &entry->stream) != CU_OK)
+        if (make_word(cuda, entry) != CU_OK || pplx_cuda_stream(cuda, &entry->stream) != CU_OK)
             atomic_init(&entry->state, BROKEN);
     }
     const bool found = i < count;

@@ -35,41 +35,76 @@ static cu_result enter(const pplx_libcuda *cuda, cu_stream stream, cu_context *c
     return result == CU_OK ? pplx_cuda_enter(cuda, *context, mode) : result;
 }
 
-pplx_status pplx_cuda_capturing(const char *path, uint64_t stream, bool *capturing, pplx_error *error) {
+pplx_status pplx_cuda_identify(const char *path, uint64_t stream, pplx_stream_identity *identity, pplx_error *error) {
     const pplx_libcuda *cuda;
+    const cu_stream handle = (cu_stream)(uintptr_t)stream;
+    cu_context context;
+    unsigned long long id = 0;
     int state = 0;
     pplx_status status = pplx_cuda_load(path, &cuda, error);
     if (status != PPLX_OK) return status;
-    const cu_result result = cuda->stream_is_capturing((cu_stream)(uintptr_t)stream, &state);
+    cu_result result = cuda->stream_is_capturing(handle, &state);
     if (result != CU_OK) return failed(cuda, result, "no stream of CUDA", error);
-    *capturing = state != 0;
+    result = cuda->stream_context(handle, &context);
+    if (result != CU_OK) return failed(cuda, result, "no context of that stream", error);
+    if (state || cuda->stream_id(handle, &id) != CU_OK) id = 0;
+    *identity = (pplx_stream_identity){.context = (uintptr_t)context, .id = id, .capturing = state != 0};
     return PPLX_OK;
+}
+
+pplx_status pplx_cuda_capturing(const char *path, uint64_t stream, bool *capturing, pplx_error *error) {
+    pplx_stream_identity identity = {0};
+    const pplx_status status = pplx_cuda_identify(path, stream, &identity, error);
+    *capturing = identity.capturing;
+    return status;
+}
+
+/* The primary context of the stream's device, for the caller to release: the stream's own may be the program's, who takes
+ * with it what is pinned there. */
+static cu_result retain_primary(const pplx_libcuda *cuda, cu_stream stream, cu_device *device, cu_context *primary) {
+    cu_context context;
+    int mode;
+    cu_result result = enter(cuda, stream, &context, &mode);
+    if (result != CU_OK) return result;
+    result = cuda->context_device(device);
+    pplx_cuda_leave(cuda, mode);
+    return result == CU_OK ? cuda->primary_retain(primary, *device) : result;
 }
 
 pplx_status pplx_cuda_pin(const char *path, uint64_t stream, void *memory, size_t nbytes, pplx_pinned *pinned,
                           pplx_error *error) {
     const pplx_libcuda *cuda;
+    cu_device device;
     cu_context context;
     int mode;
     pplx_status status = pplx_cuda_load(path, &cuda, error);
     if (status != PPLX_OK) return status;
-    cu_result result = enter(cuda, (cu_stream)(uintptr_t)stream, &context, &mode);
+    cu_result result = retain_primary(cuda, (cu_stream)(uintptr_t)stream, &device, &context);
     if (result != CU_OK) return failed(cuda, result, "no context of that stream", error);
-    result = pplx_cuda_pin_pages(cuda, memory, nbytes, &pinned->address);
-    pplx_cuda_leave(cuda, mode);
-    if (result != CU_OK) return failed(cuda, result, "the words can't be pinned", error);
+    result = pplx_cuda_enter(cuda, context, &mode);
+    if (result == CU_OK) {
+        result = pplx_cuda_pin_pages(cuda, memory, nbytes, &pinned->address);
+        pplx_cuda_leave(cuda, mode);
+    }
+    if (result != CU_OK) {
+        cuda->primary_release(device);
+        return failed(cuda, result, "the words can't be pinned", error);
+    }
     pinned->context = (uintptr_t)context;
     return PPLX_OK;
 }
 
 void pplx_cuda_unpin(const char *path, void *memory, const pplx_pinned *pinned) {
     const pplx_libcuda *cuda;
+    cu_device device;
     int mode;
     pplx_error error;
     if (pplx_cuda_load(path, &cuda, &error) != PPLX_OK) return;
     if (pplx_cuda_enter(cuda, (cu_context)(uintptr_t)pinned->context, &mode) != CU_OK) return; /* it went before us */
+    const bool known = cuda->context_device(&device) == CU_OK;
     cuda->host_unregister(memory);
     pplx_cuda_leave(cuda, mode);
+    if (known) cuda->primary_release(device);
 }
 
 static cu_result find_kernel(const pplx_libcuda *cuda, cu_context context, cu_function *function) {

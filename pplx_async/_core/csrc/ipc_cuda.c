@@ -231,7 +231,7 @@ pplx_status pplx_ipc_cuda_region(ipc_region *region, const pplx_memory *memory, 
     if (!domain->cuda) status = open_cuda(domain, api, range.ordinal, error);
     if (status != PPLX_OK) return status;
     region->device = region->ordinary = true;
-    region->near = range.ordinal == domain->cuda->ordinal &&
+    region->near = ipc_cuda_is_near(domain->cuda, &range) &&
                    (range.shareable || pplx_cuda_lies_on(api, range.ordinal, memory->address, memory->nbytes));
     if (chunks.count) return share_chunks(domain->cuda, region, &range, &chunks, error);
     return region->access ? share(domain->cuda, region, &range, error) : PPLX_OK;

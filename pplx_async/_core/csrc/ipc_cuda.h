@@ -62,6 +62,11 @@ static inline cu_result ipc_cuda_enter(const ipc_cuda *cuda, int *mode) {
 
 static inline void ipc_cuda_leave(const ipc_cuda *cuda, int mode) { pplx_cuda_leave(cuda->api, mode); }
 
+/* A kernel of ours may touch it: copies find what is another device's, or another context's, by themselves. */
+static inline bool ipc_cuda_is_near(const ipc_cuda *cuda, const cuda_range *range) {
+    return range->ordinal == cuda->ordinal && (!range->context || range->context == cuda->context);
+}
+
 /* ipc_cuda_peers.c */
 bool pplx_ipc_cuda_plug(ipc_endpoint *endpoint);         /* false: our GPU doesn't get to know the peer's rings */
 void pplx_ipc_cuda_close_opened(const ipc_cuda *cuda);   /* all that nobody has heard of; the context is current */

@@ -57,13 +57,14 @@ static void close_opened(const ipc_cuda *cuda, const ipc_opened *opened) {
 
 /* ------------------------------------------------------------------ their memory */
 
-/* The other thread's last touch. What has rung is found, and what is news has rung: see pplx_ipc_cuda_hear(). */
+/* The other thread's last touch. It rings first: where nothing is under way any more nobody rings, and the bell may be
+ * taken down. Who wakes by it finds no news for a moment, and wakes again. What is news has rung: pplx_ipc_cuda_hear(). */
 static void tell(ipc_opened *opened) {
     ipc_cuda *cuda = opened->cuda;
     const uint64_t one = 1;
-    atomic_store_explicit(&opened->done, true, memory_order_release); /* release: pairs with the load in hear() */
     const bool rung = cuda->bell >= 0 && write(cuda->bell, &one, sizeof one) == sizeof one;
     (void)rung; /* it can't fail: nobody rings that often */
+    atomic_store_explicit(&opened->done, true, memory_order_release); /* release: pairs with the load in hear() */
     atomic_store_explicit(&cuda->news, true, memory_order_release); /* release: pairs with the exchange there */
 }
 
@@ -140,7 +141,7 @@ bool pplx_ipc_cuda_open(ipc_endpoint *endpoint, ipc_key *key, const ipc_note *no
             (chunks ? range.ordinal == cuda->ordinal && cuda_holds(&range, memory->address, memory->nbytes)
                     : range.start == memory->address && range.nbytes == memory->nbytes)) {
             key->device = memory->address + note->offset;
-            key->near = range.ordinal == cuda->ordinal;
+            key->near = ipc_cuda_is_near(cuda, &range);
         }
         return true;
     }

@@ -302,6 +302,11 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         uint64_t least
         uint64_t address
 
+    ctypedef struct pplx_stream_identity:
+        uint64_t context
+        uint64_t id
+        pplx_bool capturing
+
     ctypedef struct pplx_pinned:
         uint64_t address
         uint64_t context
@@ -385,7 +390,6 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
         pplx_bool (*lane_poisoned)(const pplx_lane *) noexcept nogil
         void (*lane_heal)(pplx_lane *) noexcept nogil
         pplx_bool (*step_run)(const pplx_step *, uint32_t) noexcept nogil
-        pplx_status (*cuda_capturing)(const char *, uint64_t, pplx_bool *, pplx_error *) noexcept nogil
         pplx_status (*cuda_pin)(const char *, uint64_t, void *, size_t, pplx_pinned *, pplx_error *) noexcept nogil
         void (*cuda_unpin)(const char *, void *, const pplx_pinned *) noexcept nogil
         size_t (*engine_gpus)(const pplx_engine *, pplx_gpu_told *, size_t) noexcept nogil
@@ -394,5 +398,6 @@ cdef extern from "pplx_async/pplx_async.h" nogil:
                                   pplx_error *) noexcept nogil
         void (*word_undo)(pplx_word *) noexcept nogil
         void (*word_hold)(pplx_word *) noexcept nogil
+        pplx_status (*cuda_identify)(const char *, uint64_t, pplx_stream_identity *, pplx_error *) noexcept nogil
 
     const pplx_api *pplx_core_api()
