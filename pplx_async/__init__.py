@@ -12,8 +12,8 @@ Importing this package loads no native library of a fabric; opening an engine do
 
 import os
 
+from pplx_async._core.gates import CapturedTransfer
 from pplx_async._core.transfer import Transfer
-from pplx_async._core.words import CapturedTransfer
 from pplx_async.batch import Batch
 from pplx_async.counters import ImmCounter, RemoteCounter
 from pplx_async.engine import TransferEngine

@@ -16,7 +16,8 @@ from pplx_async._core.words import run_step
 from pplx_async._streams import Stream
 
 if TYPE_CHECKING:
-    from pplx_async._core.words import BellCore, GateCore, Page
+    from pplx_async._core.gates import BellCore, GateCore
+    from pplx_async._core.words import Page
 
 __all__ = ["HostGraph", "HostStream"]
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from pplx_async._core.words import cuda_identify
 
 if TYPE_CHECKING:
-    from pplx_async._core.words import BellCore, GateCore, Lane, Page, Words
+    from pplx_async._core.gates import BellCore, GateCore
+    from pplx_async._core.words import Lane, Page, Words
 
 __all__ = ["MOST_QUEUES", "QUEUES", "Stream", "Streamlike", "check_queues", "find", "read_queues"]
 

@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from pplx_async import _streams
+from pplx_async._core.gates import BellCore, GateCore, WatchCore
 from pplx_async._core.transfer import Transfer
-from pplx_async._core.words import BellCore, GateCore, Lane, WatchCore, WordWait
+from pplx_async._core.words import Lane, WordWait
 from pplx_async.errors import ClosedResourceError
 
 if TYPE_CHECKING:

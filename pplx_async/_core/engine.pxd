@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from libc.stdint cimport uint32_t
 
+from pplx_async._core.gates cimport BellCore
 from pplx_async._core.includes.pplx cimport pplx_provider
 from pplx_async._core.memory cimport LocalSlice, PeerRecord, RemoteSlice
 from pplx_async._core.plan cimport Plan
 from pplx_async._core.rt cimport Options
 from pplx_async._core.transfer cimport Transfer
 from pplx_async._core.waker cimport Waker
-from pplx_async._core.words cimport BellCore, Words
+from pplx_async._core.words cimport Words
 
 
 cdef class Engine(Waker):

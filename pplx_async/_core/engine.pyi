@@ -8,11 +8,12 @@ from typing import Any
 from typing_extensions import disjoint_base
 
 from pplx_async._core.counters import CounterCore
+from pplx_async._core.gates import BellCore
 from pplx_async._core.memory import LocalSlice, PeerRecord, Registration, RemoteCounterRecord, RemoteSlice, Used
 from pplx_async._core.plan import Plan
 from pplx_async._core.transfer import Transfer
 from pplx_async._core.waker import Waker
-from pplx_async._core.words import BellCore, Words
+from pplx_async._core.words import Words
 
 __all__ = ["Engine", "forget_after_fork", "running_engines"]
 

@@ -17,6 +17,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from pplx_async._core.arguments cimport flag
 from pplx_async._core.counters cimport CounterCore
+from pplx_async._core.gates cimport BellCore, CapturedTransfer
 from pplx_async._core.includes.pplx cimport (
     PPLX_CALL_COUNTER_CLOSE,
     PPLX_CALL_DRAIN,
@@ -83,7 +84,7 @@ from pplx_async._core.promise cimport elsewhere
 from pplx_async._core.rt cimport Options, api, check, find_provider
 from pplx_async._core.transfer cimport Transfer
 from pplx_async._core.waker cimport Waker
-from pplx_async._core.words cimport BellCore, CapturedTransfer, Word, Words
+from pplx_async._core.words cimport Word, Words
 
 from pplx_async.errors import BrokenResourceError, ClosedResourceError, PeerLost, QueueFull
 

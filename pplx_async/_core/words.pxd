@@ -3,10 +3,9 @@
 from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int32_t, uint64_t
 
-from pplx_async._core.counters cimport CounterCore
 from pplx_async._core.includes.pplx cimport pplx_cell, pplx_lane, pplx_word
+from pplx_async._core.memory cimport Used
 from pplx_async._core.promise cimport Promise
-from pplx_async._core.transfer cimport Transfer
 from pplx_async._core.waker cimport Waker
 
 
@@ -68,6 +67,8 @@ cdef class Word:
     cdef int take_cell(self, Words home, Lane lane, bint repeats) except -1
     cdef int give_back(self) except -1
     cdef int give_up(self) except -1
+    cdef bint holds(self) noexcept
+    cdef int end_for(self, Used used, exception, bint repeating_only) except -1
     cdef int undo(self) except -1
     cdef int reaped(self) except -1
     cdef int serve(self) except -1
@@ -75,25 +76,3 @@ cdef class Word:
     cdef int told(self, int32_t status) except -1
     cdef int on_retired(self) except -1
     cdef WordWait wait_for(self, uint64_t count)
-
-
-cdef class GateCore(Word):
-    cdef bint holds(self) noexcept
-    cdef CounterCore counter
-    cdef bint in_vain      # its peer is gone, and the counter has not heard of it yet
-
-
-cdef class BellCore(Word):
-    cdef Transfer transfer
-    cdef bint stopped      # posted no more: captured, and closed or in want of what it uses
-
-    cdef int hold(self, Transfer transfer) except -1
-    cdef int stop(self, exception) except -1
-
-
-cdef class CapturedTransfer(Transfer):
-    cdef BellCore bell
-
-
-cdef class WatchCore(Word):
-    cdef uint64_t last
