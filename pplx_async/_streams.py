@@ -68,7 +68,7 @@ class CudaStream(Stream):
 
     def __init__(self, handle: int, library: str | None) -> None:
         self.context, self.id, self._capturing = cuda_identify(library, handle)
-        self.key = ("cuda", self.context, handle)
+        self.key = ("cuda", self.context, handle or 1)  # 0 and 1 are the same: the legacy default stream
         self.label = f"CUDA stream {handle:#x}"
         self._handle = handle
         self._library = library

@@ -111,8 +111,17 @@ class StreamOperations:
     def rearm(self, stream: Streamlike) -> None:
         """Use a stream again that a gate has let go.
 
-        Call it when the stream has come to rest: what was queued there before is not revived. Without effect on one
-        that is in order.
+        Call it when the stream has come to rest, and before it is destroyed: what was queued there before is not
+        revived. Without effect on one that is in order.
+
+        Raises
+        ------
+        ClosedResourceError
+            The engine was closed.
+        CudaError, ProviderUnavailable
+            The driver knows no such stream, or there is none.
+        TypeError, ValueError
+            It is no stream.
         """
         self._engine_of_streams._check_open()
         lane = self._core.words.find_lane(self._find(stream))

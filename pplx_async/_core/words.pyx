@@ -86,8 +86,10 @@ def cuda_identify(str library, uint64_t stream) -> tuple[int, int, bool]:
     """Which stream of CUDA's a handle is now: its context; its id, 0 if unknown; and whether it is being captured."""
     cdef pplx_error error
     cdef bytes path = None if library is None else library.encode()
+    cdef const char *c_path = path_of(path)
     cdef pplx_stream_identity identity
-    error.status = api.cuda_identify(path_of(path), stream, &identity, &error)
+    with nogil:  # beside a thread that waits in the driver it may wait as well
+        error.status = api.cuda_identify(c_path, stream, &identity, &error)
     check(&error, "look at a stream", "cuda")
     return identity.context, identity.id, bool(identity.capturing)
 

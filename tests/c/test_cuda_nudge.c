@@ -144,10 +144,12 @@ static void contexts_of_the_programs_own_take_no_place(void) {
 static void a_gate_opens_at_once(void) {
     side s;
     side_open(&s, 0);
+    const int held = retained();
     doze(DOZE_MS);
     const int before = stores();
     for (int i = 0; i < GATES; i++) gate_opens(&s);
     CHECK_EQ(s.gate.nudge, 3);
+    CHECK_EQ(retained() - held, 1); /* the context stays, for our stream is in it */
     CHECK_EQ(stores() - before, GATES); /* one each */
     doze(0);
     side_close(&s);

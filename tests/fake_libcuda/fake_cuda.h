@@ -124,6 +124,9 @@ typedef struct stream {
     unsigned long long id;
 } stream;
 
+/* 0, 1 and 2: no streams that somebody made; those of the current context. What they are told to do is not modelled. */
+static inline bool fake_is_default(const stream *stream) { return (uintptr_t)stream <= 2; }
+
 extern pthread_mutex_t fake_lock;
 extern range fake_ranges[MOST_RANGES]; /* guarded by fake_lock */
 extern atomic_bool fake_initialised;

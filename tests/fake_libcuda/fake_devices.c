@@ -167,6 +167,12 @@ API cuCtxEnablePeerAccess(uintptr_t peer, unsigned flags) {
     return atomic_exchange(&fake_peers[ours - 1][peer - 1], true) ? PEER_ACCESS_ALREADY_ENABLED : OK;
 }
 
+API cuCtxGetId(uintptr_t context, unsigned long long *id) {
+    REFUSE();
+    *id = context;
+    return context ? OK : INVALID_CONTEXT;
+}
+
 API cuCtxGetDevice(int *device) {
     NEED_CONTEXT();
     *device = fake_device();

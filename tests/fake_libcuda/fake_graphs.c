@@ -31,7 +31,7 @@ API cuStreamBeginCapture_v2(stream *stream, int mode) {
 
 API cuStreamIsCapturing(stream *stream, int *state) {
     REFUSE();
-    *state = stream && stream->capturing;
+    *state = !fake_is_default(stream) && stream->capturing;
     return OK;
 }
 

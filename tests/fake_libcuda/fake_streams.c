@@ -380,18 +380,20 @@ API cuStreamBatchMemOp_v2(stream *stream, unsigned count, const memory_op *ops, 
     return OK;
 }
 
-/* A capture forbids it. */
 API cuStreamGetId(stream *stream, unsigned long long *id) {
     REFUSE();
-    if (!stream && fake_depth == 0) return INVALID_CONTEXT;
-    if (stream && stream->capturing) return CAPTURE_UNSUPPORTED;
-    *id = stream ? stream->id : (unsigned long long)fake_device() + 1;
+    const bool own = !fake_is_default(stream);
+    if (fake_forbidden()) return CAPTURE_UNSUPPORTED;
+    if (!own && fake_depth == 0) return INVALID_CONTEXT;
+    if (own && stream->capturing) return CAPTURE_UNSUPPORTED;
+    *id = own ? stream->id : (unsigned long long)fake_device() + 1;
     return OK;
 }
 
 API cuStreamGetCtx(stream *stream, uintptr_t *context) {
     REFUSE();
-    if (!stream && fake_depth == 0) return INVALID_CONTEXT;
-    *context = stream ? stream->context : fake_context();
+    const bool own = !fake_is_default(stream);
+    if (!own && fake_depth == 0) return INVALID_CONTEXT;
+    *context = own ? stream->context : fake_context();
     return OK;
 }

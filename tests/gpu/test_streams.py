@@ -156,7 +156,7 @@ async def test_gates_open_at_once_though_a_gpu_looks_at_them_now_and_then(host_b
     captured.close()
 
 
-async def test_first_words_are_pinned_while_a_capture_is_under_way(host_board):
+async def test_first_words_are_pinned_while_a_capture_is_under_way(new_pages, host_board):
     """Which forbids it to everyone who does not say that it knows better."""
     board = host_board
     assert board.b._core.words.page.device_address == board.b._core.words.page.address

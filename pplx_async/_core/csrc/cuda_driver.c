@@ -24,6 +24,7 @@ static const pplx_symbol symbols[] = {
     SYMBOL(context_push, "CtxPushCurrent_v2"),
     SYMBOL(context_pop, "CtxPopCurrent_v2"),
     SYMBOL(context_device, "CtxGetDevice"),
+    SYMBOL(context_id, "CtxGetId"),
     SYMBOL(pointer_attributes, "PointerGetAttributes"),
     {"cuMemGetHandleForAddressRange", NULL, false, offsetof(pplx_libcuda, range_handle)}, /* since 11.7 */
     SYMBOL(ipc_get, "IpcGetMemHandle"),

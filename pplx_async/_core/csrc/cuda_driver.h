@@ -115,6 +115,7 @@ typedef struct pplx_libcuda {
     cu_result (*context_push)(cu_context context);
     cu_result (*context_pop)(cu_context *context);
     cu_result (*context_device)(cu_device *device);
+    cu_result (*context_id)(cu_context context, unsigned long long *id); /* no other one has had it, or will */
     cu_result (*pointer_attributes)(unsigned count, const int *attributes, void **data, cu_pointer pointer);
     cu_result (*range_handle)(void *handle, cu_pointer pointer, size_t nbytes, int type, unsigned long long flags);
     cu_result (*ipc_get)(cu_ipc_handle *handle, cu_pointer pointer);

@@ -70,8 +70,8 @@ static cu_result make_word(const pplx_libcuda *cuda, nudge *entry) {
     return CU_OK;
 }
 
-/* A device's primary one, which lasts; others are the program's to destroy, with our stream. */
-static bool is_primary(const pplx_libcuda *cuda, cu_context context) {
+/* A device's primary one, which lasts from now on; others are the program's to destroy, with our stream. */
+static bool retain_primary(const pplx_libcuda *cuda, cu_context context) {
     cu_device device;
     cu_context primary;
     unsigned flags;
@@ -79,7 +79,7 @@ static bool is_primary(const pplx_libcuda *cuda, cu_context context) {
     if (cuda->context_device(&device) != CU_OK || cuda->primary_state(device, &flags, &active) != CU_OK || !active ||
         cuda->primary_retain(&primary, device) != CU_OK)
         return false;
-    cuda->primary_release(device);
+    if (primary != context) cuda->primary_release(device);
     return primary == context;
 }
 
@@ -88,7 +88,7 @@ uint32_t pplx_nudge_find(const pplx_libcuda *cuda, cu_context context) {
     uint32_t i = 0;
     pthread_mutex_lock(&lock);
     while (i < count && !(nudges[i].context == context && nudges[i].cuda == cuda && nudges[i].pid == pid)) i++;
-    if (i == count && count < PPLX_MOST_NUDGES && is_primary(cuda, context)) {
+    if (i == count && count < PPLX_MOST_NUDGES && retain_primary(cuda, context)) {
         nudge *entry = &nudges[count++];
         *entry = (nudge){.cuda = cuda, .context = context, .pid = pid};
         if (make_word(cuda, entry) != CU_OK || pplx_cuda_stream(cuda, &entry->stream) != CU_OK)

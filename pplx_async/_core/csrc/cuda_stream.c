@@ -19,12 +19,14 @@
 
 enum { MOST_CONTEXTS = 64 };
 
-/* The kernel is loaded once into each context, and stays. */
+/* The kernel is loaded once into each context, and stays; into more of them than that again and again. One that a program
+ * destroys takes it along, and another one may get its address: so they go by their ids. */
 static pthread_mutex_t kernels_lock = PTHREAD_MUTEX_INITIALIZER; /* a leaf of ours; the driver is called under it */
 static struct {
-    cu_context context;
+    unsigned long long context;
     cu_function function;
 } kernels[MOST_CONTEXTS];
+static unsigned kernels_made;
 
 static pplx_status failed(const pplx_libcuda *cuda, cu_result result, const char *what, pplx_error *error) {
     return pplx_fail(error, PPLX_NATIVE, result, "%s: %s", what, pplx_cuda_error(cuda, result));
@@ -33,6 +35,16 @@ static pplx_status failed(const pplx_libcuda *cuda, cu_result result, const char
 static cu_result enter(const pplx_libcuda *cuda, cu_stream stream, cu_context *context, int *mode) {
     const cu_result result = cuda->stream_context(stream, context);
     return result == CU_OK ? pplx_cuda_enter(cuda, *context, mode) : result;
+}
+
+/* To ask for it is unsafe while anything is captured, and would break that. */
+static cu_result ask_id(const pplx_libcuda *cuda, cu_stream stream, unsigned long long *id) {
+    int mode = CU_CAPTURE_MODE_RELAXED;
+    cu_result result = cuda->capture_mode(&mode);
+    if (result != CU_OK) return result;
+    result = cuda->stream_id(stream, id);
+    cuda->capture_mode(&mode);
+    return result;
 }
 
 pplx_status pplx_cuda_identify(const char *path, uint64_t stream, pplx_stream_identity *identity, pplx_error *error) {
@@ -47,7 +59,7 @@ pplx_status pplx_cuda_identify(const char *path, uint64_t stream, pplx_stream_id
     if (result != CU_OK) return failed(cuda, result, "no stream of CUDA", error);
     result = cuda->stream_context(handle, &context);
     if (result != CU_OK) return failed(cuda, result, "no context of that stream", error);
-    if (state || cuda->stream_id(handle, &id) != CU_OK) id = 0;
+    if (state || ask_id(cuda, handle, &id) != CU_OK) id = 0;
     *identity = (pplx_stream_identity){.context = (uintptr_t)context, .id = id, .capturing = state != 0};
     return PPLX_OK;
 }
@@ -67,8 +79,9 @@ static cu_result retain_primary(const pplx_libcuda *cuda, cu_stream stream, cu_d
     cu_result result = enter(cuda, stream, &context, &mode);
     if (result != CU_OK) return result;
     result = cuda->context_device(device);
+    if (result == CU_OK) result = cuda->primary_retain(primary, *device);
     pplx_cuda_leave(cuda, mode);
-    return result == CU_OK ? cuda->primary_retain(primary, *device) : result;
+    return result;
 }
 
 pplx_status pplx_cuda_pin(const char *path, uint64_t stream, void *memory, size_t nbytes, pplx_pinned *pinned,
@@ -109,17 +122,21 @@ void pplx_cuda_unpin(const char *path, void *memory, const pplx_pinned *pinned) 
 
 static cu_result find_kernel(const pplx_libcuda *cuda, cu_context context, cu_function *function) {
     cu_module module;
-    int i = 0;
-    cu_result result = CU_OK;
+    unsigned long long id;
+    unsigned i = 0;
+    cu_result result = cuda->context_id(context, &id);
+    if (result != CU_OK) return result;
     pthread_mutex_lock(&kernels_lock);
-    while (i < MOST_CONTEXTS && kernels[i].context && kernels[i].context != context) i++;
-    if (i < MOST_CONTEXTS && kernels[i].context) {
+    const unsigned used = kernels_made < MOST_CONTEXTS ? kernels_made : MOST_CONTEXTS;
+    while (i < used && kernels[i].context != id) i++;
+    if (i < used) {
         *function = kernels[i].function;
     } else {
         result = cuda->module_load(&module, pplx_cuda_words_ptx);
         if (result == CU_OK) result = cuda->module_function(function, module, pplx_cuda_words_name);
-        if (result == CU_OK && i < MOST_CONTEXTS) {
-            kernels[i].context = context;
+        if (result == CU_OK) {
+            i = kernels_made++ % MOST_CONTEXTS;
+            kernels[i].context = id;
             kernels[i].function = *function;
         }
     }

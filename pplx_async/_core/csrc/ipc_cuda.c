@@ -109,7 +109,8 @@ void pplx_ipc_cuda_close(ipc_domain *domain) {
     domain->cuda = NULL;
     domain->hops = NULL;
     if (!cuda) return;
-    if (!cuda->under_way) take_bell_down(cuda); /* nobody rings any more */
+    /* Nobody rings any more; else who frees it takes it down. Acquire: pairs with the last touch of tell(). */
+    if (!cuda->under_way && atomic_load_explicit(&cuda->telling, memory_order_acquire) == 0) take_bell_down(cuda);
     if (pplx_aside_end(&cuda->aside)) end_patiently(cuda);
 }
 

@@ -33,7 +33,8 @@ struct ipc_cuda {
     pplx_aside patient;        /* what waits for them */
     cuda_shared *allocations; /* of ours: struct ipc_allocation */
     ipc_opened *under_way; /* opened or closed by it */
-    atomic_bool news;      /* the other threads: one of them is done; after that they ring */
+    atomic_bool news;      /* the other threads: one of them is done, and has rung */
+    atomic_uint telling;   /* ... so many are about to ring, or have just done so */
     int bell;              /* an eventfd in the domain's epoll set; -1: there is none, and we don't sleep */
     ipc_watch watch;
     _Atomic uint64_t *done;    /* a pinned page: how far each stream has come */

@@ -57,15 +57,17 @@ static void close_opened(const ipc_cuda *cuda, const ipc_opened *opened) {
 
 /* ------------------------------------------------------------------ their memory */
 
-/* The other thread's last touch. It rings first: where nothing is under way any more nobody rings, and the bell may be
- * taken down. Who wakes by it finds no news for a moment, and wakes again. What is news has rung: pplx_ipc_cuda_hear(). */
+/* The other thread's last touch. What has rung is found, and what is news has rung: see pplx_ipc_cuda_hear(). */
 static void tell(ipc_opened *opened) {
     ipc_cuda *cuda = opened->cuda;
     const uint64_t one = 1;
+    atomic_fetch_add_explicit(&cuda->telling, 1, memory_order_relaxed); /* relaxed: who sees `done` sees it, too */
+    atomic_store_explicit(&opened->done, true, memory_order_release); /* release: pairs with the load in hear() */
     const bool rung = cuda->bell >= 0 && write(cuda->bell, &one, sizeof one) == sizeof one;
     (void)rung; /* it can't fail: nobody rings that often */
-    atomic_store_explicit(&opened->done, true, memory_order_release); /* release: pairs with the load in hear() */
     atomic_store_explicit(&cuda->news, true, memory_order_release); /* release: pairs with the exchange there */
+    atomic_fetch_sub_explicit(&cuda->telling, 1,
+                              memory_order_release); /* release: pairs with pplx_ipc_cuda_close()'s */
 }
 
 void pplx_ipc_cuda_close_opened(const ipc_cuda *cuda) {
