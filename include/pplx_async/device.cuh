@@ -35,8 +35,8 @@ PPLX_DEVICE void pplx_wait(const pplx_device_word *word, pplx_device_word value)
 }
 
 /* Of a gate (Gate.device_address) in front of this kernel on its stream: it let the stream go without what that waited
- * for. That stays until the engine ends, or is out of other words and takes this one again. The word of a gate that has opened
- * is another one's after 1,000 more: a kernel that starts so late may see what became of that one. */
+ * for. That stays until the engine ends, or is out of other words and takes this one again. The word of a gate that has
+ * opened is another one's after 1,000 more: a kernel that starts so late may see what became of that one. */
 PPLX_DEVICE bool pplx_aborted(const void *gate) {
     unsigned gone, aborted;
     asm volatile("ld.acquire.sys.u32 %0, [%1+4];" : "=r"(gone) : "l"(gate) : "memory");

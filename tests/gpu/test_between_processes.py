@@ -11,6 +11,7 @@ import json
 import numpy as np
 import pytest
 
+from helpers.boards import PAGE, check_shuffled_pages
 from helpers.cuda import Device, DeviceStream
 from helpers.engines import SOON
 from helpers.process import helper
@@ -134,32 +135,14 @@ async def test_two_gpus_of_one_process(library, device):
         second = Device(1, library)
     except RuntimeError:
         pytest.skip("this machine has one GPU")
-    page, pages = 4096, 32
-    content = np.random.default_rng(1).bytes(page * pages)
-    order = np.random.default_rng(2).permutation(pages)
-    expected = np.frombuffer(content, dtype=np.uint8).reshape(pages, page)[order].tobytes()
+    content = np.random.default_rng(1).bytes(32 * PAGE)
     try:
-        here, there = second.array(content), second.zeros(page * pages)
+        here, there = second.array(content), second.zeros(len(content))
     finally:
         second.call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
-    near, back = device.array(content), device.zeros(page * pages)
-    async with (
-        TransferEngine(fabric="ipc", cuda_library=library) as a,
-        TransferEngine(fabric="ipc", cuda_library=library) as b,
-    ):
-        peer = await a.connect(b.address)
-        # The engine works on the GPU of what it has registered first.
-        for source, target in ((near, there), (here, back), (here, there)):
-            async with await a.register(near), await a.register(source) as local, await b.register(target) as region:
-                target.set(bytes(page * pages))
-                await a.write_pages(
-                    local,
-                    peer.region(region.to_bytes()),
-                    page_nbytes=page,
-                    local_pages=order,
-                    remote_pages=np.arange(pages),
-                )
-                assert target.get() == expected
+    near, back = device.array(content), device.zeros(len(content))
+    # The engine works on the GPU of what it has registered first.
+    await check_shuffled_pages(library, near, content, [(near, there), (here, back), (here, there)])
 
 
 @pytest.mark.parametrize("page", [16, 4000, 4096, 65536])

@@ -8,58 +8,31 @@ import gc
 import numpy as np
 import pytest
 
-from helpers.boards import HostBoard
+from helpers.boards import PAGE, HostBoard, check_shuffled_pages
 from helpers.cuda import DeviceStream
 from helpers.engines import open_pair
-from pplx_async import BrokenResourceError, TransferEngine, _streams
+from pplx_async import BrokenResourceError, _streams
 from pplx_async._core.words import Lane
 
 pytestmark = pytest.mark.gpu
 
 
 async def test_words_outlast_the_context_whose_stream_came_first(library, device, new_pages):
-    with device.own_context():
-        async with open_pair("loopback", cuda_library=library) as pair:
-            board = await HostBoard(pair, device).open()
-            gate = board.counter.gate(board.receives, 1)
-            await board.write(after=board.sends)
-            await gate
-            await board.idle(board.receives, board.sends)
-            board.close()
-    async with open_pair("loopback", cuda_library=library) as pair:  # the same pages
-        board = await HostBoard(pair, device).open()
-        gate = board.counter.gate(board.receives, 1)
-        await board.write(after=board.sends)
-        await gate
-        await board.idle(board.receives, board.sends)
-        board.close()
+    for context in (device.own_context(), device.current()):  # one engine after the other, on the same pages
+        with context:
+            async with open_pair("loopback", cuda_library=library) as pair:
+                board = await HostBoard(pair, device).open()
+                await board.hand_over()
+                board.close()
 
 
 async def test_memory_of_another_context(library, device):
     """A copy reaches it; a kernel of ours may not, and so isn't taken."""
-    page, pages = 4096, 32
-    content = np.random.default_rng(1).bytes(page * pages)
-    order = np.random.default_rng(2).permutation(pages)
-    expected = np.frombuffer(content, dtype=np.uint8).reshape(pages, page)[order].tobytes()
-    ours, back = device.array(content), device.zeros(page * pages)
+    content = np.random.default_rng(1).bytes(32 * PAGE)
+    ours, back = device.array(content), device.zeros(len(content))
     with device.own_context():
-        here, there = device.array(content), device.zeros(page * pages)
-        async with (
-            TransferEngine(fabric="ipc", cuda_library=library) as a,
-            TransferEngine(fabric="ipc", cuda_library=library) as b,
-        ):
-            peer = await a.connect(b.address)
-            for source, target in ((ours, there), (here, back), (here, there)):
-                async with await a.register(ours), await a.register(source) as local, await b.register(target) as to:
-                    target.set(bytes(page * pages))
-                    await a.write_pages(
-                        local,
-                        peer.region(to.to_bytes()),
-                        page_nbytes=page,
-                        local_pages=order,
-                        remote_pages=np.arange(pages),
-                    )
-                    assert target.get() == expected
+        here, there = device.array(content), device.zeros(len(content))
+        await check_shuffled_pages(library, ours, content, [(ours, there), (here, back), (here, there)])
 
 
 async def test_a_stream_is_not_taken_for_one_that_had_its_handle(fake, device):
@@ -100,7 +73,7 @@ async def test_default_streams_of_two_gpus_are_two(library, device, second):
     assert theirs.context
 
 
-async def test_streams_that_are_gone_leave_nothing(library, device):
+async def test_streams_that_were_used_once_leave_nothing(library, device):
     def lanes():
         return sum(isinstance(each, Lane) for each in gc.get_objects())
 

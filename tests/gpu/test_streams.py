@@ -211,10 +211,7 @@ async def test_engines_that_follow_each_other_pin_their_words_once(fake, device)
     for _ in range(5):
         async with open_pair("loopback", cuda_library=fake) as pair:
             board = await HostBoard(pair, device).open()
-            gate = board.counter.gate(board.receives, 1)
-            await board.write(after=board.sends)
-            await gate
-            await board.idle(board.receives, board.sends)
+            await board.hand_over()
             board.close()
         counts.append(pinned())
     assert counts == counts[:1] * 5
@@ -272,10 +269,7 @@ async def test_what_the_driver_refuses_leaves_nothing(fake, device, new_pages, m
             assert caught.value.errno == code
         monkeypatch.setenv("FAKE_CUDA_FAIL", "")
         assert pair.a.stats().words == pair.b.stats().words == pair.a.stats().inflight == 0
-        gate = board.counter.gate(board.receives, 1)
-        await board.write(after=board.sends)
-        await gate
-        await board.idle(board.receives, board.sends)
+        await board.hand_over()
         board.close()
 
 
@@ -311,10 +305,7 @@ async def test_an_interrupt_after_it_is_queued_has_the_stream_go_on(fake, device
         with pytest.raises(BrokenResourceError):
             board.counter.gate(board.receives, 1)
         board.b.rearm(board.receives)
-        gate = board.counter.gate(board.receives, 1)
-        await board.write(after=board.sends)
-        await gate
-        await board.idle(board.receives, board.sends)
+        await board.hand_over()
         board.close()
 
 

@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from helpers.cuda import DeviceStream
 from helpers.engines import eventually
+from pplx_async import TransferEngine
 
-__all__ = ["NBYTES", "Board", "HostBoard"]
+__all__ = ["NBYTES", "PAGE", "Board", "HostBoard", "check_shuffled_pages"]
 
 NBYTES = 1 << 16
+PAGE = 4096
 
 
 class Board:
@@ -32,6 +36,13 @@ class Board:
     def write(self, **options):
         return self.a.write(self.source, self.remote, counter=self.remote_counter, **options)
 
+    async def hand_over(self):
+        """Have one stream wait in a gate for what is written after the other one."""
+        gate = self.counter.gate(self.receives, 1)
+        await self.write(after=self.sends)
+        await gate
+        await self.idle(self.receives, self.sends)
+
     async def idle(self, *streams):
         for stream in streams:
             await eventually(lambda stream=stream: stream.is_idle, "the stream comes to rest")
@@ -51,3 +62,29 @@ class HostBoard(Board):
         self.counter, self.remote_counter = self.pair.counter()
         self.sends, self.receives = DeviceStream(self.device), DeviceStream(self.device)
         return self
+
+
+async def check_shuffled_pages(library, first, content, pairs):
+    """Write ``content`` from one array to another, in another order, each pair by two engines of this process.
+
+    ``first`` lies on the GPU and in the context where they work.
+    """
+    pages = len(content) // PAGE
+    order = np.random.default_rng(2).permutation(pages)
+    expected = np.frombuffer(content, dtype=np.uint8).reshape(pages, PAGE)[order].tobytes()
+    async with (
+        TransferEngine(fabric="ipc", cuda_library=library) as a,
+        TransferEngine(fabric="ipc", cuda_library=library) as b,
+    ):
+        peer = await a.connect(b.address)
+        for source, target in pairs:
+            async with await a.register(first), await a.register(source) as local, await b.register(target) as region:
+                target.set(bytes(len(content)))
+                await a.write_pages(
+                    local,
+                    peer.region(region.to_bytes()),
+                    page_nbytes=PAGE,
+                    local_pages=order,
+                    remote_pages=np.arange(pages),
+                )
+                assert target.get() == expected

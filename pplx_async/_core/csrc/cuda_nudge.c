@@ -71,7 +71,7 @@ static cu_result make_word(const pplx_libcuda *cuda, nudge *entry) {
 }
 
 /* A device's primary one, which lasts from now on; others are the program's to destroy, with our stream. */
-static bool retain_primary(const pplx_libcuda *cuda, cu_context context) {
+static bool retain_if_primary(const pplx_libcuda *cuda, cu_context context) {
     cu_device device;
     cu_context primary;
     unsigned flags;
@@ -88,7 +88,7 @@ uint32_t pplx_nudge_find(const pplx_libcuda *cuda, cu_context context) {
     uint32_t i = 0;
     pthread_mutex_lock(&lock);
     while (i < count && !(nudges[i].context == context && nudges[i].cuda == cuda && nudges[i].pid == pid)) i++;
-    if (i == count && count < PPLX_MOST_NUDGES && retain_primary(cuda, context)) {
+    if (i == count && count < PPLX_MOST_NUDGES && retain_if_primary(cuda, context)) {
         nudge *entry = &nudges[count++];
         *entry = (nudge){.cuda = cuda, .context = context, .pid = pid};
         if (make_word(cuda, entry) != CU_OK || pplx_cuda_stream(cuda, &entry->stream) != CU_OK)
