@@ -367,8 +367,10 @@ static void end_word(pplx_engine *engine, pplx_word *word) {
 /* The proxy looks at it no more, whatever the stream does. */
 static void close_word(pplx_engine *engine, pplx_word *word, bool spent) {
     if (word->kind != PPLX_WORD_WATCH) {
-        if (word->phase == WAITING) abort_gate(engine, word, PPLX_CANCELLED);
-        pplx_word_let_go(word->cell);
+        /* A stream may have come that was not seen yet. Who is answered goes on by that, and its cell is free. */
+        const bool comes = word->kind == PPLX_WORD_GATE && word->phase == ASLEEP && asks(word);
+        if (word->phase == WAITING || comes) abort_gate(engine, word, PPLX_CANCELLED);
+        if (word->phase != ANSWERED) pplx_word_let_go(word->cell);
     }
     word->spent = spent || word->phase == ANSWERED;
     if (word->busy)
