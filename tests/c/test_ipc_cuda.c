@@ -897,6 +897,30 @@ static void test_what_waits_for_the_streams_makes_a_batch(void) {
     gpus_close(&p);
 }
 
+/* So that the GPU copies while some of them store; but nothing small gets behind what is large, and takes long. */
+static void test_small_ones_have_all_streams_that_are_idle(void) {
+    static const uint64_t under_way[][IPC_STREAMS] = {{0, 0, 1, 0}, {1, 0, 1, 0}, {1, 1, 1, 0}, {1, 1, 1, 1},
+                                                      {2, 1, 1, 1}, {2, 2, 1, 1}, {2, 2, 1, 1}, {2, 2, 1, 1}};
+    enum { POSTED = sizeof under_way / sizeof *under_way }; /* a large one, and then small ones */
+    static pair p;
+    static watched w[POSTED];
+    size_t posted;
+    int32_t native;
+    big_gpus_open(&p);
+    const ipc_cuda *cuda = ((ipc_domain *)p.a.domain)->cuda;
+    CHECK_EQ(hold(1), 0);
+    for (uint32_t i = 0; i < POSTED; i++) {
+        pplx_work_request request = write_of(&p, &w[i], i ? 256 : PIECE, i);
+        CHECK_EQ(ipc->post(p.a.endpoint, &request, 1, &posted, &native), PPLX_OK);
+        run_for(&p.a, &p.b, 0.001);
+        for (int k = 0; k < IPC_STREAMS; k++) CHECK_EQ(cuda->begun[k] - atomic_load(&cuda->done[k]), under_way[i][k]);
+    }
+    CHECK_EQ(hold(0), 0);
+    for (int i = 0; i < POSTED; i++) CHECK_EQ(wait_for(&p.a, &p.b, &w[i]), PPLX_OK);
+    wait_imms(&p.b, &p.a, POSTED);
+    gpus_close(&p);
+}
+
 /* ------------------------------------------------------------------ several regions of one allocation */
 
 static pplx_provider_mr *register_part(side *s, const device *d, uint64_t offset, uint32_t access) {
@@ -1452,6 +1476,7 @@ int main(void) {
     RUN(test_segments_out_of_bounds);
     RUN(test_segments_of_gpu_and_host);
     RUN(test_what_waits_for_the_streams_makes_a_batch);
+    RUN(test_small_ones_have_all_streams_that_are_idle);
     RUN(test_regions_of_one_allocation_share_its_handle);
     RUN(test_a_region_for_nobody_has_no_handle);
     RUN(test_a_slow_gpu_keeps_nobody_waiting);
