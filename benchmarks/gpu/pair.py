@@ -16,7 +16,8 @@ import numpy as np
 
 from benchmarks.gpu.side import LANDED, OUTGOING, Given, Side, pause
 from benchmarks.gpu.target import Here, Target, There
-from benchmarks.gpu.works import AT_ONCE, AWAITS, ROUNDS, summary
+from benchmarks.gpu.works import AT_ONCE, AWAITS, REST_SECONDS, ROUNDS, WARM_UP_PAGES, summary
+from pplx_async import RemoteCounter
 from pplx_async.cli.bench.works import Work, scramble
 
 __all__ = ["Pair"]
@@ -196,25 +197,27 @@ class Pair:
         bits = (side.memory.nbytes // work.nbytes).bit_length() - 1
         ours, theirs = (np.array([scramble(i, bits, seed) for i in range(work.count)]) for seed in (1, 2))
 
+        def write(some: slice, counter: RemoteCounter | None = None) -> Awaitable[int]:
+            return side.engine.write_pages(
+                side.region,
+                side.remote,
+                page_nbytes=work.nbytes,
+                local_pages=ours[some],
+                remote_pages=theirs[some],
+                counter=counter,
+            )
+
         async def write_all() -> None:
             window: deque[Awaitable[int]] = deque()
             for first in range(0, work.count, AT_ONCE):
                 if len(window) == AWAITS:
                     await window.popleft()
-                some = slice(first, first + AT_ONCE)
-                window.append(
-                    side.engine.write_pages(
-                        side.region,
-                        side.remote,
-                        page_nbytes=work.nbytes,
-                        local_pages=ours[some],
-                        remote_pages=theirs[some],
-                        counter=side.remote_counter,
-                    )
-                )
+                window.append(write(slice(first, first + AT_ONCE), side.remote_counter))
             for transfer in window:
                 await transfer
 
+        await write(slice(WARM_UP_PAGES))
+        await asyncio.sleep(REST_SECONDS)
         return await self._bulk(work, write_all, (ours * work.nbytes).tolist(), (theirs * work.nbytes).tolist())
 
     async def _bulk(self, work: Work, write_all, local: Sequence[int], remote: Sequence[int]) -> Result:

@@ -4,8 +4,16 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-enum { LEAST_PAUSE_US = 20, MOST_PAUSE_US = 60, COMPUTE_THREADS = 1024, GATHER_THREADS = 512 };
+enum {
+    LEAST_PAUSE_US = 20,
+    MOST_PAUSE_US = 60,
+    COMPUTE_THREADS = 1024,
+    GATHER_THREADS = 512,
+    WARM_UP_PAGES = 4,
+    REST_US = 1000
+};
 
 static const double median = -1;
 
@@ -202,14 +210,20 @@ static void place_pages(void) {
     CU(cuMemcpyHtoD_v2(places_address, places, bench.count * 2 * sizeof *places));
 }
 
+static void gather(unsigned pages, void **arguments) {
+    gpu_launch(bench.from.gather, pages, GATHER_THREADS, bench.from.streams[0], arguments);
+    CU(cuStreamSynchronize(bench.from.streams[0]));
+}
+
 static double run_pages(void) {
     unsigned nbytes = (unsigned)bench.nbytes;
     void *arguments[] = {&bench.to.memory, &bench.from.memory, &places_address, &nbytes};
     if (!places) place_pages();
     gpu_use(&bench.from);
+    gather(WARM_UP_PAGES, arguments);
+    usleep(REST_US);
     const double began = gpu_now_us();
-    gpu_launch(bench.from.gather, (unsigned)bench.count, GATHER_THREADS, bench.from.streams[0], arguments);
-    CU(cuStreamSynchronize(bench.from.streams[0]));
+    gather((unsigned)bench.count, arguments);
     return gigabytes(gpu_now_us() - began);
 }
 
