@@ -11,12 +11,12 @@ usage() {
     cat <<'END'
 usage: benchmarks/gpu.sh [options] [SECTION[=SECONDS]...]
 
-  build      wheels, extensions, C programs, kernels        150 s
-  test       the tests of GPUs, on the real driver           90 s
+  build      wheels, extensions, C programs, kernels        120 s
+  test       the tests of GPUs, on the real driver          100 s
   example    examples/gpu_pipeline.py, and with --graph      40 s
-  measure    pplx_async beside plain CUDA C                 130 s
-  peers      NCCL, and UCXX where it is installed            90 s
-  sanitize   the tests of GPUs under compute-sanitizer       90 s
+  measure    pplx_async beside plain CUDA C                 120 s
+  peers      NCCL, and UCXX where it is installed            60 s
+  sanitize   the tests of GPUs under compute-sanitizer      150 s
 
 Without a section: all of them, in ten minutes at most. A section that fails or takes too long stops no other one, and
 makes the exit status 1. Each writes what it has at once.
@@ -32,7 +32,7 @@ makes the exit status 1. Each writes what it has at once.
 END
 }
 
-declare -A LIMITS=([build]=150 [test]=90 [example]=40 [measure]=130 [peers]=90 [sanitize]=90)
+declare -A LIMITS=([build]=120 [test]=100 [example]=40 [measure]=120 [peers]=60 [sanitize]=150)
 ALL=(build test example measure peers sanitize)
 RESULTS=benchmarks/results WHEELS="" LIBRARY=libcuda.so.1 PYTHON=python3
 MEASURE=() QUICK=() SECTIONS=()
