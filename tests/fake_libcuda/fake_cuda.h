@@ -52,6 +52,7 @@ enum {
     NO_DEVICE = 100,
     INVALID_DEVICE = 101,
     INVALID_CONTEXT = 201,
+    INVALID_HANDLE = 400,
     NOT_READY = 600,
     UNKNOWN = 999,
     PEER_ACCESS_ALREADY_ENABLED = 704,
@@ -136,6 +137,7 @@ extern __thread int fake_depth; /* of the thread's contexts; 0: none is current 
 int fake_env(const char *name, int otherwise);
 int fake_refused(const char *call); /* what FAKE_CUDA_FAIL has it say */
 uintptr_t fake_context(void);       /* the current one */
+unsigned fake_context_id(uintptr_t context);
 int fake_device(void);              /* ... its */
 
 /* With fake_lock held; fake_translate() takes it. */

@@ -8,12 +8,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_CONTEXTS = 64 };
+enum { MOST_CONTEXTS = 64, MOST_OWN = 16 };
 
 atomic_bool fake_initialised;
 atomic_bool fake_peers[MOST_DEVICES][MOST_DEVICES];
 __thread int fake_depth;
 static __thread uintptr_t contexts[MOST_CONTEXTS]; /* device + 1 of a primary one; others more, in the higher bits */
+static atomic_uint own_ids[MOST_OWN]; /* of those that a program has made; 0: there is none */
 static atomic_int retained[MOST_DEVICES];
 
 int fake_env(const char *name, int otherwise) {
@@ -135,12 +136,16 @@ API cuCtxPushCurrent_v2(uintptr_t context) {
     return OK;
 }
 
-/* Another one than the primary one, and current. */
+/* Another one than the primary one, and current. It has the address of one that is gone, if there is one. */
 API cuCtxCreate_v2(uintptr_t *context, unsigned flags, int device) {
     static atomic_uint made;
+    unsigned place = 0;
     REFUSE();
     if (flags || device < 0 || device >= devices()) return INVALID_VALUE;
-    *context = (uintptr_t)(atomic_fetch_add(&made, 1) + 1) << 8 | (uintptr_t)(device + 1);
+    while (place < MOST_OWN && atomic_load(&own_ids[place])) place++;
+    if (place == MOST_OWN) return OUT_OF_MEMORY;
+    atomic_store(&own_ids[place], MOST_DEVICES + 1 + atomic_fetch_add(&made, 1));
+    *context = (uintptr_t)(place + 1) << 8 | (uintptr_t)(device + 1);
     return cuCtxPushCurrent_v2(*context);
 }
 
@@ -149,6 +154,7 @@ API cuCtxDestroy_v2(uintptr_t context) {
     REFUSE();
     if (context <= MOST_DEVICES) return INVALID_CONTEXT;
     fake_unpin(context);
+    atomic_store(&own_ids[(context >> 8) - 1], 0);
     if (fake_depth && contexts[fake_depth - 1] == context) fake_depth--;
     return OK;
 }
@@ -167,10 +173,14 @@ API cuCtxEnablePeerAccess(uintptr_t peer, unsigned flags) {
     return atomic_exchange(&fake_peers[ours - 1][peer - 1], true) ? PEER_ACCESS_ALREADY_ENABLED : OK;
 }
 
+unsigned fake_context_id(uintptr_t context) {
+    return context <= MOST_DEVICES ? (unsigned)context : atomic_load(&own_ids[(context >> 8) - 1]);
+}
+
 API cuCtxGetId(uintptr_t context, unsigned long long *id) {
     REFUSE();
-    *id = context;
-    return context ? OK : INVALID_CONTEXT;
+    *id = fake_context_id(context);
+    return *id ? OK : INVALID_CONTEXT;
 }
 
 API cuCtxGetDevice(int *device) {

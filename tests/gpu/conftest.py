@@ -1,10 +1,16 @@
 # SPDX-FileCopyrightText: 2026 The pplx_async authors
 # SPDX-License-Identifier: Apache-2.0
-"""On the GPU of this machine if it has one, else on the tests' own libcuda."""
+"""On the GPU of this machine if it has one, else on the tests' own libcuda.
+
+With ``GPU_WITHOUT_WORDS=1`` the GPU says that it has no stream memory operations: for ``test_streams.py -k kernel``.
+"""
 
 import contextlib
 import ctypes
 import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -22,11 +28,27 @@ def _real():
     return False
 
 
+def _without_words(folder):
+    """Make a libcuda of the real one, which is loaded."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    real = next(line.split()[-1] for line in maps if "/libcuda.so" in line)
+    source, target = Path(__file__).with_name("no_words.c"), folder / "libcuda_without_words.so"
+    compiler = shutil.which("cc") or "gcc"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", target, source, "-Wl,--no-as-needed", real, "-ldl"], check=True)
+    return str(target)
+
+
 @pytest.fixture(scope="session")
-def library():
+def without_words():
+    """Whether the GPU is to do without."""
+    return os.environ.get("GPU_WITHOUT_WORDS") == "1"
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory, without_words):
     """Path of the libcuda to use."""
     if _real():
-        return "libcuda.so.1"
+        return _without_words(tmp_path_factory.mktemp("libcuda")) if without_words else "libcuda.so.1"
     fabric = find_fabric("ipc-gpu")
     if fabric.missing:
         pytest.skip(fabric.missing)

@@ -11,10 +11,27 @@ import pytest
 from helpers.boards import PAGE, HostBoard, check_shuffled_pages
 from helpers.cuda import DeviceStream
 from helpers.engines import open_pair
+from helpers.require import FAKE_CUDA_LIBRARY
 from pplx_async import BrokenResourceError, _streams
 from pplx_async._core.words import Lane
 
 pytestmark = pytest.mark.gpu
+
+
+def renew_stream(library, board):
+    """Have the stream that receives be another one, with the handle of the one that it was."""
+    first, handle = board.receives, board.receives.ptr
+    if library == str(FAKE_CUDA_LIBRARY):
+        assert board.device.driver.fake_cuda_renew_stream(board.receives.handle) == 0
+        return
+    board.receives.close()
+    for made in [DeviceStream(board.device) for _ in range(64)]:
+        if made.ptr == handle:
+            board.receives = made
+        else:
+            made.close()
+    if board.receives is first:
+        pytest.skip("this driver has given out no handle twice")
 
 
 async def test_words_outlast_the_context_whose_stream_came_first(library, device, new_pages):
@@ -35,14 +52,14 @@ async def test_memory_of_another_context(library, device):
         await check_shuffled_pages(library, ours, content, [(ours, there), (here, back), (here, there)])
 
 
-async def test_a_stream_is_not_taken_for_one_that_had_its_handle(fake, device):
-    async with open_pair("loopback", cuda_library=fake) as pair:
+async def test_a_stream_is_not_taken_for_one_that_had_its_handle(library, device):
+    async with open_pair("loopback", cuda_library=library) as pair:
         board = await HostBoard(pair, device).open()
         board.counter.gate(board.receives, 1).close()
         await board.idle(board.receives)
         with pytest.raises(BrokenResourceError, match="was let go by a gate"):
             board.b.reached(board.receives)
-        assert device.driver.fake_cuda_renew_stream(board.receives.handle) == 0
+        renew_stream(library, board)
         await board.b.reached(board.receives)
         board.close()
 

@@ -13,18 +13,19 @@ import pytest_asyncio
 from helpers.boards import NBYTES, Board, HostBoard
 from helpers.cuda import DeviceStream
 from helpers.engines import eventually, open_pair
+from helpers.require import FAKE_CUDA_LIBRARY
 from pplx_async import BrokenResourceError, CapturedTransfer, ClosedResourceError, CudaError, Gate, _streams, gpu
 
 REPLAYS = 200
 
 
 @pytest.fixture(params=["stream operations", "kernel"])
-def words(request, library, monkeypatch):
-    """With stream memory operations, and without: only the tests' own libcuda lacks them on demand."""
-    if request.param == "kernel":
-        if library == "libcuda.so.1":
-            pytest.skip("this GPU has stream memory operations")
-        monkeypatch.setenv("FAKE_CUDA_WORDS", "0")
+def words(request, library, without_words, monkeypatch):
+    """With stream memory operations, and without: the tests' own libcuda has and lacks them by turns."""
+    if library == str(FAKE_CUDA_LIBRARY):
+        monkeypatch.setenv("FAKE_CUDA_WORDS", str(int(request.param != "kernel")))
+    elif (request.param == "kernel") != without_words:
+        pytest.skip(f"stream memory operations of this GPU: GPU_WITHOUT_WORDS={int(without_words)}")
     return request.param
 
 
@@ -167,6 +168,16 @@ async def test_first_words_are_pinned_while_a_capture_is_under_way(new_pages, ho
     await gate.wait(1)
     gate.close()
     await board.idle(board.receives)
+
+
+async def test_contexts_that_come_and_go(library, device, words):
+    """Each has what an engine loads there for itself, though it lies where another one did."""
+    for _ in range(3):
+        with device.own_context():
+            async with open_pair("loopback", cuda_library=library) as pair:
+                board = await HostBoard(pair, device).open()
+                await board.hand_over()
+                board.close()
 
 
 async def test_aborted_gate_poisons_the_stream(host_board):
