@@ -218,7 +218,8 @@ __attribute__((unused)) static void wait_imms(side *s, side *other, size_t count
 
 __attribute__((unused)) static void run_for(side *a, side *b, double seconds) {
     uint64_t end = check_now_ns() + (uint64_t)(seconds * 1e9);
-    while (check_now_ns() < end) poll_both(a, b);
+    do poll_both(a, b); /* once at least, however long we were kept from it */
+    while (check_now_ns() < end);
 }
 
 /* Do it, wait for it, say how it ended. */
