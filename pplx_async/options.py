@@ -139,7 +139,7 @@ class EngineOptions:
         is busy; best on few cores. ``"auto"``: ``"loop"`` on fewer than 4 cores.
     spin : float
         How long the proxy thread, or with ``progress="loop"`` the event loop between its other work,
-        polls after the last activity before it sleeps.
+        polls after the last activity before it sleeps; twice as long where that pays.
     poll_interval : float
         Between polls of a sleeping proxy thread, for providers that cannot wake it.
     heartbeat_interval : float

@@ -157,7 +157,7 @@ class EngineStats:
         Turns of the proxy thread's loop, times it slept, times it woke the event loop.
     spin_ns : int
         How long the proxy thread now turns without finding anything before it sleeps, in nanoseconds:
-        `EngineOptions.spin` at most, less where that has brought nothing.
+        `EngineOptions.spin`, less where that has brought nothing, twice that at most where it has.
     stray_imms, stray_messages : int
         Immediates and messages that belonged to nothing, and were dropped.
     registrations, register_ns : int

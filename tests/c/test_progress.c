@@ -194,7 +194,8 @@ static void spinning_that_pays(void) {
     pair_open_with(&pair, 1, 1, "", NBYTES, &config);
     pplx_engine *engine = pair.a.engine;
     CHECK(spin_ns(engine) <= most); /* it adapts from the first moment */
-    for (bool gave_up = false; !gave_up || spin_ns(engine) < most;) {
+    for (bool gave_up = false; !gave_up || spin_ns(engine) < 2 * most;) {
+        CHECK(spin_ns(engine) <= 2 * most);
         check_patience(start, PATIENCE_S);
         pump_ms(gave_up ? spin_ns(engine) / 1000000 + 2 : 3 * MOST_MS); /* it has just fallen asleep, or long ago */
         prepare(&pair, &t, 64);

@@ -8,7 +8,7 @@
  *          fill the pipelines of every peer
  *          poll every completion queue; nudge the GPUs of gates that have opened (cuda_nudge.h)
  *          heartbeats and verdicts
- *   It turns as long as there is something to do, and for a moment after, spin_us at most. Then it
+ *   It turns as long as there is something to do, and for a moment after, twice spin_us at most. Then it
  *   blocks in ppoll on the submit eventfd and the providers' wait fds, until the next deadline. A word rings
  *   nothing: as long as one is armed it does not block.
  *
@@ -257,17 +257,18 @@ static bool sleep_until(const pplx_engine *engine, uint64_t deadline) {
     return n > 0 && !readable[0].revents;
 }
 
-/* What woke us would have been seen by spinning a little longer: then twice as long is worth it. A
- * longer sleep says that the spin before it was for nothing. */
+/* What woke us would have been seen by spinning a little longer: then twice as long is worth it, up to twice what is
+ * configured, for where peers sleep between their answers it is the waking that makes these late. A longer sleep says
+ * that the spin before it was for nothing. */
 static void adapt_spin(pplx_engine *engine, uint64_t slept_ns) {
-    const uint64_t most = engine->config.spin_us * UINT64_C(1000);
+    const uint64_t configured = engine->config.spin_us * UINT64_C(1000);
     uint64_t spin_ns = engine->stats.spin_ns;
-    if (slept_ns >= most)
+    if (slept_ns >= configured)
         spin_ns /= 2;
-    else if (spin_ns < most / SPIN_STEPS)
-        spin_ns = most / SPIN_STEPS;
+    else if (spin_ns < configured / SPIN_STEPS)
+        spin_ns = configured / SPIN_STEPS;
     else
-        spin_ns = spin_ns * 2 < most ? spin_ns * 2 : most;
+        spin_ns = spin_ns < configured ? spin_ns * 2 : configured * 2;
     PPLX_TELL(engine->stats.spin_ns, spin_ns);
 }
 
