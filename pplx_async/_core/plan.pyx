@@ -43,8 +43,9 @@ _NEW_COUNTER = "Ask the peer for a new counter."
 
 
 cdef uint64_t MOST_BYTES = <uint64_t>-1
-# Bytes that a thread copies in the time that a work request takes it.
+# Bytes that a thread copies in the time that a work request takes it, and one of many pages that share one.
 cdef uint64_t AS_MUCH = 1024
+cdef uint64_t AS_MUCH_A_PAGE = 64
 
 
 # ---- what was given ----
@@ -416,7 +417,7 @@ cdef class Plan:
         target.nsegments += <uint32_t>made
         self.nsegments += made
         self.nbytes += page * sources.count
-        self.copied += AS_MUCH * made if here.registration.on_gpu else page * sources.count
+        self.copied += AS_MUCH_A_PAGE * made if here.registration.on_gpu else page * sources.count
         return sources.count
 
     def __dealloc__(self):
