@@ -39,6 +39,7 @@ async def work(engine, peer, rank, stream, run):
     halves = [range((2 * n + rank) * SHARDS, (2 * n + rank + 1) * SHARDS) for n in range(LAYERS + 1)]  # of shards
     counters = [engine.counter(peer=peer) for _ in halves]  # one for each layer: writes may overtake one another
     region, sent = await engine.register(values), []
+    await engine.reached(stream)  # the zeros are there: from here on the other one may write
     await peer.send(json.dumps([each.to_bytes().hex() for each in (region, *counters)]).encode())
     there, *theirs = map(bytes.fromhex, json.loads((await anext(engine.messages())).data))
     remote, theirs = peer.region(there), [peer.counter(each) for each in theirs]
