@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Build, test and measure on a machine with one or two GPUs, with nothing but what is there. Of itself it downloads
-# nothing: it takes a Python with Cython, NumPy and, for the peers, torch; a C compiler; nvcc for the kernels.
+# nothing: it takes a Python with Cython, NumPy and pytest, CuPy for the example, torch for the peers; a C compiler; nvcc for
+# the kernels.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
@@ -70,6 +71,8 @@ export RESULTS WHEELS LIBRARY PYTHON
 ABSENT=77
 # What is written in Python alone, such as streams of the host, is the same everywhere.
 TESTS=(tests/gpu tests/words/test_device_header.py --fabric loopback --fabric ipc)
+# Once more where the GPU says that it has no stream memory operations: then a kernel of ours waits and tells.
+KERNEL_TESTS=(tests/gpu/test_streams.py -k kernel)
 
 # Tests take the tests' own libcuda where there is no GPU. Here that would be a success of nothing.
 need_gpu() {
@@ -89,11 +92,17 @@ do_build() {
 }
 
 do_test() {
-    need_gpu && "$PYTHON" -m pytest -q -p no:cacheprovider "${TESTS[@]}"
+    need_gpu && "$PYTHON" -m pytest -q -p no:cacheprovider "${TESTS[@]}" || return
+    GPU_WITHOUT_WORDS=1 "$PYTHON" -m pytest -q -p no:cacheprovider "${KERNEL_TESTS[@]}"
 }
 
+# On the host it would do as well: it has to say that it did not.
 do_example() {
-    need_gpu && "$PYTHON" examples/gpu_pipeline.py && "$PYTHON" examples/gpu_pipeline.py --graph
+    set -o pipefail
+    need_gpu || return
+    "$PYTHON" -c 'import cupy; raise SystemExit(cupy.cuda.runtime.getDeviceCount() < 2)' 2>/dev/null ||
+        { echo "the example takes CuPy and two GPUs"; return "$ABSENT"; }
+    "$PYTHON" examples/gpu_pipeline.py | grep "on two GPUs" && "$PYTHON" examples/gpu_pipeline.py --graph | grep "on two GPUs"
 }
 
 do_measure() {
@@ -108,10 +117,11 @@ do_sanitize() {
     local tool
     tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null) ||
         { echo "there is no compute-sanitizer on this machine"; return "$ABSENT"; }
+    tool+=" --target-processes all --error-exitcode 9"
     # What the driver refuses is an error to it, so without those that ask for just that.
-    need_gpu && "$tool" --target-processes all --error-exitcode 9 \
-        "$PYTHON" -m pytest -q -p no:cacheprovider "${TESTS[@]}" --ignore tests/gpu/test_virtual_driver.py \
-        --deselect tests/gpu/test_virtual.py::test_other_gpus_chunks_are_no_peers_and_ours_where_we_have_access
+    need_gpu && $tool "$PYTHON" -m pytest -q -p no:cacheprovider "${TESTS[@]}" --ignore tests/gpu/test_virtual_driver.py \
+        --deselect tests/gpu/test_virtual.py::test_other_gpus_chunks_are_no_peers_and_ours_where_we_have_access || return
+    GPU_WITHOUT_WORDS=1 $tool "$PYTHON" -m pytest -q -p no:cacheprovider "${KERNEL_TESTS[@]}"
 }
 
 status=0 section=""
@@ -129,7 +139,7 @@ for name in "${SECTIONS[@]}"; do
     began=$SECONDS
     # In a process group of its own: what a section has started ends with it.
     timeout --kill-after=5 "${LIMITS[$name]}" \
-        bash -c "$(declare -f need_gpu "do_$name"; declare -p TESTS ABSENT); do_$name \"\$@\"" "$name" \
+        bash -c "$(declare -f need_gpu "do_$name"; declare -p TESTS KERNEL_TESTS ABSENT); do_$name \"\$@\"" "$name" \
         ${arguments[@]+"${arguments[@]}"} </dev/null 2>&1 &
     section=$!
     wait $section

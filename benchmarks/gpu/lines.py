@@ -24,10 +24,11 @@ TITLES = {
     "doorbell-8": "doorbell: a kernel's store to data leaving behind it",
     "watch-8": "a kernel's number to a coroutine, and back",
     "compute-8": "a kernel on the whole GPU, while a stream waits in a gate",
+    "stream-64K": "stream of 64 KiB, 64 in flight",
     "stream-1M": "stream of 1 MiB, 16 in flight",
     "stream-64M": "stream of 64 MiB, 16 in flight",
-    "burst-64K": "1024 pages of 64 KiB in one await, from rest",
-    "pages-64K": "1024 pages of 64 KiB in one await, four at a time",
+    "burst-64K": "1024 pages of 64 KiB in one await, from rest (C: one kernel)",
+    "pages-64K": "16 times that, four awaits at a time (C: one kernel for all)",
 }
 _FIELDS = {"p50": "", "value": "", "p99": "99 %", "p999": "99.9 %", "max": "longest"}
 

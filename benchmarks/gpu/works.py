@@ -54,9 +54,10 @@ WORKS = (
     Work("write", MIB, 1000, "us"),
     Work("gated", 8, 1000, "us"),
     Work("gate", 8, 1000, "us"),
-    Work("doorbell", 8, 1000, "us"),
+    Work("doorbell", 8, 5000, "us"),
     Work("watch", 8, 20_000, "us"),
     Work("compute", 8, 20, "us"),
+    Work("stream", 64 * KIB, 16384, "GB/s", inflight=64),
     Work("stream", MIB, 4096, "GB/s", inflight=16),
     Work("stream", 64 * MIB, 256, "GB/s", inflight=16),
     Work("burst", 64 * KIB, 1024, "GB/s"),
@@ -80,6 +81,7 @@ AIMS: dict[str, tuple[tuple[str, Aim], ...]] = {
     "compute-8": (("p50", Aim(1.01, 0.0, at_least=False)),),
     "stream-1M": (("value", Aim(0.9, 0.0, at_least=True)),),
     "stream-64M": (("value", Aim(0.97, 0.0, at_least=True)),),
+    "burst-64K": (("value", Aim(0.85, 0.0, at_least=True)),),
     "pages-64K": (("value", Aim(0.85, 0.0, at_least=True)),),
 }
 
