@@ -128,7 +128,7 @@ status=0 section=""
 exec > >(tee "$RESULTS/gpu.log")
 log=$!
 trap '[ -z "$section" ] || kill "$section"; exit 130' INT TERM
-: >"$RESULTS/gpu-sections.txt"
+date +%F >"$RESULTS/gpu-sections.txt"
 for name in "${SECTIONS[@]}"; do
     case $name in
     measure) arguments=("${MEASURE[@]}" "${QUICK[@]}") ;;

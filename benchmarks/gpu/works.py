@@ -67,7 +67,7 @@ WORKS = (
 ROUNDS = 1 << 20
 # Of `pages`: in one await, and how many of these at a time.
 AT_ONCE, AWAITS = 1024, 4
-# A GPU takes some 100 us to turn to kernels of another process: without one before, whoever comes behind C would pay.
+# A GPU takes some 130 us to turn to kernels of another process: without one before, whoever comes behind C would pay.
 # Then all rest, since `burst` is from there. In c/works.c as well.
 WARM_UP_PAGES, REST_SECONDS = 4, 0.001
 
