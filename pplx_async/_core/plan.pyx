@@ -43,7 +43,7 @@ _NEW_COUNTER = "Ask the peer for a new counter."
 
 
 cdef uint64_t MOST_BYTES = <uint64_t>-1
-# Bytes that a thread copies in the time that a work request takes it, and one of many pages that share one.
+# Bytes that a thread copies in the time that a work request takes it; and a page, where many share a work request.
 cdef uint64_t AS_MUCH = 1024
 cdef uint64_t AS_MUCH_A_PAGE = 64
 
