@@ -23,7 +23,7 @@ FABRIC, ADDRESS = WORDS[0] if WORDS else "ipc", WORDS[1] if len(WORDS) > 1 else 
 LAYERS, WIDTH, BATCH, INPUTS, SHARDS = 6, 256, 32, 5, 16
 cupy = importlib.import_module("cupy") if FABRIC == "ipc" and importlib.util.find_spec("cupy") else None
 GPUS = cupy is not None and cupy.is_available() and cupy.cuda.runtime.getDeviceCount() > 1
-random, xp = np.random.default_rng(1), cupy if GPUS else np
+random, xp, WHERE = np.random.default_rng(1), *((cupy, "two GPUs") if GPUS else (np, "streams of the host"))
 WEIGHTS = random.normal(0, WIDTH**-0.5, (LAYERS, WIDTH, WIDTH)).astype("f4")  # the same in both processes
 GIVEN = random.normal(0, 1, (INPUTS, WIDTH, BATCH)).astype("f4")
 # Each element of a product. Not cupy.dot: that is cuBLAS's, which CuPy lets no graph capture.
@@ -79,12 +79,11 @@ async def main():
     async with TransferEngine(fabric=FABRIC, name=f"half {rank}") as engine:
         if ADDRESS:
             return await work(engine, await engine.connect(ADDRESS), rank, stream, run)
-        more = ["--graph"] * GRAPH
-        other = await asyncio.create_subprocess_exec(sys.executable, __file__, FABRIC, engine.address, *more)
+        command = sys.executable, __file__, FABRIC, engine.address, *["--graph"] * GRAPH
+        other = await asyncio.create_subprocess_exec(*command)
         await work(engine, await engine.accept(), rank, stream, run)
         assert await other.wait() == 0
-        where = "two GPUs" if GPUS else "streams of the host"
-        print(f"{INPUTS} inputs through {LAYERS} layers over {FABRIC}, on {where}: as one process makes it")
+        print(f"{INPUTS} inputs through {LAYERS} layers over {FABRIC}, on {WHERE}: as one process makes it")
 
 
 asyncio.run(main())
