@@ -646,6 +646,27 @@ static void test_part_of_a_batch(void) {
     ok("part of a batch");
 }
 
+/* Nor is a queue that is full of those: then there would be no room for the one that rings. An immediate alone, which may
+ * be posted beyond it, follows on the last one. */
+static void test_full_queue(void) {
+    enum { DEPTH = 256, COUNT = DEPTH + 1, TRIES = 1000 };
+    static watched ops[COUNT];
+    static pplx_work_request requests[COUNT];
+    side a, b;
+    size_t done = 0, posted;
+    int32_t native;
+    pair_open(&a, &b);
+    must(&a, &b, PPLX_WRITE, 0, 8, 0);
+    for (size_t i = 0; i < DEPTH; i++) requests[i] = request_of(&a, &b, &ops[i], PPLX_WRITE, i * 64, 64, 0);
+    requests[DEPTH] = request_of(&a, &b, &ops[DEPTH], PPLX_WRITE_IMM, 0, 0, 7);
+    for (int i = 0; i < TRIES && done < COUNT; i++, done += posted)
+        fabric->post(a.endpoint, requests + done, COUNT - done, &posted, &native);
+    REQUIRE(done >= DEPTH, "%zu posted", done);
+    for (size_t i = 0; i < done; i++) wait_for(&a, &b, &ops[i]);
+    pair_close(&a, &b);
+    ok("full queue");
+}
+
 /* Only one side has connected: EFA's target has no address handle for the source and refuses it. */
 static void test_unknown_peer(void) {
     side a, b;
@@ -742,6 +763,7 @@ int main(int argc, char **argv) {
     test_close_source();
     test_close_target();
     test_part_of_a_batch();
+    test_full_queue();
     if (efa) {
         test_unknown_peer();
         test_broken_queue();

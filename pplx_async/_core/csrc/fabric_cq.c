@@ -65,6 +65,7 @@ void fabric_finish(fabric_op *op, pplx_completion *completion, pplx_status statu
     if (op->opcode == PPLX_RECV) {
         endpoint->receives--;
     } else {
+        endpoint->domain->inflight--;
         endpoint->inflight--;
         endpoint->inflight_bytes -= op->nbytes;
     }

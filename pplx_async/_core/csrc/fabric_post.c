@@ -88,6 +88,7 @@ ssize_t fabric_post_to(fabric_endpoint *endpoint, fi_addr_t peer, const pplx_wor
         ret = request->opcode == PPLX_SEND ? post_send(endpoint, peer, op, request, flags)
                                            : post_rma(endpoint, peer, op, request, flags);
         if (!ret) {
+            endpoint->domain->inflight++;
             endpoint->inflight++;
             endpoint->inflight_bytes += request->nbytes;
         }
@@ -140,9 +141,12 @@ void fabric_post_waiting(fabric_endpoint *endpoint) {
 }
 
 /* FI_MORE promises that another post follows at once, so it is given to a write or read only if
- * the next request passes our own checks. The library may refuse that one all the same. */
+ * the next request passes our own checks. The library may refuse that one all the same, and so there has to be room
+ * for who rings then: a queue that is full of those that wait for it would never be rung. */
 static bool more_follows(const fabric_endpoint *endpoint, const pplx_work_request *request, size_t left) {
-    return endpoint->domain->quirks->more && left > 1 &&
+    const fabric_domain *domain = endpoint->domain;
+    const size_t taken = (size_t)domain->inflight + domain->doorbell_out + 1; /* with this one */
+    return domain->quirks->more && left > 1 && taken < domain->info->tx_attr->size &&
            (request->opcode == PPLX_WRITE || request->opcode == PPLX_WRITE_IMM) && request[1].opcode != PPLX_RECV &&
            fabric_check(endpoint, request + 1) == PPLX_OK && fits(endpoint, request + 1, 1, request->nbytes);
 }
