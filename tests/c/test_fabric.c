@@ -662,7 +662,10 @@ static void test_full_queue(void) {
     for (int i = 0; i < TRIES && done < COUNT; i++, done += posted)
         fabric->post(a.endpoint, requests + done, COUNT - done, &posted, &native);
     REQUIRE(done >= DEPTH, "%zu posted", done);
-    for (size_t i = 0; i < done; i++) wait_for(&a, &b, &ops[i]);
+    for (size_t i = 0; i < done; i++) {
+        wait_for(&a, &b, &ops[i]);
+        REQUIRE(ops[i].status == PPLX_OK, "%zu: status %d", i, ops[i].status);
+    }
     pair_close(&a, &b);
     ok("full queue");
 }

@@ -187,7 +187,7 @@ struct fabric_domain {
     /* Work posted with FI_MORE whose successor the library did not take: nothing has told the NIC
      * of it yet. fabric_ring() does, by a write of no bytes to the same target. */
     bool unrung, doorbell_out;
-    uint32_t inflight; /* of all endpoints */
+    uint32_t inflight; /* of all endpoints: what is in the library's queue, where they share one, but the doorbell */
     fabric_op doorbell;
     struct fabric_last {
         const fabric_op *op; /* has rung, or somebody has for it, when it completes */

@@ -38,7 +38,7 @@ static uint64_t on_stream(const ipc_cuda *cuda, int stream) {
 }
 
 /* Two for what is small, two for what is large: one stores while the other one copies. But kernels of two streams end at
- * the same time, and the GPU had nothing to copy while both store, 5 us of 60: so what is small takes the other two as
+ * the same time, and the GPU has nothing to copy while both store, 5 us of 60: so what is small takes the other two as
  * well, as long as they have nothing. -1: all have enough to do. */
 static int pick_stream(const ipc_cuda *cuda, uint64_t nbytes) {
     const int first = nbytes < LARGE ? 0 : IPC_STREAMS / 2, second = first + 1;
