@@ -100,7 +100,9 @@ do_test() {
 do_example() {
     set -o pipefail
     need_gpu || return
-    "$PYTHON" -c 'import cupy; raise SystemExit(cupy.cuda.runtime.getDeviceCount() < 2)' 2>/dev/null ||
+    "$PYTHON" -c 'import importlib.util, sys
+from benchmarks.gpu.cuda import Cuda
+sys.exit(Cuda(sys.argv[1]).gpus < 2 or importlib.util.find_spec("cupy") is None)' "$LIBRARY" ||
         { echo "the example takes CuPy and two GPUs"; return "$ABSENT"; }
     "$PYTHON" examples/gpu_pipeline.py | grep "on two GPUs" && "$PYTHON" examples/gpu_pipeline.py --graph | grep "on two GPUs"
 }
